@@ -1,0 +1,130 @@
+r"""Denoisers: what a model answers at (x, t), and in which form.
+
+A model family supplies one object that satisfies :class:`Denoiser`. Whatever it was trained to predict, a call returns its
+*native* form, one of three linear views of the same posterior mean:
+
+=========  =====================  ===================  ====================  ==========================
+form       value f                scale s              clock c               along the ODE
+=========  =====================  ===================  ====================  ==========================
+noise      eps                    alpha                sigma / alpha         d(x / s) = f dc
+data       x_0                    sigma                alpha / sigma         d(x / s) = f dc
+velocity   eps - x_0              alpha + sigma        sigma / (alpha+sigma) d(x / s) = f dc
+=========  =====================  ===================  ====================  ==========================
+
+The last column is why a solver needs nothing else: in every form a step is "carry x, add weights times values". All
+conversions between forms are in this module and in no other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from indis.noise import NoiseSchedule
+from indis.numerics import broadcast
+
+
+class Form(Enum):
+    """What a number that a denoiser returns means."""
+
+    NOISE = "noise"
+    DATA = "data"
+    VELOCITY = "velocity"
+
+    def scale(self, schedule: NoiseSchedule, t: Tensor) -> Tensor:
+        """The factor s that makes x / s move along the clock alone; the shape of ``t``."""
+        if self is Form.NOISE:
+            return schedule.alpha(t)
+        if self is Form.DATA:
+            return schedule.sigma(t)
+        return schedule.alpha(t) + schedule.sigma(t)
+
+    def clock(self, schedule: NoiseSchedule, t: Tensor) -> Tensor:
+        """The variable c with d(x / s) = f dc; the shape of ``t``."""
+        alpha, sigma = schedule.alpha(t), schedule.sigma(t)
+        if self is Form.NOISE:
+            return sigma / alpha
+        if self is Form.DATA:
+            return alpha / sigma
+        return sigma / (alpha + sigma)
+
+
+def convert(value: Tensor, source: Form, target: Form, *, x: Tensor, schedule: NoiseSchedule, t: Tensor) -> Tensor:
+    """Turn a prediction at state ``x`` and time ``t`` ``(grid,)`` from one form into another.
+
+    ``value`` and ``x`` are ``(batch, *shape)``. The detour over (x_0, eps) is free of cancellation except where the
+    target itself does not exist (noise from data at sigma = 0, data from noise at alpha = 0).
+    """
+    if source is target:
+        return value
+    alpha, sigma = broadcast(schedule.alpha(t), x), broadcast(schedule.sigma(t), x)
+    if source is Form.VELOCITY:
+        total = alpha + sigma
+        return (x - sigma * value) / total if target is Form.DATA else (x + alpha * value) / total
+    data = value if source is Form.DATA else (x - sigma * value) / alpha
+    noise = value if source is Form.NOISE else (x - alpha * value) / sigma
+    return {Form.DATA: data, Form.NOISE: noise, Form.VELOCITY: noise - data}[target]
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What a batch is conditioned on.
+
+    ``inputs`` go to the network (every tensor has the batch as its first axis); ``features`` ``(batch, dim)`` are what an
+    instance-aware policy may read: the class one-hot over sqrt(classes), or pooled text embeddings (paper, Fig. 4).
+    """
+
+    inputs: Mapping[str, Tensor] = field(default_factory=dict)
+    features: Tensor | None = None
+
+    def __getitem__(self, index: Tensor | slice) -> Condition:
+        features = None if self.features is None else self.features[index]
+        return Condition({k: v[index] for k, v in self.inputs.items()}, features)
+
+    def to(self, device: torch.device | str) -> Condition:
+        """The same condition on another device."""
+        features = None if self.features is None else self.features.to(device)
+        return Condition({k: v.to(device) for k, v in self.inputs.items()}, features)
+
+
+UNCONDITIONAL = Condition()
+
+
+@runtime_checkable
+class Denoiser(Protocol):
+    """What a model family supplies. Parameters are frozen; gradients flow through a call, never into the model."""
+
+    name: str
+    schedule: NoiseSchedule
+    shape: tuple[int, ...]
+    native: Form
+
+    def __call__(self, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
+        """The native prediction at ``x`` ``(batch, *shape)`` and per-sample times ``t`` ``(batch,)``."""
+
+    def decode(self, x: Tensor) -> Tensor:
+        """From the model's space to pixels in [-1, 1]; the identity for a model of pixels."""
+
+    def condition(self, seeds: list[int]) -> Condition:
+        """The default condition of each seed, so that a seed names a whole sample."""
+
+
+class Counted:
+    """A denoiser that counts its network calls (``calls``) and evaluated samples (``samples``)."""
+
+    def __init__(self, denoiser: Denoiser) -> None:
+        self.inner = denoiser
+        self.name, self.schedule = denoiser.name, denoiser.schedule
+        self.shape, self.native = denoiser.shape, denoiser.native
+        self.decode, self.condition = denoiser.decode, denoiser.condition
+        self.calls = self.samples = 0
+
+    def __call__(self, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
+        self.calls += 1
+        self.samples += len(x)
+        return self.inner(x, t, condition)

@@ -1,0 +1,196 @@
+r"""Discretizations: where to step, at which time to ask, and how to scale the answer.
+
+A discretization of N steps is :math:`\xi = \{\tau, \Delta\tau, \gamma\}`. Step k asks the denoiser at
+:math:`\tau_k + \Delta\tau_k`, multiplies its native output by :math:`\gamma_k` and integrates from :math:`\tau_k` to
+:math:`\tau_{k+1}` (paper, Eq. 5). Columns are in sampling order: column 0 is the first thing that happens, the paper's n = N.
+
+:func:`from_logits` is Eq. 6-7 with three choices that the paper leaves open:
+
+* N logits, not N + 1: a logit at the boundary cancels in the normalisation.
+* The softmax is relative to a *base grid*: zero logits give that grid bit for bit, so an untrained network is its base solver.
+* Interval fractions have a floor, so that times stay strictly decreasing for any logits and multistep weights stay finite.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from indis.noise import Domain, NoiseSchedule
+from indis.numerics import TIME_DTYPE
+
+Shift = Literal["relative", "gap", "additive"]
+LOGIT_ROWS = 3  # tau, dtau, gamma
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What is decided once the answer at node k is known: how to use it, where to go, when to ask next."""
+
+    gamma: Tensor  # (grid,)
+    tau: Tensor  # (grid,), node k + 1
+    dtau: Tensor | None  # (grid,), of node k + 1; None after the last step
+    weights: Tensor | None = None  # (grid, order), added to the solver's multistep weights
+
+
+@dataclass(frozen=True)
+class Discretization:
+    """An open-loop plan: everything is known before the first evaluation.
+
+    ``grid`` is 1 for a plan that the whole batch shares, else the batch. ``weights`` (optional) are additive corrections of
+    the solver's multistep weights in units of the step, newest answer first.
+
+    Raises:
+        ValueError: if the shapes do not fit together.
+    """
+
+    tau: Tensor  # (grid, steps + 1), strictly decreasing
+    dtau: Tensor  # (grid, steps)
+    gamma: Tensor  # (grid, steps)
+    weights: Tensor | None = None  # (grid, steps, order)
+
+    def __post_init__(self) -> None:
+        expected = (self.tau.shape[0], self.tau.shape[-1] - 1)
+        if self.tau.ndim != 2 or expected[1] < 1:
+            raise ValueError(f"tau must be (grid, steps + 1) with steps >= 1, got {tuple(self.tau.shape)}")
+        for name, value in (("dtau", self.dtau), ("gamma", self.gamma)):
+            if tuple(value.shape) != expected:
+                raise ValueError(f"{name} must be (grid, steps) = {expected}, got {tuple(value.shape)}")
+        if self.weights is not None and tuple(self.weights.shape[:2]) != expected:
+            raise ValueError(f"weights must be (grid, steps, order), got {tuple(self.weights.shape)} for {expected}")
+
+    @property
+    def steps(self) -> int:
+        """The number N of intervals."""
+        return self.dtau.shape[1]
+
+    @classmethod
+    def plain(cls, tau: Tensor) -> Discretization:
+        """A grid without shifts and with unit scales."""
+        return cls(tau, torch.zeros_like(tau[:, 1:]), torch.ones_like(tau[:, 1:]))
+
+    def start(self) -> tuple[Tensor, Tensor]:
+        """The first node and its time shift, each ``(grid,)``."""
+        return self.tau[:, 0], self.dtau[:, 0]
+
+    def decide(self, k: int, x: Tensor, answer: Tensor) -> Decision:
+        """Read column k; an open-loop plan looks neither at the state nor at the answer."""
+        dtau = self.dtau[:, k + 1] if k + 1 < self.steps else None
+        weights = None if self.weights is None else self.weights[:, k]
+        return Decision(self.gamma[:, k], self.tau[:, k + 1], dtau, weights)
+
+    def __getitem__(self, index: Tensor | slice) -> Discretization:
+        """The plans of some rows."""
+        weights = None if self.weights is None else self.weights[index]
+        return Discretization(self.tau[index], self.dtau[index], self.gamma[index], weights)
+
+    def detach(self) -> Discretization:
+        """The same numbers without history."""
+        weights = None if self.weights is None else self.weights.detach()
+        return Discretization(self.tau.detach(), self.dtau.detach(), self.gamma.detach(), weights)
+
+    def check(self, schedule: NoiseSchedule) -> Discretization:
+        """Itself, if its values are sound; called at the borders of the library, since it reads every value.
+
+        Raises:
+            ValueError: if times do not decrease strictly, leave the schedule, or anything is not finite.
+        """
+        if not all(bool(v.isfinite().all()) for v in (self.tau, self.dtau, self.gamma)):
+            raise ValueError("a discretization must be finite, got NaN or inf")
+        if not bool((self.tau.diff(dim=1) < 0).all()):
+            raise ValueError(f"tau must decrease strictly, got {self.tau[0].tolist()} in its first row")
+        low, high = float(self.tau.min()), float(self.tau.max())
+        if low < schedule.t_min or high > schedule.t_max:
+            raise ValueError(f"tau must lie in [{schedule.t_min:g}, {schedule.t_max:g}], got [{low:g}, {high:g}]")
+        return self
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """How far logits may move a discretization from its base grid.
+
+    ``dtau`` and ``gamma`` are b in b tanh(o / 2); zero removes that freedom exactly. ``weights`` is the same for the
+    corrections of the multistep weights. ``shift`` says what ``dtau`` is a fraction of: "relative" moves log-SNR by up to b
+    (for EDM this multiplies sigma by up to e^b), "gap" moves by up to b of the interval that follows, "additive" is the
+    paper's form in units of time. ``domain`` is where the softmax lives.
+
+    Sizes seen in peers' learned values: relative shifts up to 0.25, scales 0.6 ... 1.3 (DyWeight's released weights).
+
+    Raises:
+        ValueError: if a bound is negative, gamma could reach zero, or a gap shift could pass the next node.
+    """
+
+    dtau: float = 0.5
+    gamma: float = 0.5
+    weights: float = 0.0
+    shift: Shift = "relative"
+    domain: Domain = "log_snr"
+    floor: float = 1e-4  # least fraction of an interval; 1e-4 of EDM's range is 0.1 % of sigma
+
+    def __post_init__(self) -> None:
+        for name, low, high in (("dtau", 0, float("inf")), ("gamma", 0, 1), ("weights", 0, float("inf")), ("floor", 0, 0.01)):
+            if not low <= getattr(self, name) < high:
+                raise ValueError(f"bounds.{name} must be in [{low}, {high}), got {getattr(self, name)}")
+        if self.shift == "gap" and self.dtau >= 1:
+            raise ValueError(f"bounds.dtau must be below 1 for shift 'gap', got {self.dtau}")
+
+    @classmethod
+    def natural(cls, schedule: NoiseSchedule, **fields: float) -> Bounds:
+        """Bounds in the terms that suit a schedule: log-SNR where sigma spans decades, local time for flows."""
+        shift: Shift = "relative" if schedule.domain == "log_snr" else "gap"
+        return replace(cls(shift=shift, domain=schedule.domain), **fields)
+
+
+def from_logits(logits: Tensor, base: Tensor, schedule: NoiseSchedule, bounds: Bounds) -> Discretization:
+    """The discretization of ``logits`` ``(grid, 3 + order, steps)`` around ``base`` ``(1, steps + 1)`` (Eq. 6-7).
+
+    Row 0 moves tau, row 1 Dtau, row 2 gamma; further rows, if any, are corrections of the multistep weights, newest first.
+    Times and coefficients are float64 whatever the dtype of the logits.
+    """
+    logits = logits.to(TIME_DTYPE)
+    tau = _nodes(logits[:, 0], base, schedule, bounds)
+    dtau = _shifts(_bounded(logits[:, 1], bounds.dtau), tau, schedule, bounds)
+    gamma = 1 + _bounded(logits[:, 2], bounds.gamma)
+    extra = logits[:, LOGIT_ROWS:]
+    weights = _bounded(extra, bounds.weights).movedim(1, 2) if extra.shape[1] else None
+    return Discretization(tau, dtau, gamma, weights)
+
+
+def _bounded(logits: Tensor, bound: float) -> Tensor:
+    """b tanh(o / 2)."""
+    return bound * torch.tanh(logits / 2)
+
+
+def _nodes(logits: Tensor, base: Tensor, schedule: NoiseSchedule, bounds: Bounds) -> Tensor:
+    """Cumulated interval fractions, as a change of the base grid that vanishes exactly at zero logits."""
+    to, back = (schedule.log_snr, schedule.time) if bounds.domain == "log_snr" else (_same, _same)
+    ends = to(base)[:, [0, -1]]
+    fractions = to(base).diff(dim=1) / (ends[:, 1:] - ends[:, :1])
+    neutral = torch.zeros_like(logits[:1])
+
+    def interior(offset: Tensor) -> Tensor:
+        share = torch.softmax(fractions.log() + offset, dim=1)
+        share = (1 - bounds.floor * share.shape[1]) * share + bounds.floor
+        return back(ends[:, :1] + (ends[:, 1:] - ends[:, :1]) * share.cumsum(1)[:, :-1])
+
+    inside = base[:, 1:-1] + (interior(logits) - interior(neutral))
+    rows = len(inside)
+    return torch.cat([base[:, :1].expand(rows, 1), inside, base[:, -1:].expand(rows, 1)], dim=1)
+
+
+def _shifts(amount: Tensor, tau: Tensor, schedule: NoiseSchedule, bounds: Bounds) -> Tensor:
+    """Dtau in units of time; positive asks at a noisier time."""
+    asked = tau[:, :-1]
+    if bounds.shift == "relative":
+        level = schedule.log_snr(asked)
+        return schedule.time(level - amount) - schedule.time(level)
+    shift = amount * (asked - tau[:, 1:]) if bounds.shift == "gap" else amount
+    # No network is defined at t <= 0; half of t_min is as far below the range as it may be asked.
+    return torch.maximum(shift, schedule.t_min / 2 - asked)
+
+
+def _same(t: Tensor) -> Tensor:
+    return t

@@ -1,0 +1,50 @@
+"""Fashion-MNIST (Xiao et al., 2017, MIT licence): 28x28 grey clothes in ten balanced classes.
+
+Read from the four ``*-ubyte.gz`` files of the original distribution. Debian ships them as the package
+``dataset-fashion-mnist``; any other folder that holds the files works too.
+"""
+
+from __future__ import annotations
+
+import gzip
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
+CLASSES = ("T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
+
+
+def read(split: Literal["train", "t10k"], folder: Path = DEBIAN_FOLDER) -> tuple[Tensor, Tensor]:
+    """Images ``(count, 1, 28, 28)`` uint8 and labels ``(count,)`` int64 of one split.
+
+    Raises:
+        FileNotFoundError: if the folder does not hold the data set.
+        ValueError: if a file is not the one that its name promises.
+    """
+    images = _idx(folder / f"{split}-images-idx3-ubyte.gz")
+    labels = _idx(folder / f"{split}-labels-idx1-ubyte.gz")
+    if images.shape[1:] != (28, 28) or labels.shape != images.shape[:1]:
+        raise ValueError(f"{folder} holds images {images.shape} and labels {labels.shape}, not Fashion-MNIST")
+    return torch.from_numpy(images)[:, None], torch.from_numpy(labels).long()
+
+
+def to_pixels(images: Tensor) -> Tensor:
+    """uint8 to float32 in [-1, 1]."""
+    return images.float() / 127.5 - 1
+
+
+def _idx(path: Path) -> np.ndarray:
+    """One array in IDX format: two zero bytes, a type byte, the number of axes, the big-endian sizes, the data."""
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path} is missing: install Debian's dataset-fashion-mnist or give the folder of the *-ubyte.gz files"
+        )
+    raw = gzip.decompress(path.read_bytes())
+    if len(raw) < 4 or raw[:3] != b"\0\0\x08":
+        raise ValueError(f"{path} is not an IDX file of unsigned bytes")
+    sizes = np.frombuffer(raw, ">u4", count=raw[3], offset=4)
+    return np.frombuffer(raw, np.uint8, offset=4 + 4 * raw[3]).reshape(sizes.tolist()).copy()

@@ -1,0 +1,226 @@
+r"""Noise schedules: what a time t means.
+
+A noisy sample is :math:`x_t = \alpha(t) x_0 + \sigma(t) \epsilon`. A schedule is the pair :math:`(\alpha, \sigma)` on
+``[t_min, t_max]`` together with the log signal-to-noise ratio :math:`\lambda = \log(\alpha / \sigma)`, decreasing in t,
+and its inverse. Every method is elementwise, differentiable, keeps dtype and shape, and never looks at a time's value to
+choose a branch, so each sample of a batch may have its own clock.
+
+==============  =======================================  =====================================
+schedule        :math:`\alpha, \sigma`                   used by
+==============  =======================================  =====================================
+EDM             1, t                                     EDM (Karras et al., 2022), VE
+RectifiedFlow   1 - t, t                                 FLUX, SD3, LTX; flow matching OT
+LinearVP        :math:`\exp(-I/2)`, linear beta          score SDE (Song et al., 2021)
+ScaledLinearVP  :math:`\exp(-I/2)`, linear sqrt(beta)    latent diffusion, continuous in time
+DiscreteVP      table of 1000 steps, interpolated        Stable Diffusion 1.x/2.x, SDXL
+==============  =======================================  =====================================
+
+where :math:`I(t) = \int_0^t \beta`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal, Protocol, runtime_checkable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from indis.numerics import TIME_DTYPE
+
+Domain = Literal["time", "log_snr"]
+
+
+@runtime_checkable
+class NoiseSchedule(Protocol):
+    """The contract of a noise schedule; all methods are elementwise on tensors of any shape."""
+
+    @property
+    def t_min(self) -> float:
+        """The last time of sampling, t_0 in the paper."""
+
+    @property
+    def t_max(self) -> float:
+        """The first time of sampling, T in the paper."""
+
+    @property
+    def domain(self) -> Domain:
+        """Where equal steps are natural: log-SNR if sigma spans decades, time for flows."""
+
+    def alpha(self, t: Tensor) -> Tensor:
+        """The factor of the data."""
+
+    def sigma(self, t: Tensor) -> Tensor:
+        """The factor of the noise."""
+
+    def log_snr(self, t: Tensor) -> Tensor:
+        """log(alpha / sigma)."""
+
+    def time(self, log_snr: Tensor) -> Tensor:
+        """The inverse of :meth:`log_snr`."""
+
+
+@dataclass(frozen=True)
+class EDM:
+    """Variance exploding with sigma = t (Karras et al., 2022, Table 1)."""
+
+    t_min: float = 0.002
+    t_max: float = 80.0
+    domain: Domain = "log_snr"
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return torch.ones_like(t)
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return t
+
+    def log_snr(self, t: Tensor) -> Tensor:
+        return -t.log()
+
+    def time(self, log_snr: Tensor) -> Tensor:
+        return (-log_snr).exp()
+
+
+@dataclass(frozen=True)
+class RectifiedFlow:
+    """Straight paths from data at t = 0 to noise at t = 1 (Liu et al., 2022; Lipman et al., 2023)."""
+
+    t_min: float = 0.0
+    t_max: float = 1.0
+    domain: Domain = "time"
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return 1 - t
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return t
+
+    def log_snr(self, t: Tensor) -> Tensor:
+        # Both ends are legal times of a flow, so the logarithm is kept finite there.
+        return (1 - t).clamp_min(_TINY).log() - t.clamp_min(_TINY).log()
+
+    def time(self, log_snr: Tensor) -> Tensor:
+        return torch.sigmoid(-log_snr)
+
+
+_TINY = 1e-8
+
+
+class _VariancePreserving(ABC):
+    """alpha^2 + sigma^2 = 1, given log alpha^2 = -I(t) and the inverse of I."""
+
+    @abstractmethod
+    def _integral(self, t: Tensor) -> Tensor: ...
+
+    @abstractmethod
+    def _inverse(self, integral: Tensor) -> Tensor: ...
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return (-self._integral(t) / 2).exp()
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return (-torch.expm1(-self._integral(t))).sqrt()
+
+    def log_snr(self, t: Tensor) -> Tensor:
+        return -torch.expm1(self._integral(t)).log() / 2
+
+    def time(self, log_snr: Tensor) -> Tensor:
+        return self._inverse(F.softplus(-2 * log_snr))
+
+
+@dataclass(frozen=True)
+class LinearVP(_VariancePreserving):
+    """beta(t) = beta_min + t (beta_max - beta_min) on [0, 1] (Song et al., 2021, eq. 32)."""
+
+    beta_min: float = 0.1
+    beta_max: float = 20.0
+    t_min: float = 1e-3
+    t_max: float = 1.0
+    domain: Domain = "log_snr"
+
+    def _integral(self, t: Tensor) -> Tensor:
+        return self.beta_min * t + (self.beta_max - self.beta_min) * t**2 / 2
+
+    def _inverse(self, integral: Tensor) -> Tensor:
+        slope = self.beta_max - self.beta_min
+        # The root of the quadratic in the form that does not cancel for small integrals.
+        return 2 * integral / (self.beta_min + (self.beta_min**2 + 2 * slope * integral).sqrt())
+
+
+@dataclass(frozen=True)
+class ScaledLinearVP(_VariancePreserving):
+    """sqrt(beta) linear in t on [0, 1]; the continuous form of latent diffusion's "scaled_linear" betas.
+
+    ``beta_min`` and ``beta_max`` are per unit time, 1000 times the betas of the 1000-step table.
+    """
+
+    beta_min: float = 0.85
+    beta_max: float = 12.0
+    t_min: float = 1e-3
+    t_max: float = 1.0
+    domain: Domain = "log_snr"
+
+    @property
+    def _slope(self) -> float:
+        return self.beta_max**0.5 - self.beta_min**0.5
+
+    def _integral(self, t: Tensor) -> Tensor:
+        start = self.beta_min**0.5
+        return ((start + self._slope * t) ** 3 - start**3) / (3 * self._slope)
+
+    def _inverse(self, integral: Tensor) -> Tensor:
+        start = self.beta_min**0.5
+        return ((3 * self._slope * integral + start**3) ** (1 / 3) - start) / self._slope
+
+
+@dataclass(frozen=True)
+class DiscreteVP:
+    """The table of a discrete-time model, made continuous by interpolating log-SNR linearly between its steps.
+
+    Times are the model's own step indices 0 ... ``steps - 1`` (float); nothing is rounded, so a time keeps its gradient.
+    ``spacing`` is diffusers' ``beta_schedule``: "scaled_linear" (Stable Diffusion) or "linear" (DDPM).
+    """
+
+    beta_start: float = 0.00085
+    beta_end: float = 0.012
+    steps: int = 1000
+    spacing: Literal["linear", "scaled_linear"] = "scaled_linear"
+    t_min: float = 0.0
+    t_max: float = 999.0
+    domain: Domain = "log_snr"
+
+    @cached_property
+    def table(self) -> Tensor:
+        """log-SNR at the integer times, ``(steps,)`` float64, decreasing."""
+        power = 2 if self.spacing == "scaled_linear" else 1
+        ends = self.beta_start ** (1 / power), self.beta_end ** (1 / power)
+        log_alpha_bar = torch.log1p(-(torch.linspace(*ends, self.steps, dtype=TIME_DTYPE) ** power)).cumsum(0)
+        return -torch.expm1(-log_alpha_bar).log() / 2
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return torch.sigmoid(2 * self.log_snr(t)).sqrt()
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return torch.sigmoid(-2 * self.log_snr(t)).sqrt()
+
+    def log_snr(self, t: Tensor) -> Tensor:
+        table = self.table.to(t.device, t.dtype)
+        # The cell is chosen without gradient; the position inside it (or beyond the last one) carries the gradient.
+        cell = t.detach().floor().long().clamp(0, self.steps - 2)
+        low, high = table[cell], table[cell + 1]
+        return low + (t - cell) * (high - low)
+
+    def time(self, log_snr: Tensor) -> Tensor:
+        table = self.table.to(log_snr.device, log_snr.dtype)
+        cell = torch.searchsorted(-table, -log_snr.detach().contiguous(), right=True) - 1
+        cell = cell.clamp(0, self.steps - 2)
+        low, high = table[cell], table[cell + 1]
+        return cell + (log_snr - low) / (high - low)
+
+
+def prior(schedule: NoiseSchedule, noise: Tensor) -> Tensor:
+    """The start of sampling x_T = sigma(T) z from unit noise ``z`` of shape ``(batch, *shape)``."""
+    return noise * float(schedule.sigma(torch.tensor(schedule.t_max, dtype=TIME_DTYPE)))

@@ -1,0 +1,73 @@
+"""Small numerical helpers that the rest of the library stands on.
+
+Two dtypes live side by side. *Times and coefficients* are float64: a step weight is a difference of nearly equal
+numbers, and they are tiny tensors, so precision costs nothing. *Samples* keep whatever dtype the caller gave
+(float32 as a rule). The two meet in exactly one place, :func:`broadcast`, which casts a coefficient to the sample's dtype.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import cache
+
+import numpy as np
+import torch
+from torch import Tensor
+
+TIME_DTYPE = torch.float64
+
+
+def broadcast(coefficient: Tensor, x: Tensor) -> Tensor:
+    """Give a per-sample coefficient ``(grid,)`` the dtype and the trailing axes of ``x`` ``(batch, *shape)``."""
+    return coefficient.to(x.dtype).reshape(-1, *[1] * (x.ndim - 1))
+
+
+@cache
+def gauss_legendre(points: int) -> tuple[Tensor, Tensor]:
+    """Nodes and weights of Gauss-Legendre quadrature on [0, 1], float64, each of shape ``(points,)``."""
+    nodes, weights = np.polynomial.legendre.leggauss(points)
+    return torch.from_numpy((nodes + 1) / 2), torch.from_numpy(weights / 2)
+
+
+def lagrange(nodes: list[Tensor], at: Tensor) -> list[Tensor]:
+    """The Lagrange basis polynomials of ``nodes`` (each ``(grid,)``) evaluated at ``at`` ``(grid, points)``."""
+    basis = []
+    for j, own in enumerate(nodes):
+        value = torch.ones_like(at)
+        for i, other in enumerate(nodes):
+            if i != j:
+                value = value * (at - other[:, None]) / (own - other)[:, None]
+        basis.append(value)
+    return basis
+
+
+def integrate_lagrange(
+    nodes: list[Tensor], start: Tensor, stop: Tensor, density: Tensor | None = None, points: int = 16
+) -> list[Tensor]:
+    r"""Integrals :math:`\int_{start}^{stop} \ell_j(u) \rho(u) du` of the Lagrange basis, by Gauss-Legendre quadrature.
+
+    ``nodes`` are ``(grid,)`` tensors, ``density`` holds :math:`\rho` at :func:`quadrature_points` of the same interval
+    (one for a plain integral). Sixteen points are exact for every polynomial of degree below 32, need no linear solve
+    and stay differentiable in the nodes and in both ends.
+    """
+    at, weights = quadrature_points(start, stop, points)
+    mass = weights if density is None else weights * density
+    return [(value * mass).sum(-1) for value in lagrange(nodes, at)]
+
+
+def quadrature_points(start: Tensor, stop: Tensor, points: int = 16) -> tuple[Tensor, Tensor]:
+    """Quadrature nodes and (signed) weights on ``[start, stop]``, each ``(grid, points)``."""
+    unit, weights = (v.to(start.device) for v in gauss_legendre(points))
+    width = (stop - start)[:, None]
+    return start[:, None] + width * unit, width * weights
+
+
+def phi(order: int, z: Tensor) -> Tensor:
+    r"""The exponential-integrator functions :math:`\phi_n(z) = \int_0^1 e^{(1-s)z} s^{n-1}/(n-1)!\, ds`, n >= 1.
+
+    By quadrature: the textbook recurrence :math:`\phi_{n+1} = (\phi_n - 1/n!) / z` loses every digit of
+    :math:`\phi_3` at z = 1e-8 even in float64.
+    """
+    s, weights = (v.to(z.device) for v in gauss_legendre(24))
+    kernel = ((1 - s) * z[..., None]).exp() * s ** (order - 1) / math.factorial(order - 1)
+    return (kernel * weights).sum(-1)

@@ -1,0 +1,65 @@
+"""Trunks: how phi reads a starting noise.
+
+A trunk maps unit noise ``(batch, *shape)`` to ``(batch, width)``. The vector trunk is a perceptron for low-dimensional toys. The
+convolutional trunk is light and takes any resolution: strided convolutions, then an adaptive average onto a small grid of cells,
+so that *where* in the picture the noise leans survives, which a global average would erase.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class VectorTrunk(nn.Module):
+    """A perceptron with ``depth`` hidden layers."""
+
+    def __init__(self, size: int, width: int, depth: int) -> None:
+        super().__init__()
+        sizes = [size, *[width] * depth]
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(sizes, sizes[1:], strict=False))
+
+    def forward(self, noise: Tensor) -> Tensor:
+        """``(batch, size)`` to ``(batch, width)``."""
+        hidden = noise.flatten(1)
+        for layer in self.layers:
+            hidden = F.silu(layer(hidden))
+        return hidden
+
+
+class ConvTrunk(nn.Module):
+    """Three strided convolutions, an adaptive average onto ``cells`` x ``cells``, a linear layer."""
+
+    def __init__(self, channels: int, width: int, cells: int = 4) -> None:
+        super().__init__()
+        narrow = max(8, width // 4)
+        self.convolutions = nn.Sequential(
+            nn.Conv2d(channels, narrow, 4, stride=2, padding=1),
+            nn.SiLU(),
+            nn.Conv2d(narrow, 2 * narrow, 4, stride=2, padding=1),
+            nn.SiLU(),
+            nn.Conv2d(2 * narrow, 2 * narrow, 3, padding=1),
+            nn.SiLU(),
+        )
+        self.cells = cells
+        self.out = nn.Linear(2 * narrow * cells**2, width)
+
+    def forward(self, noise: Tensor) -> Tensor:
+        """``(batch, channels, height, width)`` to ``(batch, width)``."""
+        maps = F.adaptive_avg_pool2d(self.convolutions(noise), self.cells)
+        return F.silu(self.out(maps.flatten(1)))
+
+
+def trunk_for(shape: tuple[int, ...], width: int, depth: int) -> nn.Module:
+    """The trunk that suits samples of ``shape``: a vector or (channels, height, width).
+
+    Raises:
+        ValueError: for shapes that no trunk reads.
+    """
+    if len(shape) == 1:
+        return VectorTrunk(math.prod(shape), width, depth)
+    if len(shape) == 3:
+        return ConvTrunk(shape[0], width)
+    raise ValueError(f"shape must be (size,) or (channels, height, width), got {shape}")

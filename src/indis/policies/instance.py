@@ -1,0 +1,55 @@
+"""INDIS itself: phi(x_T, c) gives every sample its own discretization (paper, sec. 3.2 and Fig. 4).
+
+    noise -> trunk -> h        condition -> linear -> e        h + e -> perceptron -> logits (3 + order) x N
+
+The last layer starts at zero, so an untrained phi is its base solver exactly and training starts from there.
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from indis.discretization import Bounds
+from indis.noise import NoiseSchedule
+from indis.policies.encoders import trunk_for
+from indis.policies.policy import LogitPolicy
+
+
+class Instance(LogitPolicy):
+    """The learned policy. ``condition_dim`` 0 means that phi sees the noise alone."""
+
+    def __init__(
+        self,
+        base: Tensor,
+        schedule: NoiseSchedule,
+        bounds: Bounds,
+        *,
+        shape: tuple[int, ...],
+        condition_dim: int = 0,
+        width: int = 128,
+        depth: int = 3,
+        order: int = 0,
+    ) -> None:
+        super().__init__(base, schedule, bounds, order)
+        self.shape, self.condition_dim, self.width, self.depth = tuple(shape), condition_dim, width, depth
+        self.trunk = trunk_for(self.shape, width, depth)
+        self.condition = nn.Linear(condition_dim, width) if condition_dim else None
+        self.mix = nn.Linear(width, width)
+        self.head = nn.Linear(width, self.rows * self.steps)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+
+    def logits(self, noise: Tensor, features: Tensor | None, index: Tensor | None) -> Tensor:
+        """One set of logits a sample."""
+        hidden = self.trunk(noise.to(self.head.weight.dtype))
+        if self.condition is not None:
+            hidden = hidden + self.condition(self._checked(features))
+        hidden = F.silu(self.mix(hidden))
+        return self.head(hidden).unflatten(1, (self.rows, self.steps))
+
+    def _checked(self, features: Tensor | None) -> Tensor:
+        if features is None or features.shape[-1] != self.condition_dim:
+            given = None if features is None else tuple(features.shape)
+            raise ValueError(f"features must be (batch, {self.condition_dim}), got {given}")
+        return features.to(self.head.weight.dtype)

@@ -1,0 +1,102 @@
+r"""Policies: from a sample's starting noise and condition to its discretization.
+
+======================  =========================================================  =====================
+policy                  a plan of its own for                                      parameters
+======================  =========================================================  =====================
+:class:`Fixed`          everybody the same, given                                  none
+:class:`Global`         everybody the same, learned (GOD; LD3 in spirit)           (1, rows, steps)
+:class:`PerSample`      each sample of one data set, overfitted (the oracle)       (count, rows, steps)
+Instance                each sample, as a function phi(x_T, c) of what it is       a small network
+======================  =========================================================  =====================
+
+All learned ones produce logits around a base grid; zero logits are the base solver bit for bit.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor, nn
+
+from indis.discretization import LOGIT_ROWS, Bounds, Discretization, from_logits
+from indis.noise import NoiseSchedule
+
+
+class Policy(nn.Module, ABC):
+    """Maps unit noise ``(batch, *shape)`` and condition features ``(batch, dim)`` to a plan with ``steps`` steps."""
+
+    steps: int
+
+    @abstractmethod
+    def forward(self, noise: Tensor, features: Tensor | None = None, index: Tensor | None = None) -> Discretization:
+        """The plan. ``index`` ``(batch,)`` names the samples within their data set; only :class:`PerSample` reads it."""
+
+    def parameter_count(self) -> int:
+        """How many numbers are learned."""
+        return sum(p.numel() for p in self.parameters())
+
+
+class Fixed(Policy):
+    """A given plan, shared by all samples."""
+
+    def __init__(self, plan: Discretization | Tensor) -> None:
+        super().__init__()
+        self.plan = Discretization.plain(plan) if isinstance(plan, Tensor) else plan
+        self.steps = self.plan.steps
+
+    def forward(self, noise: Tensor, features: Tensor | None = None, index: Tensor | None = None) -> Discretization:
+        """The plan, whatever the sample."""
+        return self.plan
+
+
+class LogitPolicy(Policy):
+    """A policy that moves logits around a base grid within bounds. Subclasses say where the logits come from.
+
+    ``order`` is how many multistep weights a step may correct; they exist only if ``bounds.weights`` is positive.
+    """
+
+    base: Tensor
+
+    def __init__(self, base: Tensor, schedule: NoiseSchedule, bounds: Bounds, order: int = 0) -> None:
+        super().__init__()
+        if base.ndim != 2 or base.shape[0] != 1 or base.shape[1] < 2:
+            raise ValueError(f"base must be a shared grid (1, steps + 1), got {tuple(base.shape)}")
+        self.register_buffer("base", base.detach().clone())
+        self.schedule, self.bounds = schedule, bounds
+        self.order = order if bounds.weights > 0 else 0
+        self.steps, self.rows = base.shape[1] - 1, LOGIT_ROWS + self.order
+
+    @abstractmethod
+    def logits(self, noise: Tensor, features: Tensor | None, index: Tensor | None) -> Tensor:
+        """``(grid, rows, steps)``."""
+
+    def forward(self, noise: Tensor, features: Tensor | None = None, index: Tensor | None = None) -> Discretization:
+        """Eq. 6-7 of the logits."""
+        return from_logits(self.logits(noise, features, index), self.base, self.schedule, self.bounds)
+
+
+class Global(LogitPolicy):
+    """One learned plan for all samples."""
+
+    def __init__(self, base: Tensor, schedule: NoiseSchedule, bounds: Bounds, order: int = 0) -> None:
+        super().__init__(base, schedule, bounds, order)
+        self.free = nn.Parameter(torch.zeros(1, self.rows, self.steps))
+
+    def logits(self, noise: Tensor, features: Tensor | None, index: Tensor | None) -> Tensor:
+        """The parameters themselves."""
+        return self.free
+
+
+class PerSample(LogitPolicy):
+    """An own plan for each of ``count`` samples, with no way to generalise: the oracle of the paper's Fig. 2c."""
+
+    def __init__(self, count: int, base: Tensor, schedule: NoiseSchedule, bounds: Bounds, order: int = 0) -> None:
+        super().__init__(base, schedule, bounds, order)
+        self.free = nn.Parameter(torch.zeros(count, self.rows, self.steps))
+
+    def logits(self, noise: Tensor, features: Tensor | None, index: Tensor | None) -> Tensor:
+        """The rows that ``index`` names, all of them if it is absent."""
+        if index is None and len(noise) != len(self.free):
+            raise ValueError(f"PerSample knows {len(self.free)} samples by index, got {len(noise)} without index")
+        return self.free if index is None else self.free[index]

@@ -1,0 +1,47 @@
+"""A sampler: a policy and a solver, ready to turn noise into samples. This is what users call and what artifacts hold."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from indis.denoise import UNCONDITIONAL, Condition, Denoiser
+from indis.noise import prior
+from indis.policies import Policy
+from indis.solvers import Solver, solve
+
+
+@dataclass
+class Sampler:
+    """``analytic_first`` replaces the first network call by its closed form (AFS)."""
+
+    policy: Policy
+    solver: Solver
+    analytic_first: bool = False
+
+    @property
+    def nfe(self) -> int:
+        """Network evaluations a sample."""
+        return self.solver.nfe(self.policy.steps) - self.analytic_first
+
+    def __call__(
+        self,
+        denoiser: Denoiser,
+        noise: Tensor,
+        condition: Condition = UNCONDITIONAL,
+        *,
+        index: Tensor | None = None,
+        checkpoint: bool = False,
+    ) -> Tensor:
+        """Samples from unit ``noise`` ``(batch, *shape)``; same shape, in the denoiser's space.
+
+        Raises:
+            ValueError: if the noise does not fit the denoiser.
+        """
+        if tuple(noise.shape[1:]) != tuple(denoiser.shape):
+            raise ValueError(f"noise must be (batch, *{tuple(denoiser.shape)}), got {tuple(noise.shape)}")
+        plan = self.policy(noise, condition.features, index)
+        start = prior(denoiser.schedule, noise)
+        options = {"analytic_first": self.analytic_first, "checkpoint": checkpoint}
+        return solve(denoiser, start, plan, self.solver, condition, **options)

@@ -1,0 +1,69 @@
+"""Solvers: frozen dataclasses that turn nodes into coefficients, and the one loop that applies them."""
+
+from __future__ import annotations
+
+from dataclasses import MISSING, fields
+from typing import Any
+
+from indis.solvers.adams import DEIS, IPNDM, AdamsBashforth, Euler
+from indis.solvers.dpmpp import DPMSolverPP
+from indis.solvers.heun import Heun
+from indis.solvers.loop import Plan, State, solve, trajectory
+from indis.solvers.solver import Coefficients, Solver
+from indis.solvers.unipc import UniPC
+
+SOLVERS: dict[str, type] = {
+    "euler": Euler,
+    "heun": Heun,
+    "ipndm": IPNDM,
+    "adams_bashforth": AdamsBashforth,
+    "deis": DEIS,
+    "dpmpp": DPMSolverPP,
+    "unipc": UniPC,
+}
+
+__all__ = [
+    "DEIS",
+    "IPNDM",
+    "SOLVERS",
+    "AdamsBashforth",
+    "Coefficients",
+    "DPMSolverPP",
+    "Euler",
+    "Heun",
+    "Plan",
+    "Solver",
+    "State",
+    "UniPC",
+    "named",
+    "solve",
+    "trajectory",
+]
+
+
+def named(spec: str) -> Solver:
+    """The solver that ``name[:order[:variant]]`` means, for example ``ipndm:4`` or ``unipc:3:bh1``.
+
+    Raises:
+        ValueError: if the name is unknown or a parameter is not accepted.
+    """
+    name, *values = spec.split(":")
+    if name not in SOLVERS:
+        raise ValueError(f"solver must be one of {', '.join(SOLVERS)}, got {name!r}")
+    slots = [f for f in fields(SOLVERS[name]) if f.default is not MISSING]
+    if len(values) > len(slots):
+        raise ValueError(f"solver {name} takes {len(slots)} parameters, got {spec!r}")
+    return SOLVERS[name](**{slot.name: _read(value, slot.default, spec) for slot, value in zip(slots, values, strict=False)})
+
+
+def _read(text: str, default: Any, spec: str) -> Any:
+    """A parameter in the type of its default."""
+    if isinstance(default, bool):
+        if text in ("true", "false"):
+            return text == "true"
+    elif isinstance(default, int):
+        if text.isdigit():
+            return int(text)
+    else:
+        return text
+    raise ValueError(f"solver parameter {text!r} in {spec!r} must be of type {type(default).__name__}")

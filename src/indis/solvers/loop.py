@@ -1,0 +1,168 @@
+"""The one sampling loop: a plan says where and how to ask, a solver says how to combine, a denoiser answers.
+
+Time shifts, output scales, the analytic first step, gradient checkpointing and conversions between forms happen here, once, for
+every solver and every policy. A *plan* is asked step by step: an open-loop one (:class:`~indis.discretization.Discretization`)
+knows everything in advance, a closed-loop one may look at the state and at the answer before it decides.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint as recompute
+
+from indis.denoise import UNCONDITIONAL, Condition, Denoiser, Form, convert
+from indis.discretization import Decision
+from indis.numerics import broadcast
+from indis.solvers.solver import Solver
+
+
+class Plan(Protocol):
+    """What the loop asks: first :meth:`start`, then :meth:`decide` once after each evaluation."""
+
+    @property
+    def steps(self) -> int:
+        """The number N of steps."""
+
+    def start(self) -> tuple[Tensor, Tensor]:
+        """The first node and its time shift, each ``(grid,)``."""
+
+    def decide(self, k: int, x: Tensor, answer: Tensor) -> Decision:
+        """What to do with the native ``answer`` at state ``x``, node k."""
+
+
+@dataclass(frozen=True)
+class State:
+    """The sample after a step. UniPC corrects it once more at the start of the next step."""
+
+    node: int
+    tau: Tensor  # (grid,)
+    x: Tensor  # (batch, *shape)
+
+
+def solve(
+    denoiser: Denoiser,
+    x: Tensor,
+    plan: Plan,
+    solver: Solver,
+    condition: Condition = UNCONDITIONAL,
+    *,
+    analytic_first: bool = False,
+    checkpoint: bool = False,
+) -> Tensor:
+    """The end of :func:`trajectory`: x at t_0, shape of ``x``."""
+    states = trajectory(denoiser, x, plan, solver, condition, analytic_first=analytic_first, checkpoint=checkpoint)
+    return deque(states, maxlen=1).pop().x
+
+
+def trajectory(
+    denoiser: Denoiser,
+    x: Tensor,
+    plan: Plan,
+    solver: Solver,
+    condition: Condition = UNCONDITIONAL,
+    *,
+    analytic_first: bool = False,
+    checkpoint: bool = False,
+) -> Iterator[State]:
+    """Yield the state after each step, from ``x`` = x_T of shape ``(batch, *shape)``.
+
+    ``analytic_first`` replaces the first evaluation by :func:`analytic_answer` (AFS), one call less. ``checkpoint`` recomputes
+    each network call in the backward pass, so memory does not grow with the number of steps.
+    """
+    schedule, form = denoiser.schedule, solver.form(denoiser.native)
+    ask = _Asker(denoiser, condition, form, checkpoint)
+    tau, dtau = plan.start()
+    nodes, history = [tau], deque[Tensor](maxlen=solver.memory)
+    finish = None  # corrects the previous step once the answer at its end is known
+    for k in range(plan.steps):
+        answer = analytic_answer(denoiser, x, tau) if analytic_first and k == 0 else ask.native(x, tau + dtau)
+        decision = plan.decide(k, x, answer)
+        value = ask.usable(answer, decision.gamma, x, tau)
+        if finish is not None:
+            x = finish((value, *history))
+        history.appendleft(value)
+        tau, dtau = decision.tau, decision.dtau
+        nodes.append(tau)
+        step = solver.coefficients(schedule, form, _columns(nodes), plan.steps)
+        start, weights = x, step.predict
+        if decision.weights is not None:
+            weights = _corrected(weights, step.unit, decision.weights)
+        x = combine(step.carry, start, weights, history)
+        finish = None
+        if step.correct is not None:
+            finish = _Corrector(step.carry, start, step.correct)
+            if step.trial:
+                trial = ask.usable(ask.native(x, tau), decision.gamma, x, tau)
+                x, finish = finish((trial, *history)), None
+        yield State(k + 1, tau, x)
+
+
+def combine(carry: Tensor, x: Tensor, weights: Tensor, values: Iterable[Tensor]) -> Tensor:
+    """u x + sum_j w_j f_j: the only place where coefficients ``(grid,)``, ``(grid, order)`` meet samples."""
+    total = broadcast(carry, x) * x
+    for weight, value in zip(weights.unbind(1), values, strict=False):
+        total = total + broadcast(weight, x) * value
+    return total
+
+
+def analytic_answer(denoiser: Denoiser, x: Tensor, tau: Tensor) -> Tensor:
+    """The answer for data of unit variance, eps = x / sqrt(alpha^2 + sigma^2), in the denoiser's native form.
+
+    Good where x is almost pure noise, so it may replace the first call (AFS; Dockhorn et al., 2022).
+    """
+    alpha, sigma = denoiser.schedule.alpha(tau), denoiser.schedule.sigma(tau)
+    norm = (alpha**2 + sigma**2).sqrt()
+    # (x - sigma eps) / alpha without the cancellation and without the division by alpha, which is 0 at the start of a flow
+    noise, data = 1 / norm, alpha / (norm * (norm + sigma))
+    factor = {Form.NOISE: noise, Form.DATA: data, Form.VELOCITY: noise - data}[denoiser.native]
+    return broadcast(factor, x) * x
+
+
+@dataclass(frozen=True)
+class _Asker:
+    """Calls the network at per-sample times and turns its answer into what the solver's history holds."""
+
+    denoiser: Denoiser
+    condition: Condition
+    form: Form
+    checkpoint: bool
+
+    def native(self, x: Tensor, t: Tensor) -> Tensor:
+        """One network evaluation at times ``(grid,)``."""
+        times = t.expand(len(x))
+        if self.checkpoint and torch.is_grad_enabled():
+            return recompute(self.denoiser, x, times, self.condition, use_reentrant=False)
+        return self.denoiser(x, times, self.condition)
+
+    def usable(self, answer: Tensor, gamma: Tensor, x: Tensor, tau: Tensor) -> Tensor:
+        """gamma times the answer (Eq. 5), in the solver's form. The conversion is at tau, where the state is."""
+        scaled = broadcast(gamma, x) * answer
+        return convert(scaled, self.denoiser.native, self.form, x=x, schedule=self.denoiser.schedule, t=tau)
+
+
+@dataclass(frozen=True)
+class _Corrector:
+    carry: Tensor
+    start: Tensor
+    weights: Tensor
+
+    def __call__(self, values: tuple[Tensor, ...]) -> Tensor:
+        return combine(self.carry, self.start, self.weights, values)
+
+
+def _columns(nodes: list[Tensor]) -> Tensor:
+    """Nodes side by side, ``(grid, k + 2)``; a shared first node is repeated once later ones differ by sample."""
+    rows = max(len(node) for node in nodes)
+    return torch.stack([node.expand(rows) for node in nodes], dim=1)
+
+
+def _corrected(weights: Tensor, unit: Tensor, correction: Tensor) -> Tensor:
+    """Add the corrections, which are in units of the step, to the weights of the answers that exist."""
+    width = weights.shape[1]
+    return weights + unit[:, None] * correction[:, :width]

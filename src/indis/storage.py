@@ -1,0 +1,108 @@
+"""Files that are never half-written and never executable: safetensors and JSON, written aside and renamed.
+
+Everything the library stores goes through this module: shards, checkpoints, artifacts, results. A reader therefore sees
+either the previous file or the new one, and an interrupted run can always resume.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+
+def write_aside(path: Path, write: Callable[[Path], None]) -> None:
+    """Let ``write`` fill a temporary file next to ``path``, then rename it into place (atomic on one file system)."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(handle)
+    try:
+        write(Path(name))
+        # mkstemp makes the file private; give it the permissions that a plain open() would have given.
+        os.chmod(name, 0o666 & ~_umask())
+        os.replace(name, path)
+    finally:
+        Path(name).unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def save_json(path: Path, value: Any) -> None:
+    """Write JSON with sorted keys left as given, two-space indent and a final newline; NaN is refused."""
+    text = json.dumps(value, indent=2, allow_nan=False) + "\n"
+    write_aside(path, lambda temporary: temporary.write_text(text))
+
+
+def load_json(path: Path) -> Any:
+    """Read JSON.
+
+    Raises:
+        ValueError: if the file is not JSON; FileNotFoundError if it is missing.
+    """
+    try:
+        return json.loads(path.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not valid JSON: {error}") from None
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], meta: Any = None) -> None:
+    """Write a safetensors file; ``meta`` (anything JSON) travels in its header."""
+    clean = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    header = {"meta": json.dumps(meta, allow_nan=False)}
+    write_aside(path, lambda temporary: save_file(clean, temporary, metadata=header))
+
+
+def load_tensors(path: Path) -> tuple[dict[str, Tensor], Any]:
+    """The tensors and the ``meta`` of a file that :func:`save_tensors` wrote.
+
+    Raises:
+        FileNotFoundError: if it is missing.
+        ValueError: if it is damaged.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist")
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = file.metadata() or {}
+            return {name: file.get_tensor(name) for name in file.keys()}, json.loads(header.get("meta", "null"))
+    except (SafetensorError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} is damaged: {error}") from None
+
+
+def checksum(path: Path) -> str:
+    """SHA-256 of a file."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def digest(value: Any) -> str:
+    """A short stable hash of anything JSON, for caches keyed by a configuration."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def pack_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The state tensors of an optimizer, flat, for a safetensors file."""
+    state = optimizer.state_dict()["state"]
+    return {f"optimizer.{i}.{name}": value for i, slots in state.items() for name, value in slots.items()}
+
+
+def unpack_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """Restore what :func:`pack_optimizer` stored; learning rates stay as the optimizer was built."""
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        if key.startswith("optimizer."):
+            _, index, slot = key.split(".", 2)
+            state.setdefault(int(index), {})[slot] = value
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -1,0 +1,183 @@
+"""Teacher endpoints: what a many-step sampler makes of each seed, the only data that tuning needs.
+
+A sample is its *seed*: the noise is drawn per sample from a CPU generator, so it depends neither on batch size nor on
+device, and a data set stores seeds instead of noise (paper, Algorithm 1: "RNG state"). A folder holds
+
+    meta.json                    what made it, and the checksum of every finished shard
+    endpoints-00000.safetensors  seeds, x_0*, condition inputs and features of one shard
+
+Shards are written aside and renamed, so an interrupted run resumes at the first missing one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from indis.denoise import Condition, Denoiser
+from indis.sampler import Sampler
+from indis.storage import checksum, load_json, load_tensors, save_json, save_tensors
+
+FORMAT = 1
+
+
+def noise_from_seeds(seeds: Sequence[int], shape: tuple[int, ...]) -> Tensor:
+    """Unit noise ``(len(seeds), *shape)`` float32; row i depends on seeds[i] alone."""
+    generator = torch.Generator()
+    return torch.stack([torch.randn(shape, generator=generator.manual_seed(int(seed))) for seed in seeds])
+
+
+def noise_checksum(shape: tuple[int, ...]) -> str:
+    """A fingerprint of seed 0's noise: differs under a torch that draws differently."""
+    return hashlib.sha256(noise_from_seeds([0], shape).numpy().tobytes()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Endpoints:
+    """Pairs of a seed and its teacher's end point, with the condition both were made under."""
+
+    seeds: Tensor  # (count,) int64
+    noise: Tensor  # (count, *shape), redrawn from the seeds
+    target: Tensor  # (count, *shape)
+    condition: Condition
+
+    def __len__(self) -> int:
+        return len(self.seeds)
+
+    def __getitem__(self, index: Tensor | slice) -> Endpoints:
+        return Endpoints(self.seeds[index], self.noise[index], self.target[index], self.condition[index])
+
+
+def endpoints(denoiser: Denoiser, teacher: Sampler, seeds: Sequence[int], batch: int = 256) -> Iterator[Endpoints]:
+    """Run the teacher on consecutive batches of seeds under their default conditions."""
+    for start in range(0, len(seeds), batch):
+        part = list(seeds[start : start + batch])
+        noise, condition = noise_from_seeds(part, denoiser.shape), denoiser.condition(part)
+        with torch.inference_mode():
+            target = teacher(denoiser, noise, condition)
+        yield Endpoints(torch.tensor(part), noise, target.clone(), condition)
+
+
+def gather(parts: Sequence[Endpoints]) -> Endpoints:
+    """One set from several."""
+    conditions = [part.condition for part in parts]
+    inputs = {name: torch.cat([c.inputs[name] for c in conditions]) for name in conditions[0].inputs}
+    features = None if conditions[0].features is None else torch.cat([c.features for c in conditions])
+    columns = (torch.cat([getattr(part, name) for part in parts]) for name in ("seeds", "noise", "target"))
+    return Endpoints(*columns, Condition(inputs, features))
+
+
+@dataclass(frozen=True)
+class TeachConfig:
+    """Which endpoints are made. Seeds are first_seed ... first_seed + count - 1."""
+
+    count: int = 10_000  # paper, sec. 4.2
+    first_seed: int = 0
+    shard: int = 1000
+    batch: int = 250
+
+    def __post_init__(self) -> None:
+        for name in ("count", "shard", "batch"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True)
+class TeachProgress:
+    """How many endpoints of the whole are on disk."""
+
+    done: int
+    count: int
+
+
+def teach(
+    config: TeachConfig, denoiser: Denoiser, teacher: Sampler, folder: Path, *, provenance: dict[str, Any]
+) -> Iterator[TeachProgress]:
+    """Write the endpoints of a teacher into ``folder``, or go on where an earlier run stopped.
+
+    ``provenance`` (JSON) says which model and teacher these are; it must not change between runs.
+
+    Raises:
+        ValueError: if the folder holds endpoints of another configuration or a damaged shard.
+    """
+    meta = {
+        "format": FORMAT,
+        "config": asdict(config),
+        "provenance": provenance,
+        "noise": noise_checksum(denoiser.shape),
+        "shards": {},
+    }
+    meta["shards"] = _resume(folder, meta)
+    seeds = range(config.first_seed, config.first_seed + config.count)
+    for number, start in enumerate(range(0, config.count, config.shard)):
+        part = seeds[start : start + config.shard]
+        name = f"endpoints-{number:05d}.safetensors"
+        if name not in meta["shards"]:
+            _write_shard(folder / name, gather(list(endpoints(denoiser, teacher, part, config.batch))))
+            meta["shards"][name] = checksum(folder / name)
+            save_json(folder / "meta.json", meta)
+        yield TeachProgress(start + len(part), config.count)
+
+
+def load_endpoints(folder: Path) -> tuple[Endpoints, dict[str, Any]]:
+    """All endpoints of a folder, with noise redrawn, and its ``meta.json``.
+
+    Raises:
+        FileNotFoundError: if the folder or a shard is missing.
+        ValueError: if a shard is damaged, the set is unfinished, or this torch draws other noise than the one that wrote it.
+    """
+    meta = _read_meta(folder)
+    expected = -(-meta["config"]["count"] // meta["config"]["shard"])
+    if len(meta["shards"]) != expected:
+        raise ValueError(f"{folder} has {len(meta['shards'])} of {expected} shards: run `indis teach` again to finish it")
+    data = gather([_read_shard(folder / name, digest) for name, digest in meta["shards"].items()])
+    if noise_checksum(tuple(data.noise.shape[1:])) != meta["noise"]:
+        raise ValueError(f"{folder} was made by a torch that draws other noise from a seed; make the endpoints again")
+    return data, meta
+
+
+def _resume(folder: Path, meta: dict[str, Any]) -> dict[str, str]:
+    """The finished shards of an earlier run of the same configuration."""
+    if not (folder / "meta.json").exists():
+        return {}
+    old = _read_meta(folder)
+    for key in ("config", "provenance", "noise"):
+        if old[key] != meta[key]:
+            raise ValueError(f"{folder} holds endpoints with another {key}: {old[key]}, not {meta[key]}")
+    for name, digest in old["shards"].items():
+        _read_shard(folder / name, digest)
+    return old["shards"]
+
+
+def _read_meta(folder: Path) -> dict[str, Any]:
+    path = folder / "meta.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"{folder} holds no endpoints (meta.json is missing): run `indis teach` first")
+    meta = load_json(path)
+    if not isinstance(meta, dict) or meta.get("format") != FORMAT:
+        raise ValueError(f"{path} is not endpoint metadata of format {FORMAT}")
+    return meta
+
+
+def _write_shard(path: Path, part: Endpoints) -> None:
+    inputs = {f"input.{name}": value for name, value in part.condition.inputs.items()}
+    features = {} if part.condition.features is None else {"features": part.condition.features}
+    save_tensors(path, {"seeds": part.seeds, "target": part.target} | inputs | features)
+
+
+def _read_shard(path: Path, digest: str) -> Endpoints:
+    if not path.is_file():
+        raise FileNotFoundError(f"shard {path} is missing")
+    if checksum(path) != digest:
+        raise ValueError(f"shard {path} is damaged: its checksum is not the one in meta.json")
+    tensors, _ = load_tensors(path)
+    inputs = {k.removeprefix("input."): v for k, v in tensors.items() if k.startswith("input.")}
+    seeds, target = tensors["seeds"], tensors["target"]
+    noise = noise_from_seeds(seeds.tolist(), tuple(target.shape[1:]))
+    return Endpoints(seeds, noise, target, Condition(inputs, tensors.get("features")))
