@@ -1,8 +1,9 @@
 """Features of 28x28 grey images: a small Fashion-MNIST classifier, read out at several depths.
 
-One network serves two metrics. Its pooled penultimate layer feeds the Frechet distance between sets of images; its
-feature maps feed a perceptual distance between pairs, built as in LPIPS (Zhang et al., 2018). Every operation is smooth
-(SiLU, average pooling), because the perceptual distance is also a training loss that gradients pass through.
+One network serves two metrics. Its pooled penultimate layer feeds the Frechet distance between sets of
+images; its feature maps feed a perceptual distance between pairs, built as in LPIPS (Zhang et al., 2018).
+Every operation is smooth (SiLU, average pooling), because the perceptual distance is also a training loss
+that gradients pass through.
 """
 
 from __future__ import annotations
@@ -67,14 +68,16 @@ def load(weights: Path = WEIGHTS) -> FashionFeatures:
     """
     network = FashionFeatures()
     try:
-        network.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in load_tensors(weights)[0].items()})
+        network.load_state_dict(
+            {k: v.float() if v.is_floating_point() else v for k, v in load_tensors(weights)[0].items()}
+        )
     except RuntimeError as error:
         raise ValueError(f"{weights} does not hold a FashionFeatures network: {error}") from None
     return network.eval().requires_grad_(False)
 
 
 def load_moments(path: Path = MOMENTS) -> Moments:
-    """The reference moments of :meth:`FashionFeatures.pooled` over the 60 000 training images, as they are (no flips).
+    """Reference moments of :meth:`FashionFeatures.pooled` over the 60 000 training images, none flipped.
 
     Raises:
         FileNotFoundError: if the file is missing.
@@ -84,16 +87,18 @@ def load_moments(path: Path = MOMENTS) -> Moments:
 
 
 def perceptual_distance(network: FashionFeatures, a: Tensor, b: Tensor) -> Tensor:
-    """LPIPS-like distance of each pair of images, ``(batch,)``; differentiable in both, also where they are equal.
+    """LPIPS-like distance of each pair of images, ``(batch,)``, with finite gradients everywhere.
 
-    At each depth the channel vectors are scaled to unit length, and their squared differences are summed over channels
-    and averaged over space; the result, in [0, 4], is the plain mean over depths.
+    At each depth the channel vectors are scaled to unit length, and their squared differences are summed over
+    channels and averaged over space; the result, in [0, 4], is the plain mean over depths.
 
     Raises:
         ValueError: if the shapes differ.
     """
     if a.shape != b.shape:
-        raise ValueError(f"a has shape {tuple(a.shape)} and b has {tuple(b.shape)}, equal shapes are expected")
+        raise ValueError(
+            f"a has shape {tuple(a.shape)} and b has {tuple(b.shape)}, equal shapes are expected"
+        )
     pairs = zip(network.layers(a), network.layers(b), strict=True)
     depths = [(_unit(left) - _unit(right)).square().sum(1).mean((1, 2)) for left, right in pairs]
     return torch.stack(depths).mean(0)

@@ -2,9 +2,9 @@ r"""The Frechet distance between two sets of feature vectors, each summarised by
 
 .. math:: d^2 = |m_a - m_b|^2 + tr A + tr B - 2 tr (A^{1/2} B A^{1/2})^{1/2}
 
-The last trace is the nuclear norm of :math:`A^{1/2} B^{1/2}`, so it comes from singular values of a product of two
-symmetric roots: no square root of a non-symmetric matrix, no complex numbers, and rounding errors that stay near 1e-16 of
-the traces even when a covariance is singular.
+The last trace is the nuclear norm of :math:`A^{1/2} B^{1/2}`, so it comes from singular values of a product
+of two symmetric roots: no square root of a non-symmetric matrix and no complex numbers, also when a
+covariance is singular.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from torch import Tensor
 class Moments:
     """Streaming count, mean and covariance of ``dim``-dimensional features, in float64 on the CPU.
 
-    ``mean`` is ``(dim,)``; ``scatter`` ``(dim, dim)`` is the sum of outer products of deviations from it, which two
-    sets can merge without cancellation (Chan, Golub and LeVeque, 1979).
+    ``mean`` is ``(dim,)``; ``scatter`` ``(dim, dim)`` is the sum of outer products of deviations from it,
+    which two sets can merge without cancellation (Chan, Golub and LeVeque, 1979).
     """
 
     def __init__(self, dim: int) -> None:
@@ -35,7 +35,9 @@ class Moments:
             ValueError: if fewer than two vectors were seen.
         """
         if self.count < 2:
-            raise ValueError(f"a covariance of {self.count} feature vectors was asked for, at least 2 are needed")
+            raise ValueError(
+                f"a covariance of {self.count} feature vectors was asked for, at least 2 are needed"
+            )
         return self.scatter / (self.count - 1)
 
     def update(self, features: Tensor) -> None:
@@ -45,7 +47,9 @@ class Moments:
             ValueError: if the shape does not fit or a value is not finite; the moments are then unchanged.
         """
         if features.ndim != 2 or features.shape[1] != len(self.mean):
-            raise ValueError(f"features has shape {tuple(features.shape)}, (batch, {len(self.mean)}) is expected")
+            raise ValueError(
+                f"features has shape {tuple(features.shape)}, (batch, {len(self.mean)}) is expected"
+            )
         if not torch.isfinite(features).all():
             raise ValueError("features holds values that are not finite, only finite numbers have moments")
         if len(features):
@@ -62,7 +66,9 @@ class Moments:
         if other.count == 0:
             return
         apart = other.mean - self.mean
-        self.scatter = self.scatter + other.scatter + torch.outer(apart, apart) * (self.count * other.count / total)
+        self.scatter = (
+            self.scatter + other.scatter + torch.outer(apart, apart) * (self.count * other.count / total)
+        )
         self.mean = self.mean + apart * (other.count / total)
         self.count = total
 
@@ -81,14 +87,16 @@ class Moments:
             raise ValueError(f"tensors lacks {sorted(missing)}, what Moments.to_tensors returns is expected")
         mean, scatter = tensors["mean"].double(), tensors["scatter"].double()
         if mean.ndim != 1 or scatter.shape != (len(mean), len(mean)):
-            raise ValueError(f"mean {tuple(mean.shape)} and scatter {tuple(scatter.shape)} are not of one dimension")
+            raise ValueError(
+                f"mean {tuple(mean.shape)} and scatter {tuple(scatter.shape)} are not of one dimension"
+            )
         moments = cls(len(mean))
         moments.count, moments.mean, moments.scatter = int(tensors["count"]), mean, scatter
         return moments
 
 
 def frechet_distance(a: Moments, b: Moments) -> float:
-    """The (squared, as is the custom) Frechet distance; never negative, zero for equal moments up to rounding.
+    """The Frechet distance, squared as is the custom: never negative, zero for equal moments up to rounding.
 
     Raises:
         ValueError: if the dimensions differ or a side has seen fewer than two vectors.
@@ -109,11 +117,15 @@ def _moments(features: Tensor) -> Moments:
 
 
 def _symmetric_root(matrix: Tensor) -> Tensor:
-    """The symmetric root of a positive semi-definite matrix; eigenvalues that rounding made negative count as zero."""
+    """The symmetric root of a positive semi-definite matrix."""
     values, vectors = torch.linalg.eigh(matrix)
-    return (vectors * values.clamp(min=0).sqrt()) @ vectors.T
+    # A zero eigenvalue comes out as rounding of either sign, and the root of 1e-16 would be an error of 1e-8.
+    rounding = len(values) * torch.finfo(values.dtype).eps * values[-1]
+    return (vectors * values.where(values > rounding, 0).sqrt()) @ vectors.T
 
 
 def _check_dims(a: Moments, b: Moments) -> None:
     if len(a.mean) != len(b.mean):
-        raise ValueError(f"moments of dimension {len(a.mean)} and {len(b.mean)} were given, one dimension is expected")
+        raise ValueError(
+            f"moments of dimension {len(a.mean)} and {len(b.mean)} were given, one dimension is expected"
+        )

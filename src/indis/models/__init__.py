@@ -1,0 +1,32 @@
+"""Model families: one module each, with a ``load`` that returns a frozen denoiser.
+
+``models.load("fashion")`` imports only that family, so a heavy dependency costs only those who use it.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from pathlib import Path
+
+from indis.denoise import Denoiser
+
+FAMILIES = {
+    "toy": "the exact 2-D tree mixture; toy:AB has both classes",
+    "fashion": "class-conditional Fashion-MNIST, ships; fashion:FILE loads other weights",
+}
+
+
+def load(spec: str) -> Denoiser:
+    """The denoiser that ``family`` or ``family:detail`` means.
+
+    Raises:
+        ValueError: if the family is unknown.
+        FileNotFoundError: if a weight file is missing.
+    """
+    family, _, detail = spec.partition(":")
+    if family not in FAMILIES:
+        raise ValueError(f"model must be one of {', '.join(FAMILIES)}, got {family!r}")
+    module = import_module(f"indis.models.{family}")
+    if not detail:
+        return module.load()
+    return module.load(Path(detail) if family == "fashion" else detail)

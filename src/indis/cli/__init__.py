@@ -1,0 +1,1 @@
+"""The command line: one module a command, each a typed dataclass of arguments with a ``run`` method."""

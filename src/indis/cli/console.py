@@ -1,0 +1,71 @@
+"""What commands share: progress bars, JSON output, and the checks of paths that come before any work."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from indis.storage import save_json
+
+T = TypeVar("T")
+# Progress and messages go to stderr, so that stdout stays clean for results.
+console = Console(stderr=True, highlight=False)
+
+
+def bar() -> Progress:
+    """A progress bar with a count, the time gone and the time to go; silent if stderr is not a terminal."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    return Progress(*columns, console=console, disable=not console.is_terminal)
+
+
+def track(items: Iterable[T], total: int, text: str) -> Iterator[T]:
+    """Pass items through under a progress bar."""
+    with bar() as progress:
+        task = progress.add_task(text, total=total)
+        for item in items:
+            yield item
+            progress.advance(task)
+
+
+def say(text: str) -> None:
+    """One line for the person who runs the command."""
+    console.print(text, markup=False, soft_wrap=True)
+
+
+def emit(value: Any, path: Path | None) -> None:
+    """Write JSON to ``path`` if one was given."""
+    if path is not None:
+        save_json(path, value)
+        say(f"wrote {path}")
+
+
+def writable(folder: Path) -> Path:
+    """The folder, made if necessary.
+
+    Raises:
+        OSError: if nothing can be written there; found out before any work is done.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        raise NotADirectoryError(f"{folder} is a file, a folder is expected") from None
+    if not os.access(folder, os.W_OK):
+        raise PermissionError(f"{folder} is not writable")
+    return folder
+
+
+def command_line() -> str:
+    """How this process was called, for provenance."""
+    return " ".join(["indis", *sys.argv[1:]])

@@ -1,0 +1,55 @@
+"""``indis evaluate``: numbers for a sampler."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from indis import losses, models
+from indis.cli.console import bar, emit, say
+from indis.cli.sample import SamplerChoice
+from indis.evaluate import Row, counted_nfe, frechet_of_seeds, score_pairs
+from indis.teacher import load_endpoints
+
+
+@dataclass(frozen=True)
+class Evaluate(SamplerChoice):
+    """Judge an artifact or a plain solver: distance to held-out teacher endpoints, Frechet distance to the data.
+
+    The held-out endpoints must be other seeds than those of the fit.
+
+    Example: indis evaluate --artifact runs/indis-n3 --heldout runs/test --samples 10000 --json results.json
+    """
+
+    heldout: Path | None = None
+    """Endpoints that `indis teach` wrote from other seeds."""
+    model: str = "fashion"
+    """Model; ignored if --heldout is given, which knows its own."""
+    samples: int = 0
+    """How many samples for FD-Fashion; 0 leaves it out."""
+    first_seed: int = 1_000_000
+    """First seed of those samples."""
+    loss: str = "fashion"
+    """Which loss to report on the held-out endpoints."""
+    json: Path | None = None
+    """Write the row to this file."""
+
+    def run(self) -> None:
+        """Evaluate and print one row."""
+        if self.heldout is None and self.samples < 2:
+            raise ValueError("nothing to do: give --heldout, or --samples of at least 2")
+        data, meta = load_endpoints(self.heldout) if self.heldout else (None, None)
+        denoiser = models.load(meta["provenance"]["model"] if meta else self.model)
+        sampler = self.build(denoiser)
+        row: Row = {"model": denoiser.name, "steps": sampler.policy.steps, "nfe": counted_nfe(denoiser, sampler)}
+        if data is not None:
+            row |= score_pairs(denoiser, sampler, data, losses.named(self.loss)).row()
+        if self.samples:
+            with bar() as progress:
+                task = progress.add_task("FD-Fashion", total=self.samples)
+                seeds = range(self.first_seed, self.first_seed + self.samples)
+                row["fd"] = frechet_of_seeds(denoiser, sampler, seeds, on_batch=lambda n: progress.update(task, completed=n))
+            row["samples"] = self.samples
+        for name, value in row.items():
+            say(f"{name:14} {value:.5f}" if isinstance(value, float) else f"{name:14} {value}")
+        emit(row, self.json)

@@ -1,0 +1,102 @@
+"""``indis sample``: draw samples with an artifact or a plain solver."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from indis import artifact, models
+from indis.cli.console import say
+from indis.evaluate import sample_batches
+from indis.methods.indis import heuristic
+from indis.sampler import Sampler
+from indis.storage import save_tensors
+
+
+@dataclass(frozen=True)
+class SamplerChoice:
+    """An artifact, or a solver on a grid."""
+
+    artifact: Path | None = None
+    """Folder of a fitted sampler; if absent, the plain solver below."""
+    solver: str = "ipndm:3"
+    """Solver, as name[:order[:variant]]."""
+    grid: str = "polynomial:7"
+    """Grid of the plain solver."""
+    steps: int = 5
+    """Steps of the plain solver."""
+    afs: bool = False
+    """Analytic first step of the plain solver: one evaluation less."""
+
+    def build(self, denoiser: models.Denoiser) -> Sampler:
+        """The sampler."""
+        if self.artifact is not None:
+            return artifact.load(self.artifact)
+        return heuristic(
+            denoiser, solver=self.solver, grid=self.grid, steps=self.steps, analytic_first=self.afs
+        )
+
+
+@dataclass(frozen=True)
+class Sample(SamplerChoice):
+    """Draw samples; a sample is its seed, whatever the batch size.
+
+    Examples:
+        indis sample --model fashion --artifact runs/indis-n3 --out samples.png
+        indis sample --model fashion --solver unipc:3 --grid log_snr --steps 7 --out samples.png
+    """
+
+    out: Path = Path("samples.png")
+    """A .png grid (images) or a .safetensors file (anything)."""
+    model: str = "fashion"
+    """Model: toy, toy:AB, fashion, fashion:WEIGHTS."""
+    first_seed: int = 0
+    """First seed."""
+    count: int = 40
+    """How many seeds."""
+
+    def run(self) -> None:
+        """Draw and write."""
+        if self.count < 1:
+            raise ValueError(f"count must be at least 1, got {self.count}")
+        if self.out.suffix not in (".png", ".safetensors"):
+            raise ValueError(f"out must end in .png or .safetensors, got {self.out}")
+        denoiser = models.load(self.model)
+        sampler = self.build(denoiser)
+        seeds = range(self.first_seed, self.first_seed + self.count)
+        samples = torch.cat(list(sample_batches(denoiser, sampler, seeds)))
+        if self.out.suffix == ".png":
+            save_grid(samples, self.out)
+        else:
+            save_tensors(self.out, {"samples": samples, "seeds": torch.tensor(list(seeds))})
+        say(f"{self.count} samples with {sampler.nfe} evaluations each in {self.out}")
+
+
+def save_grid(samples: torch.Tensor, path: Path, columns: int = 10, zoom: int = 3) -> None:
+    """A picture of images ``(count, 1 or 3, height, width)`` in [-1, 1], ten a row.
+
+    Raises:
+        ValueError: if the samples are not images.
+    """
+    from PIL import Image
+
+    from indis.storage import write_aside
+
+    if samples.ndim != 4:
+        raise ValueError(f"only images can be drawn, these samples are {tuple(samples.shape[1:])}: use .safetensors")
+    rows = [torch.cat(list(row), dim=2) for row in _padded(to_bytes(samples), columns).split(columns)]
+    picture = torch.cat(rows, dim=1).movedim(0, 2).expand(-1, -1, 3).numpy()
+    image = Image.fromarray(picture).resize((picture.shape[1] * zoom, picture.shape[0] * zoom), Image.Resampling.NEAREST)
+    write_aside(path, lambda temporary: image.save(temporary, format="png"))
+
+
+def to_bytes(samples: torch.Tensor) -> torch.Tensor:
+    """[-1, 1] to uint8."""
+    return (samples * 127.5 + 128).clamp(0, 255).to(torch.uint8)
+
+
+def _padded(images: torch.Tensor, columns: int) -> torch.Tensor:
+    missing = -len(images) % columns
+    return torch.cat([images, torch.zeros(missing, *images.shape[1:], dtype=images.dtype)])

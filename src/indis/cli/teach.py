@@ -1,0 +1,54 @@
+"""``indis teach``: make teacher endpoints."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from indis import models
+from indis.artifact import describe
+from indis.cli.console import bar, say, writable
+from indis.methods.indis import heuristic
+from indis.teacher import TeachConfig, teach
+
+
+@dataclass(frozen=True)
+class Teach:
+    """Run a many-step teacher on seeds and store its end points; run again to resume.
+
+    Example: indis teach --model fashion --count 10000 --out runs/endpoints
+    """
+
+    out: Path
+    """Folder of the endpoints."""
+    model: str = "fashion"
+    """Model: toy, toy:AB, fashion, fashion:WEIGHTS."""
+    solver: str = "ipndm:3"
+    """Teacher's solver, as name[:order[:variant]]."""
+    grid: str = "polynomial:7"
+    """Teacher's grid."""
+    steps: int = 30
+    """Teacher's steps."""
+    config: Annotated[TeachConfig, tyro.conf.arg(name="")] = field(default_factory=TeachConfig)
+    """Which seeds."""
+
+    def run(self) -> None:
+        """Write the shards."""
+        denoiser = models.load(self.model)
+        teacher = heuristic(denoiser, solver=self.solver, grid=self.grid, steps=self.steps)
+        provenance = {
+            "model": self.model,
+            "solver": describe(teacher.solver),
+            "grid": self.grid,
+            "steps": self.steps,
+            "nfe": teacher.nfe,
+        }
+        writable(self.out)
+        with bar() as progress:
+            task = progress.add_task("teacher endpoints", total=self.config.count)
+            for state in teach(self.config, denoiser, teacher, self.out, provenance=provenance):
+                progress.update(task, completed=state.done)
+        say(f"{self.config.count} endpoints of {teacher.nfe} evaluations each in {self.out}")

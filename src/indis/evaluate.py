@@ -1,0 +1,89 @@
+"""Evaluation: a sampler, a denoiser and seeds to numbers.
+
+Two questions are kept apart. *Does a sample end where the teacher ends?* is asked pair by pair on held-out endpoints (a loss and the
+mean square error). *Do the samples look like the data?* is asked of the whole set (Frechet distance of features). The number of
+network evaluations is counted by a wrapper, not computed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from indis.denoise import Counted, Denoiser
+from indis.losses import Loss, mse
+from indis.sampler import Sampler
+from indis.teacher import Endpoints, noise_from_seeds
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class PairScores:
+    """Means over held-out pairs."""
+
+    heldout_loss: float
+    teacher_mse: float
+    pairs: int
+
+    def row(self) -> Row:
+        """As columns of a result row."""
+        return asdict(self)
+
+
+def sample_batches(denoiser: Denoiser, sampler: Sampler, seeds: Sequence[int], batch: int = 250) -> Iterator[Tensor]:
+    """Decoded samples ``(<= batch, *shape)`` of consecutive seeds under their default conditions."""
+    for start in range(0, len(seeds), batch):
+        part = list(seeds[start : start + batch])
+        with torch.inference_mode():
+            x = sampler(denoiser, noise_from_seeds(part, denoiser.shape), denoiser.condition(part))
+            yield denoiser.decode(x)
+
+
+def score_pairs(denoiser: Denoiser, sampler: Sampler, data: Endpoints, loss: Loss, batch: int = 500) -> PairScores:
+    """The loss and the mean square error to the teacher on held-out endpoints."""
+    sums = torch.zeros(2, dtype=torch.float64)
+    for start in range(0, len(data), batch):
+        part = data[start : start + batch]
+        with torch.no_grad():
+            student = denoiser.decode(sampler(denoiser, part.noise, part.condition))
+            target = denoiser.decode(part.target)
+            sums += torch.stack([loss(student, target).double().sum(), mse(student, target).double().sum()])
+    heldout, error = (sums / len(data)).tolist()
+    return PairScores(heldout, error, len(data))
+
+
+def counted_nfe(denoiser: Denoiser, sampler: Sampler) -> int:
+    """Network evaluations of one sample, counted."""
+    counter = Counted(denoiser)
+    with torch.inference_mode():
+        sampler(counter, noise_from_seeds([0], denoiser.shape), denoiser.condition([0]))
+    return counter.samples
+
+
+def frechet_of_seeds(
+    denoiser: Denoiser, sampler: Sampler, seeds: Sequence[int], *, on_batch: Callable[[int], None] = lambda count: None
+) -> float:
+    """FD-Fashion of the samples of ``seeds``; ``on_batch`` is told how many are done."""
+    return frechet_of_images(sample_batches(denoiser, sampler, seeds), on_batch=on_batch)
+
+
+def frechet_of_images(images: Iterator[Tensor], *, on_batch: Callable[[int], None] = lambda count: None) -> float:
+    """FD-Fashion of a stream of image batches: Frechet distance to the training images in the shipped feature network.
+
+    Not FID: the network is a small Fashion-MNIST classifier, so values compare only with each other.
+    """
+    from indis.metrics import features
+    from indis.metrics.frechet import Moments, frechet_distance
+
+    network, reference = features.load(), features.load_moments()
+    moments = Moments(features.POOLED)
+    for batch in images:
+        with torch.inference_mode():
+            moments.update(network.pooled(batch))
+        on_batch(moments.count)
+    return frechet_distance(moments, reference)

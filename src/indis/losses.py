@@ -1,0 +1,76 @@
+"""Losses: distances between a student's and the teacher's end points, one number a sample.
+
+A loss is a function ``(student, teacher) -> (batch,)`` of *decoded* samples in [-1, 1]; the paper uses LPIPS.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor, nn
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+def mse(student: Tensor, teacher: Tensor) -> Tensor:
+    """Mean square difference over all axes but the first."""
+    return (student - teacher).square().flatten(1).mean(1)
+
+
+def squared_distance(student: Tensor, teacher: Tensor) -> Tensor:
+    """Squared Euclidean distance, the sum that :func:`mse` averages; the unit of the toy study."""
+    return (student - teacher).square().flatten(1).sum(1)
+
+
+class FashionPerceptual(nn.Module):
+    """Distance of unit-normalised feature maps of the small Fashion-MNIST classifier that ships."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        from indis.metrics import features
+
+        self.network, self.distance = features.load(), features.perceptual_distance
+
+    def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """``(batch,)`` from images ``(batch, 1, 28, 28)``."""
+        return self.distance(self.network, student, teacher)
+
+
+class LPIPS(nn.Module):
+    """The published LPIPS (Zhang et al., 2018) through the ``lpips`` package.
+
+    Raises:
+        ImportError: if the package is not installed.
+    """
+
+    def __init__(self, net: str = "vgg") -> None:
+        super().__init__()
+        try:
+            import lpips
+        except ImportError:
+            raise ImportError("loss 'lpips' needs the lpips package: pip install indis-diffusion[lpips]") from None
+        self.network = lpips.LPIPS(net=net, verbose=False).eval().requires_grad_(False)
+
+    def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """``(batch,)`` from images ``(batch, 1 or 3, height, width)``; grey is repeated over three channels."""
+        colour = [v.expand(-1, 3, -1, -1) if v.shape[1] == 1 else v for v in (student, teacher)]
+        return self.network(*colour).flatten()
+
+
+LOSSES: dict[str, Callable[[], Loss]] = {
+    "mse": lambda: mse,
+    "squared": lambda: squared_distance,
+    "fashion": FashionPerceptual,
+    "lpips": LPIPS,
+}
+
+
+def named(name: str) -> Loss:
+    """The loss of a name.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    if name not in LOSSES:
+        raise ValueError(f"loss must be one of {', '.join(LOSSES)}, got {name!r}")
+    return LOSSES[name]()

@@ -1,0 +1,259 @@
+"""Figures of results: rows to matplotlib figures, figures to PNG.
+
+Figures are drawn on white whatever the colours of the page are, and no pyplot state is touched. One inch is 100 CSS
+pixels; the PNG has more pixels than that, so it stays sharp on a dense screen and on paper.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import LogNorm
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
+
+from indis.report.tables import TOY_METRICS, Entry, Row, grouped, number, pretty, toy_freedoms, toy_series
+
+INCH = 100  # CSS pixels
+WIDTH = 9.6
+DPI = 160
+POINTS = 4000  # of a scatter panel; more only hide each other
+# Okabe and Ito's palette, told apart by colour-blind readers; markers tell the lines apart in grey.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#555555")
+MARKERS = "osD^vPX"
+POLICY_STYLE = {
+    "uniform": ("#777777", "s", "uniform"),
+    "global": ("#0072B2", "o", "global"),
+    "instance": ("#D55E00", "D", "instance"),
+    "oracle": ("#009E73", "^", "oracle (train)"),
+}
+
+# --- helpers
+
+
+def png(figure: Figure, dpi: int = DPI) -> bytes:
+    """The picture's bytes."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=dpi, facecolor="white")
+    return buffer.getvalue()
+
+
+def data_uri(picture: bytes) -> str:
+    """A PNG as an address that needs no network."""
+    return "data:image/png;base64," + base64.b64encode(picture).decode()
+
+
+def style(axes: Axes) -> None:
+    """Plain axes: two spines, a light grid behind the marks, small labels."""
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(True, color="#dddddd", linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.tick_params(labelsize=9)
+
+
+def panels(rows: int, columns: int, height: float, **options: Any) -> tuple[Figure, np.ndarray]:
+    """A figure as wide as the page with a grid of plain axes, ``height`` inches a row."""
+    figure = Figure(figsize=(WIDTH, height * rows + 0.5), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False, **options)
+    for one in axes.flat:
+        style(one)
+    return figure, axes
+
+
+def legend(figure: Figure, handles: Sequence[Line2D]) -> None:
+    """One legend above all panels."""
+    figure.legend(handles=handles, loc="outside upper center", ncols=min(len(handles), 5), fontsize=9, frameon=False)
+
+
+def log_axis(axes: Axes, which: str = "y") -> None:
+    """A log axis that has labels even when it spans less than a decade."""
+    axes.set(**{f"{which}scale": "log"})
+    axis = axes.yaxis if which == "y" else axes.xaxis
+    low, high = axis.get_view_interval()
+    decades = np.log10(high / low) if low > 0 else 9.0
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if decades < 2 else (1, 3) if decades < 3.5 else (1,)))
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_formatter(NullFormatter())
+
+
+def wide(values: np.ndarray, ratio: float = 20) -> bool:
+    """Do positive values spread so far that a linear axis would hide the small ones?"""
+    return bool(values.size and values.min() > 0 and values.max() > ratio * values.min())
+
+
+# --- toy
+
+
+def toy_curves(cells: Sequence[Row]) -> Figure:
+    """Every metric (rows) against N for every set of freedoms (columns), as in the paper's Fig. 3."""
+    freedoms = toy_freedoms(cells)
+    figure, axes = panels(len(TOY_METRICS), len(freedoms), 2.3, sharex=True, sharey="row")
+    for row, (metric, label) in zip(axes, TOY_METRICS.items(), strict=True):
+        for panel, free in zip(row, freedoms, strict=True):
+            toy_lines(panel, cells, free, metric)
+        log_axis(row[0])
+        row[0].set_ylabel(label, fontsize=10)
+    for panel, free in zip(axes[0], freedoms, strict=True):
+        panel.set_title(pretty(free), fontsize=10)
+    for panel in axes[-1]:
+        panel.set_xlabel("steps N", fontsize=9)
+    legend(figure, policy_handles(cells, floor=True))
+    return figure
+
+
+def toy_lines(axes: Axes, cells: Sequence[Row], freedoms: str, metric: str) -> None:
+    """One line a policy; the floor is what exact samples of the same size would get."""
+    for policy, (colour, marker, _) in POLICY_STYLE.items():
+        series = toy_series(cells, policy, freedoms, metric)
+        if series:
+            axes.plot(list(series), list(series.values()), color=colour, marker=marker, markersize=4, linewidth=1.5)
+    floors = [float(c[f"{metric}_floor"]) for c in cells if f"{metric}_floor" in c]
+    if floors:
+        axes.axhline(float(np.mean(floors)), color="black", linestyle=":", linewidth=1.2)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+
+
+def policy_handles(cells: Sequence[Row], *, floor: bool) -> list[Line2D]:
+    """Legend entries of the policies that are there."""
+    present = {c["policy"] for c in cells}
+    shown = [look for policy, look in POLICY_STYLE.items() if policy in present]
+    handles = [Line2D([], [], color=c, marker=m, markersize=5, label=name) for c, m, name in shown]
+    dotted = Line2D([], [], color="black", linestyle=":", label="floor (exact samples)")
+    return [*handles, dotted] if floor else handles
+
+
+def toy_scatter(tensors: Mapping[str, np.ndarray]) -> Figure:
+    """Euler-3 error over the starting point for every policy, the fewest freedoms above the most (paper, Fig. 2)."""
+    rows = _scatter_rows(tensors)
+    errors = np.concatenate([tensors[key] for row in rows for key in row.values()])
+    positive = errors[errors > 0]
+    norm = LogNorm(*np.quantile(positive, [0.02, 0.998])) if positive.size else None
+    figure, axes = panels(len(rows), max(map(len, rows)), 2.25, sharex=True, sharey=True)
+    for line, row in zip(axes, rows, strict=True):
+        for panel in line[len(row) :]:
+            panel.set_axis_off()
+        for panel, (title, key) in zip(line, row.items(), strict=False):
+            points = tensors["noise_train" if key.endswith(" train") else "noise_heldout"]
+            marks = _scatter_panel(panel, title, points, tensors[key], norm)
+        line[0].set_ylabel(f"{pretty(key.split()[2])}", fontsize=11)
+    bar = figure.colorbar(marks, ax=axes, shrink=0.7, aspect=30)
+    bar.set_label("squared Euler-3 error", fontsize=9)
+    bar.ax.tick_params(labelsize=9)
+    # A few far points would shrink the rest.
+    reach = float(np.quantile(np.abs(points), 0.999))
+    axes[0, 0].set(xlim=(-reach, reach), ylim=(-reach, reach))
+    return figure
+
+
+def _scatter_rows(tensors: Mapping[str, np.ndarray]) -> list[dict[str, str]]:
+    """Panel title to tensor name, one dict a row of panels; uniform has no freedoms and stands in every row."""
+    keys = [key.split() for key in tensors if key.startswith("error ")]
+    freedoms = sorted({free for _, policy, free, _ in keys if policy != "uniform"}, key=lambda name: name.count("+"))
+    shown = list(dict.fromkeys([freedoms[0], freedoms[-1]]))
+    uniform = next((free for _, policy, free, _ in keys if policy == "uniform"), "")
+    rows = []
+    for free in shown:
+        wanted = {"uniform": (uniform, "heldout"), "global": (free, "heldout")}
+        wanted |= {"oracle": (free, "train"), "instance": (free, "heldout")}
+        row = {
+            f"{policy} ({split.replace('heldout', 'held out')})": f"error {policy} {f} {split}"
+            for policy, (f, split) in wanted.items()
+        }
+        rows.append({title: key for title, key in row.items() if key in tensors})
+    return rows
+
+
+def _scatter_panel(axes: Axes, title: str, points: np.ndarray, errors: np.ndarray, norm: LogNorm | None) -> Any:
+    shown = points[:POINTS]
+    floor = None if norm is None else norm.vmin
+    colours = np.clip(errors[:POINTS], floor, None)
+    marks = axes.scatter(*shown.T, c=colours, norm=norm, s=3, linewidths=0, cmap="inferno")
+    axes.set_facecolor("#b9b9b9")
+    axes.grid(False)
+    axes.set_aspect("equal")
+    axes.set_title(f"{title}\nmean {number(float(errors.mean()))}", fontsize=9)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
+    return marks
+
+
+# --- fashion
+
+
+def fashion_dots(found: Sequence[Entry], teacher_fd: float | None) -> Figure:
+    """Held-out loss and Frechet distance by method, one row of panels for each number of steps."""
+    groups = grouped(found)
+    metrics = {"heldout_loss": "held-out loss", "fd": "FD-Fashion"}
+    metrics = {m: label for m, label in metrics.items() if any(e.values[m] for e in found)}
+    heights = [0.28 * len(group) + 0.62 for _, group in groups]
+    figure = Figure(figsize=(WIDTH, sum(heights) + 0.4), layout="constrained")
+    axes = figure.subplots(len(groups), len(metrics), squeeze=False, height_ratios=heights, sharey="row")
+    for row, (name, group) in zip(axes, groups, strict=True):
+        for panel, metric in zip(row, metrics, strict=True):
+            _dots(panel, group, metric, teacher_fd if metric == "fd" else None)
+        row[0].set_yticks(range(len(group)), [e.name for e in group])
+        row[0].set_ylim(len(group) - 0.4, -0.6)
+        row[0].set_title(name, fontsize=10, loc="left", fontweight="bold")
+    for panel, label in zip(axes[-1], metrics.values(), strict=True):
+        panel.set_xlabel(label, fontsize=10)
+    return figure
+
+
+def _dots(axes: Axes, group: Sequence[Entry], metric: str, teacher: float | None) -> None:
+    """A dot at the mean, the seeds as small strokes."""
+    style(axes)
+    for y, entry in enumerate(group):
+        values = entry.values[metric]
+        if values:
+            axes.plot(values, [y] * len(values), "|", color="#888888", markersize=9)
+            axes.plot(np.mean(values), y, "o", color=COLOURS[1 if "indis" in entry.name.lower() else 0], markersize=6)
+    if teacher is not None:
+        axes.axvline(teacher, color="black", linestyle=":", linewidth=1.2, zorder=0.9)
+    everything = np.array([v for e in group for v in e.values[metric]] + ([] if teacher is None else [teacher]))
+    if wide(everything):
+        log_axis(axes, "x")
+    else:
+        axes.xaxis.set_major_locator(MaxNLocator(5))
+
+
+# --- curves
+
+
+def learning_curves(curves: Sequence[Row]) -> Figure:
+    """Held-out loss against iteration, one panel for each number of steps."""
+    steps = sorted({c["steps"] for c in curves})
+    labels = list(dict.fromkeys(str(c["label"]) for c in curves))
+    columns = min(len(steps), 3)
+    figure, axes = panels(-(-len(steps) // columns), columns, 2.7)
+    for panel in axes.flat[len(steps) :]:
+        panel.set_axis_off()
+    for panel, n in zip(axes.flat, steps, strict=False):
+        panel.set_title(f"N = {n}", fontsize=10)
+        panel.set_xlabel("iteration", fontsize=9)
+        _curves(panel, [c for c in curves if c["steps"] == n], labels)
+    for row in axes:
+        row[0].set_ylabel("held-out loss", fontsize=9)
+    looks = [_look(i) | {"label": label} for i, label in enumerate(labels)]
+    legend(figure, [Line2D([], [], **look) for look in looks])
+    return figure
+
+
+def _curves(axes: Axes, curves: Sequence[Row], labels: Sequence[str]) -> None:
+    values = [np.array(c["heldout"], dtype=float) for c in curves]
+    for curve, heldout in zip(curves, values, strict=True):
+        look = _look(labels.index(str(curve["label"])))
+        axes.plot(curve["iteration"], heldout, markevery=max(1, len(heldout) // 8), **look)
+    if wide(np.concatenate(values), 5):
+        log_axis(axes)
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+
+
+def _look(index: int) -> dict[str, Any]:
+    colour, marker = COLOURS[index % len(COLOURS)], MARKERS[index % len(MARKERS)]
+    return {"color": colour, "marker": marker, "markersize": 4, "linewidth": 1.4}

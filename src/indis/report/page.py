@@ -1,0 +1,287 @@
+"""The page: which files a run folder has, and the blocks of text, tables and figures that each of them becomes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from jinja2 import Environment, FileSystemLoader
+from matplotlib.figure import Figure
+
+from indis.report import charts, pictures, plans, tables
+from indis.report.tables import Cell, Group, Table
+from indis.storage import load_json, load_tensors, write_aside
+
+TITLE = "INDIS: few-step sampling with instance-aware discretizations"
+NOT_FID = "FD-Fashion is a Fréchet distance on the features of a small Fashion-MNIST classifier; it is not FID."
+
+
+@dataclass(frozen=True)
+class Text:
+    """Paragraphs, as they are or as code."""
+
+    paragraphs: list[str]
+    code: bool = False
+    kind: str = field(default="text", init=False)
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure and the CSS width that it is drawn for."""
+
+    uri: str
+    width: int
+    alt: str
+    caption: str
+    kind: str = field(default="picture", init=False)
+
+
+@dataclass(frozen=True)
+class Strips:
+    """Rows of samples, aligned by starting noise."""
+
+    rows: list[tuple[str, str]]
+    width: int
+    caption: str
+    kind: str = field(default="strips", init=False)
+
+
+T = TypeVar("T")
+Block = Text | Table | Picture | Strips
+
+
+@dataclass(frozen=True)
+class Section:
+    """A file and the blocks that it becomes; ``build`` gets the folder's file, loaded."""
+
+    name: str
+    title: str
+    file: str
+    build: Callable[[Any], Iterator[Block]]
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """A section as the template prints it."""
+
+    name: str
+    title: str
+    blocks: list[Block]
+
+
+def write_report(folder: Path, out: Path, title: str = TITLE) -> list[str]:
+    """Write the page that the files in ``folder`` make, and return the names of its sections in order.
+
+    Raises:
+        FileNotFoundError: if the folder is missing or has none of the known files.
+        ValueError: if one of them is malformed.
+    """
+    present = [section for section in SECTIONS if (folder / section.file).is_file()]
+    if not present:
+        names = ", ".join(section.file for section in SECTIONS)
+        raise FileNotFoundError(f"{folder} has no results to report; expected at least one of {names}")
+    sections = [_render(section, folder / section.file) for section in present]
+    lead = _checked(folder / "run.json", _lead) if (folder / "run.json").is_file() else []
+    environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True)
+    page = environment.get_template("template.html").render(title=title, lead=lead, sections=sections)
+    write_aside(out, lambda temporary: _write_text(temporary, page))
+    return [section.name for section in present]
+
+
+def readme_picture(folder: Path, out: Path) -> None:
+    """Write one PNG, 1200 pixels wide and at most 300 kB, of the folder's samples and toy error curve.
+
+    Raises:
+        FileNotFoundError: if the folder has neither.
+        ValueError: if one of them is malformed.
+    """
+    samples, toy = folder / "samples.safetensors", folder / "toy.json"
+    if not samples.is_file() and not toy.is_file():
+        raise FileNotFoundError(f"{folder} has neither {samples.name} nor {toy.name} to draw")
+    rows = _checked(samples, _rows) if samples.is_file() else {}
+    cells = _checked(toy, lambda content: content["cells"]) if toy.is_file() else []
+    picture = pictures.readme_png(rows, cells)
+    write_aside(out, lambda temporary: _write_bytes(temporary, picture))
+
+
+# --- reading
+
+
+def _render(section: Section, path: Path) -> Rendered:
+    return Rendered(section.name, section.title, _checked(path, lambda content: list(section.build(content))))
+
+
+def _checked(path: Path, use: Callable[[Any], T]) -> T:
+    """What ``use`` makes of the file's content; any way in which the content disappoints it is the file's fault.
+
+    Raises:
+        ValueError: with one sentence that names the file.
+    """
+    content = load_json(path) if path.suffix == ".json" else _arrays(path)
+    try:
+        return use(content)
+    except (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError) as error:
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise ValueError(f"{path} is malformed ({reason})") from error
+
+
+def _arrays(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    tensors, meta = load_tensors(path)
+    return {name: value.numpy() for name, value in tensors.items()}, meta or {}
+
+
+def _strings(value: Any) -> list[str]:
+    if not isinstance(value, list):
+        raise ValueError(f"a list of strings was expected, got {value!r}")
+    return [str(item) for item in value]
+
+
+def _write_text(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")
+
+
+def _write_bytes(path: Path, data: bytes) -> None:
+    path.write_bytes(data)
+
+
+def _picture(figure: Figure, alt: str, caption: str) -> Picture:
+    width = round(figure.get_figwidth() * charts.INCH)
+    return Picture(charts.data_uri(charts.png(figure)), width, alt, caption)
+
+
+# --- sections
+
+Tensors = tuple[Mapping[str, np.ndarray], Mapping[str, Any]]
+
+
+def _rows(content: Tensors) -> dict[str, np.ndarray]:
+    tensors, meta = content
+    return pictures.ordered(tensors, meta.get("order", ()))
+
+
+def _samples(content: Tensors) -> Iterator[Block]:
+    rows = _rows(content)
+    columns = pictures.shared_columns(rows)
+    strips = {label: pictures.strip(images, columns) for label, images in rows.items()}
+    width = next(iter(strips.values()))[1]
+    uris = [(label, charts.data_uri(picture)) for label, (picture, _) in strips.items()]
+    yield Strips(uris, width, f"All samples of a column start from the same noise; {columns} starting noises.")
+
+
+def _fashion(content: Mapping[str, Any]) -> Iterator[Block]:
+    teacher = content.get("teacher") or {}
+    found = tables.entries(content["rows"], teacher.get("fd"))
+    if not found:
+        raise ValueError("there are no rows")
+    yield tables.fashion_table(found, _fashion_caption(teacher))
+    note = "Lower is better. A dot is the mean, small strokes are single seeds."
+    note += " The dotted line is the teacher." if teacher.get("fd") is not None else ""
+    yield _picture(charts.fashion_dots(found, teacher.get("fd")), "Held-out loss and FD-Fashion by method", note)
+    if content.get("notes"):
+        yield Text(_strings(content["notes"]))
+
+
+def _fashion_caption(teacher: Mapping[str, Any]) -> str:
+    parts = [NOT_FID, "Lower is better, the best of a group is bold; ± is the standard deviation over seeds."]
+    if teacher.get("fd") is not None:
+        nfe = f" with {teacher['nfe']} NFE" if teacher.get("nfe") else ""
+        parts.append(f"Excess FD is the distance beyond the teacher's {tables.number(teacher['fd'])}{nfe}.")
+    return " ".join(parts)
+
+
+def _plans(content: Tensors) -> Iterator[Block]:
+    tensors, meta = content
+    found = plans.parse(tensors, meta)
+    count = max(len(values) for plan in found for values in plan.instance.values())
+    timesteps, violins = plans.timesteps(found), plans.violins(found)
+    if timesteps:
+        caption = f"Where the interior timesteps of {count} instances lie; every node's histogram has the same height."
+        yield _picture(timesteps, "Distribution of the timesteps", caption)
+    if violins:
+        caption = "The shift of the time asked about, and the scale of the answer, at every step. "
+        caption += "Shifts are relative to the time itself." if plans.is_noise_level(found) else ""
+        yield _picture(violins, "Distribution of shifts and scales", caption.strip())
+    if "label" in tensors:
+        yield _class_picture(found, tensors["label"], meta)
+
+
+def _class_picture(found: Sequence[plans.Plan], labels: np.ndarray, meta: Mapping[str, Any]) -> Picture:
+    named = meta.get("classes", [])
+    names = [str(named[k]) if k < len(named) else f"class {k}" for k in np.unique(labels)]
+    caption = (
+        "A class's mean relative to the mean of all instances, in percent. Columns are steps; τ is where they start."
+    )
+    return _picture(plans.class_map(found, labels, names), "Mean scale and timestep by class", caption)
+
+
+def _curves(content: Mapping[str, Any]) -> Iterator[Block]:
+    figure = charts.learning_curves(content["curves"])
+    yield _picture(figure, "Held-out loss against iteration", "Loss on held-out pairs during the fit.")
+
+
+def _toy(content: Mapping[str, Any]) -> Iterator[Block]:
+    cells = content["cells"]
+    yield Text([tables.paper_sentence(cells)])
+    yield tables.paper_table(cells)
+    note = (
+        "Held-out priors, except for the oracle. Its plans are fitted to single training priors: a bound, not a method."
+    )
+    yield _picture(charts.toy_curves(cells), "Error against the number of steps", note)
+    for freedoms in tables.toy_freedoms(cells):
+        yield tables.toy_table(cells, freedoms)
+    yield Text([_toy_setting(cells[0], content.get("units", {}))])
+
+
+def _toy_setting(cell: tables.Row, units: Mapping[str, str]) -> str:
+    """Size, floors and units in words."""
+    floors = ", ".join(f"{tables.TOY_METRICS[m]} {tables.number(cell[f'{m}_floor'])}" for m in ("kl", "w1"))
+    seeds = f"tree seed {cell['tree_seed']}, seed {cell['seed']}"
+    size = f"{cell['priors']} priors a split, classes {cell['classes']}, {seeds}."
+    described = " ".join(f"{tables.TOY_METRICS.get(name, name)}: {text}." for name, text in units.items())
+    return f"{size} Floors (exact samples of the same size): {floors}. {described}".strip()
+
+
+def _scatter(content: Tensors) -> Iterator[Block]:
+    note = (
+        "Each point is a starting noise, its colour the squared distance between where three Euler steps end and where "
+        f"the teacher does. One scale for all panels; means are over all points, {charts.POINTS} are drawn at most."
+    )
+    yield _picture(charts.toy_scatter(content[0]), "Euler-3 error over the starting point", note)
+
+
+def _lead(content: Mapping[str, Any]) -> list[str]:
+    return _strings(content.get("text", []))
+
+
+def _run(content: Mapping[str, Any]) -> Iterator[Block]:
+    if "command" in content:
+        yield Text([str(content["command"])], code=True)
+    if "seconds" in content:
+        yield Text([f"It took {_duration(float(content['seconds']))}."])
+    for name, head in (("config", "setting"), ("versions", "package")):
+        if content.get(name):
+            rows = [[Cell(str(k)), Cell(_plain(v))] for k, v in content[name].items()]
+            yield Table([head, "value" if name == "config" else "version"], [Group("", rows)])
+
+
+def _plain(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} seconds" if seconds < 120 else f"{seconds / 60:.0f} minutes"
+
+
+SECTIONS = (
+    Section("samples", "Samples", "samples.safetensors", _samples),
+    Section("fashion", "Results", "fashion.json", _fashion),
+    Section("plans", "Plans", "plans.safetensors", _plans),
+    Section("curves", "Learning curves", "curves.json", _curves),
+    Section("toy", "Toy: error against the number of steps", "toy.json", _toy),
+    Section("toy_scatter", "Toy: error over the starting point", "toy_scatter.safetensors", _scatter),
+    Section("run", "How this was made", "run.json", _run),
+)

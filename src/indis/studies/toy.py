@@ -1,0 +1,293 @@
+r"""The toy study (paper, sec. 4.1, Figs. 2 and 3): how much can a plan of its own give each sample?
+
+The denoiser is the exact posterior mean of a 2-D tree of Gaussians, so every error is the solver's. The student is Euler in
+flow time with N steps, the target is Euler with 100 steps from the same prior, both ends of the time axis are fixed. Four
+policies share the same freedoms and the same loss, the squared distance (a sum over both coordinates) to the target:
+
+* ``uniform``: equal steps in time, nothing learned;
+* ``global``: one plan for all, learned on the training priors to convergence;
+* ``instance``: phi(x_T), learned on the training priors, also judged on held-out priors;
+* ``oracle``: each training prior's own plan, overfitted from phi's; a bound, not a method.
+
+Freedoms are ``tau``, ``tau+dtau`` and ``tau+dtau+gamma``. Against the true distribution, KL and the 1-Wasserstein distance are
+estimated from the end points; each comes with its floor, the value that exact samples of the same size get.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from indis import grids
+from indis.discretization import Discretization
+from indis.losses import squared_distance
+from indis.methods.indis import IndisConfig, fit, heuristic
+from indis.models.toy import Toy, load
+from indis.policies import Fixed, Global, Instance, PerSample
+from indis.policies.policy import LogitPolicy
+from indis.sampler import Sampler
+from indis.solvers import Euler
+from indis.teacher import Endpoints, endpoints, gather
+from indis.training import Fit, FitConfig
+
+FREEDOMS: dict[str, dict[str, float]] = {
+    "tau": {"dtau": 0.0, "gamma": 0.0},
+    "tau+dtau": {"gamma": 0.0},
+    "tau+dtau+gamma": {},
+}
+TEACHER_STEPS = 100
+
+
+@dataclass(frozen=True)
+class ToyConfig:
+    """The size of the study. The defaults are the full one, under 15 minutes on two cores."""
+
+    classes: str = "A"
+    tree_seed: int = 2
+    priors: int = 20_000  # paper
+    steps: tuple[int, ...] = (3, 4, 5, 6, 7, 8, 9, 10)  # paper, Fig. 3
+    freedoms: tuple[str, ...] = tuple(FREEDOMS)
+    dtau: float = 0.9  # of the interval that follows; ours
+    gamma: float = 0.9  # ours
+    batch: int = 1024
+    global_iterations: int = 200
+    global_batch: int = 512
+    global_lr: float = 5e-2
+    instance_iterations: int = 500
+    instance_lr: float = 4e-3
+    width: int = 96
+    depth: int = 3
+    oracle_iterations: int = 25
+    oracle_lr: float = 5e-2
+    reference: int = 200_000  # true samples for the histogram
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        unknown = set(self.freedoms) - set(FREEDOMS)
+        if unknown:
+            raise ValueError(f"freedoms must be among {', '.join(FREEDOMS)}, got {', '.join(sorted(unknown))}")
+        if not self.steps or min(self.steps) < 1:
+            raise ValueError(f"steps must be at least 1, got {self.steps}")
+        if self.priors < 2:
+            raise ValueError(f"priors must be at least 2, got {self.priors}")
+
+    def quick(self) -> ToyConfig:
+        """A size for a demonstration."""
+        return replace(
+            self,
+            priors=4000,
+            steps=(3, 5),
+            global_iterations=120,
+            instance_iterations=250,
+            oracle_iterations=15,
+            reference=50_000,
+        )
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One row of the result; ``squared_distance`` sums both coordinates, KL is in nats, W1 in data units."""
+
+    policy: str
+    freedoms: str
+    steps: int
+    nfe: int
+    split: str
+    squared_distance: float
+    kl: float
+    kl_floor: float
+    w1: float
+    w1_floor: float
+    priors: int
+    classes: str
+    tree_seed: int
+    seed: int
+    parameters: int
+    fit_seconds: float
+
+
+@dataclass(frozen=True)
+class ToyProgress:
+    """What is going on: the cell in work, how many are done, and a new row when one is finished."""
+
+    doing: str
+    done: int
+    total: int
+    cell: Cell | None = None
+
+
+class ToyStudy:
+    """Runs the study; iterate :meth:`run`, then read ``cells`` and ``scatter``."""
+
+    def __init__(self, config: ToyConfig) -> None:
+        self.config = config
+        self.toy = load(config.classes, config.tree_seed)
+        self.cells: list[Cell] = []
+        # Euler-3 errors of each policy (first freedom and all freedoms) over the held-out or training priors, for Fig. 2
+        self.scatter: dict[str, Tensor] = {}
+        self._done = 0
+
+    @property
+    def total(self) -> int:
+        """How many samplers are fitted or run."""
+        return len(self.config.steps) * (1 + 3 * len(self.config.freedoms))
+
+    def run(self) -> Iterator[ToyProgress]:
+        """Fit and judge every policy, freedom and number of steps."""
+        yield ToyProgress("teacher endpoints", 0, self.total)
+        self._prepare()
+        for steps in self.config.steps:
+            yield from self._judge("uniform", "tau", steps, self._uniform(steps), ("train", "heldout"), 0.0)
+            for freedoms in self.config.freedoms:
+                yield from self._run_freedoms(freedoms, steps)
+
+    def results(self) -> dict[str, Any]:
+        """Everything as JSON: the configuration and the flat list of cells."""
+        return {
+            "study": "toy",
+            "config": asdict(self.config),
+            "units": {
+                "squared_distance": "sum over 2 coordinates, data std 0.5 per coordinate over both classes",
+                "kl": "nats, KL(data || samples) on a 48 x 48 histogram",
+                "w1": "data units",
+                "fixed": "both ends of time; teacher Euler with 100 steps",
+            },
+            "cells": [asdict(cell) for cell in self.cells],
+        }
+
+    def _prepare(self) -> None:
+        c = self.config
+        teacher = heuristic(self.toy, solver="euler", grid="uniform", steps=TEACHER_STEPS)
+        seeds = range(2 * c.priors)
+        everything = gather(list(endpoints(self.toy, teacher, seeds, batch=4096)))
+        self.data = {"train": everything[: c.priors], "heldout": everything[c.priors :]}
+        generator = torch.Generator().manual_seed(c.seed)
+        self.truth = self.toy.mixture.sample(c.reference, generator).float()
+        self.floor = self._distances(self.toy.mixture.sample(c.priors, generator).float())
+
+    def _run_freedoms(self, freedoms: str, steps: int) -> Iterator[ToyProgress]:
+        both = ("train", "heldout")
+        for policy, build in (("global", self._global), ("instance", self._instance)):
+            yield ToyProgress(f"{policy} {freedoms} N={steps}", self._done, self.total)
+            started = time.perf_counter()
+            sampler = build(freedoms, steps)
+            yield from self._judge(policy, freedoms, steps, sampler, both, time.perf_counter() - started)
+        yield ToyProgress(f"oracle {freedoms} N={steps}", self._done, self.total)
+        started = time.perf_counter()
+        oracle = self._oracle(sampler, freedoms, steps)
+        yield from self._judge("oracle", freedoms, steps, oracle, ("train",), time.perf_counter() - started)
+
+    def _uniform(self, steps: int) -> Sampler:
+        return heuristic(self.toy, solver="euler", grid="uniform", steps=steps)
+
+    def _config(self, freedoms: str, steps: int, fitting: FitConfig, *, per_instance: bool) -> IndisConfig:
+        c = self.config
+        sizes = {"dtau": c.dtau, "gamma": c.gamma} | FREEDOMS[freedoms]
+        return IndisConfig(
+            steps=steps,
+            solver="euler",
+            grid="uniform",
+            per_instance=per_instance,
+            loss="squared",
+            width=c.width,
+            depth=c.depth,
+            fit=fitting,
+            **sizes,
+        )
+
+    def _fit(self, config: IndisConfig) -> Sampler:
+        process = fit(config, self.toy, self.data["train"], squared_distance)
+        for _ in process.run():
+            pass
+        return process.sampler
+
+    def _global(self, freedoms: str, steps: int) -> Sampler:
+        c = self.config
+        fitting = FitConfig(c.global_iterations, c.global_batch, c.global_lr, holdout=0, seed=c.seed)
+        return self._fit(self._config(freedoms, steps, fitting, per_instance=False))
+
+    def _instance(self, freedoms: str, steps: int) -> Sampler:
+        c = self.config
+        fitting = FitConfig(c.instance_iterations, c.batch, c.instance_lr, holdout=0, seed=c.seed)
+        return self._fit(self._config(freedoms, steps, fitting, per_instance=True))
+
+    def _oracle(self, learned: Sampler, freedoms: str, steps: int) -> Sampler:
+        """Each training prior's own logits, started at phi's answer; the better of before and after, prior by prior."""
+        c, data = self.config, self.data["train"]
+        policy = learned.policy
+        assert isinstance(policy, Instance)
+        with torch.no_grad():
+            start = policy.logits(data.noise, None, None)
+        oracle = PerSample(len(data), policy.base, policy.schedule, policy.bounds)
+        oracle.free.data.copy_(start)
+        sampler = Sampler(oracle, learned.solver)
+        fitting = FitConfig(c.oracle_iterations, len(data), c.oracle_lr, clip=1e9, holdout=0, seed=c.seed)
+        for _ in Fit(sampler, self.toy, data, squared_distance, fitting).run():
+            pass
+        found = oracle.free.detach().clone()
+        after = self._errors(sampler, data)
+        oracle.free.data.copy_(start)
+        before = self._errors(sampler, data)
+        oracle.free.data.copy_(torch.where((after < before)[:, None, None], found, start))
+        return sampler
+
+    def _errors(self, sampler: Sampler, data: Endpoints) -> Tensor:
+        with torch.no_grad():
+            return squared_distance(sampler(self.toy, data.noise), data.target)
+
+    def _judge(
+        self, policy: str, freedoms: str, steps: int, sampler: Sampler, splits: Sequence[str], seconds: float
+    ) -> Iterator[ToyProgress]:
+        self._done += 1
+        for split in splits:
+            data = self.data[split]
+            with torch.no_grad():
+                end = sampler(self.toy, data.noise)
+            errors = squared_distance(end, data.target)
+            if steps == 3:
+                self.scatter[f"{policy} {freedoms} {split}"] = errors
+            cell = self._cell(policy, freedoms, steps, split, sampler, end, errors, seconds)
+            self.cells.append(cell)
+            yield ToyProgress(f"{policy} {freedoms} N={steps}", self._done, self.total, cell)
+
+    def _cell(
+        self,
+        policy: str,
+        freedoms: str,
+        steps: int,
+        split: str,
+        sampler: Sampler,
+        end: Tensor,
+        errors: Tensor,
+        seconds: float,
+    ) -> Cell:
+        c = self.config
+        kl, w1 = self._distances(end)
+        return Cell(
+            policy=policy,
+            freedoms=freedoms,
+            steps=steps,
+            nfe=sampler.nfe,
+            split=split,
+            squared_distance=errors.double().mean().item(),
+            kl=kl,
+            kl_floor=self.floor[0],
+            w1=w1,
+            w1_floor=self.floor[1],
+            priors=len(end),
+            classes=c.classes,
+            tree_seed=c.tree_seed,
+            seed=c.seed,
+            parameters=sampler.policy.parameter_count(),
+            fit_seconds=round(seconds, 2),
+        )
+
+    def _distances(self, samples: Tensor) -> tuple[float, float]:
+        from indis.metrics.toy import histogram_kl, wasserstein1
+
+        return histogram_kl(samples, self.truth), wasserstein1(samples, self.truth)

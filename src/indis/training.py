@@ -1,0 +1,174 @@
+"""Fitting a policy to teacher endpoints (paper, Eq. 8 and Algorithm 1).
+
+    endpoints -> noise -> policy -> plan -> solve -> decode -> loss
+
+Gradients are the only thing that flows back, and only into the policy. Batch i is a pure function of (seed, i), so a resumed
+run repeats bit for bit what an uninterrupted one would have done. :meth:`Fit.run` is a generator: the caller logs, draws, stops.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from indis.denoise import Denoiser
+from indis.losses import Loss
+from indis.sampler import Sampler
+from indis.storage import load_tensors, pack_optimizer, save_tensors, unpack_optimizer
+from indis.teacher import Endpoints
+
+
+@dataclass(frozen=True)
+class FitConfig:
+    """How a policy is tuned. Adam and cosine are the paper's; the numbers it does not give are ours."""
+
+    iterations: int = 500
+    batch: int = 64
+    lr: float = 2e-3
+    clip: float = 1.0  # of the gradient's norm
+    holdout: int = 500  # the last endpoints, never trained on; 0 fits all and keeps the last state
+    validate_every: int = 50
+    checkpoint: bool = False  # recompute network calls in the backward pass
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, least in (("iterations", 1), ("batch", 1), ("holdout", 0), ("validate_every", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        if not (self.lr > 0 and self.clip > 0):
+            raise ValueError(f"lr and clip must be positive, got {self.lr} and {self.clip}")
+
+    def lr_at(self, step: int) -> float:
+        """Cosine from ``lr`` to zero."""
+        return self.lr * (1 + math.cos(math.pi * step / self.iterations)) / 2
+
+
+@dataclass(frozen=True)
+class Progress:
+    """One iteration: its number (from 1), its loss, the held-out loss when it was measured, and the best one so far."""
+
+    step: int
+    iterations: int
+    loss: float
+    heldout: float | None
+    best: float
+
+
+class Fit:
+    """The state of a fit. After :meth:`run` the sampler's policy holds the best held-out parameters.
+
+    Raises:
+        ValueError: if the endpoints are too few for the held-out part.
+    """
+
+    def __init__(self, sampler: Sampler, denoiser: Denoiser, data: Endpoints, loss: Loss, config: FitConfig) -> None:
+        if len(data) <= config.holdout:
+            raise ValueError(f"holdout must be below the number of endpoints, got {config.holdout} of {len(data)}")
+        split = len(data) - config.holdout
+        self.sampler, self.denoiser, self.loss, self.config = sampler, denoiser, loss, config
+        self.train, self.heldout = data[:split], data[split:]
+        self.step, self.best, self.best_state = 0, math.inf, _copy(sampler.policy)
+        parameters = [p for p in sampler.policy.parameters() if p.requires_grad]
+        if not parameters:
+            raise ValueError("policy has nothing to learn")
+        self.optimizer = torch.optim.Adam(parameters, lr=config.lr)
+
+    def run(self) -> Iterator[Progress]:
+        """Iterate to the end of the config.
+
+        Raises:
+            FloatingPointError: if the loss or its gradient stops being finite; the policy is then the best one so far.
+        """
+        if self.config.holdout and self.step == 0:
+            self._keep_best(self.validate())
+        while self.step < self.config.iterations:
+            loss = self._iterate()
+            heldout = self.validate() if self._validates() else None
+            if heldout is not None:
+                self._keep_best(heldout)
+            yield Progress(self.step, self.config.iterations, loss, heldout, self.best)
+        if self.config.holdout:
+            self.sampler.policy.load_state_dict(self.best_state)
+
+    def validate(self) -> float:
+        """Mean loss on the held-out endpoints."""
+        with torch.no_grad():
+            parts = [self._losses(self.heldout[i : i + 500]) for i in range(0, len(self.heldout), 500)]
+        return torch.cat(parts).mean().item()
+
+    def save(self, path: Path, meta: Any = None) -> None:
+        """Write a checkpoint that :meth:`resume` continues from, bit for bit."""
+        current = {f"policy.{k}": v for k, v in self.sampler.policy.state_dict().items()}
+        best = {f"best.{k}": v for k, v in self.best_state.items()}
+        best_loss = self.best if math.isfinite(self.best) else None
+        header = {"config": asdict(self.config), "step": self.step, "best": best_loss, "meta": meta}
+        save_tensors(path, current | best | pack_optimizer(self.optimizer), header)
+
+    def resume(self, path: Path, meta: Any = None) -> None:
+        """Continue from a checkpoint of the same configuration (``meta`` included).
+
+        Raises:
+            ValueError: if it belongs to another one.
+        """
+        tensors, header = load_tensors(path)
+        if header["config"] != asdict(self.config) or header["meta"] != meta:
+            raise ValueError(f"{path} was written with another configuration; give the same one or another folder")
+        self.sampler.policy.load_state_dict(_section(tensors, "policy."))
+        self.best_state = _section(tensors, "best.")
+        unpack_optimizer(self.optimizer, tensors)
+        self.step, self.best = header["step"], math.inf if header["best"] is None else header["best"]
+
+    def _iterate(self) -> float:
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.config.lr_at(self.step)
+        self.optimizer.zero_grad(set_to_none=True)
+        index = self._batch()
+        loss = self._losses(self.train[index], index).mean()
+        loss.backward()
+        parameters = self.optimizer.param_groups[0]["params"]
+        norm = nn.utils.clip_grad_norm_(parameters, self.config.clip)
+        if not (torch.isfinite(loss) and torch.isfinite(norm)):
+            self.sampler.policy.load_state_dict(self.best_state)
+            raise FloatingPointError(f"the loss or its gradient is not finite at iteration {self.step + 1}")
+        self.optimizer.step()
+        self.step += 1
+        return loss.item()
+
+    def _batch(self) -> Tensor:
+        """Indices of this iteration: a fresh permutation each epoch, a pure function of (seed, step)."""
+        count = len(self.train)
+        if self.config.batch >= count:
+            return torch.arange(count)
+        per_epoch = count // self.config.batch
+        epoch, place = divmod(self.step, per_epoch)
+        generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + epoch)
+        start = place * self.config.batch
+        return torch.randperm(count, generator=generator)[start : start + self.config.batch]
+
+    def _losses(self, part: Endpoints, index: Tensor | None = None) -> Tensor:
+        student = self.sampler(
+            self.denoiser, part.noise, part.condition, index=index, checkpoint=self.config.checkpoint
+        )
+        return self.loss(self.denoiser.decode(student), self.denoiser.decode(part.target))
+
+    def _validates(self) -> bool:
+        last = self.step == self.config.iterations
+        return self.config.holdout > 0 and (last or self.step % self.config.validate_every == 0)
+
+    def _keep_best(self, heldout: float) -> None:
+        if heldout < self.best:
+            self.best, self.best_state = heldout, _copy(self.sampler.policy)
+
+
+def _copy(policy: nn.Module) -> dict[str, Tensor]:
+    return {k: v.detach().clone() for k, v in policy.state_dict().items()}
+
+
+def _section(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
