@@ -1,0 +1,85 @@
+"""Few-step diffusion and flow sampling with a discretization of its own for every sample.
+
+A **noise schedule** says what t means; a **denoiser** answers at (x, t); a **discretization** (tau, dtau, gamma) says
+where and how to ask; a **solver** turns tau into coefficients; a **policy** turns (x_T, c) into a discretization; a
+**method** learns a policy from **teacher endpoints**.
+"""
+
+from indis import artifact, grids, losses, models, solvers
+from indis.denoise import UNCONDITIONAL, Condition, Counted, Denoiser, Form, convert
+from indis.discretization import Bounds, Decision, Discretization, from_logits
+from indis.methods.indis import IndisConfig, fit, heuristic, untrained
+from indis.noise import EDM, DiscreteVP, LinearVP, NoiseSchedule, RectifiedFlow, ScaledLinearVP, prior
+from indis.policies import Fixed, Global, Instance, PerSample, Policy
+from indis.sampler import Sampler
+from indis.solvers import (
+    DEIS,
+    IPNDM,
+    AdamsBashforth,
+    DPMSolverPP,
+    Euler,
+    Heun,
+    Solver,
+    UniPC,
+    solve,
+    trajectory,
+)
+from indis.teacher import Endpoints, TeachConfig, endpoints, gather, load_endpoints, noise_from_seeds, teach
+from indis.training import Fit, FitConfig, Progress
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "DEIS",
+    "EDM",
+    "IPNDM",
+    "UNCONDITIONAL",
+    "AdamsBashforth",
+    "Bounds",
+    "Condition",
+    "Counted",
+    "DPMSolverPP",
+    "Decision",
+    "Denoiser",
+    "DiscreteVP",
+    "Discretization",
+    "Endpoints",
+    "Euler",
+    "Fit",
+    "FitConfig",
+    "Fixed",
+    "Form",
+    "Global",
+    "Heun",
+    "IndisConfig",
+    "Instance",
+    "LinearVP",
+    "NoiseSchedule",
+    "PerSample",
+    "Policy",
+    "Progress",
+    "RectifiedFlow",
+    "Sampler",
+    "ScaledLinearVP",
+    "Solver",
+    "TeachConfig",
+    "UniPC",
+    "artifact",
+    "convert",
+    "endpoints",
+    "fit",
+    "from_logits",
+    "gather",
+    "grids",
+    "heuristic",
+    "load_endpoints",
+    "losses",
+    "models",
+    "noise_from_seeds",
+    "prior",
+    "solve",
+    "solvers",
+    "teach",
+    "trajectory",
+    "untrained",
+]

@@ -18,7 +18,7 @@ from indis.noise import NoiseSchedule
 from indis.policies import Fixed, Global, Instance, PerSample, Policy
 from indis.policies.policy import LogitPolicy
 from indis.sampler import Sampler
-from indis.solvers import SOLVERS, Solver
+from indis.solvers import SOLVERS
 from indis.storage import load_json, load_tensors, save_json, save_tensors
 
 FORMAT = 1

@@ -1,6 +1,7 @@
 r"""Denoisers: what a model answers at (x, t), and in which form.
 
-A model family supplies one object that satisfies :class:`Denoiser`. Whatever it was trained to predict, a call returns its
+A model family supplies one object that satisfies :class:`Denoiser`. Whatever it was trained to predict, a call
+returns its
 *native* form, one of three linear views of the same posterior mean:
 
 =========  =====================  ===================  ====================  ==========================
@@ -75,8 +76,9 @@ def convert(value: Tensor, source: Form, target: Form, *, x: Tensor, schedule: N
 class Condition:
     """What a batch is conditioned on.
 
-    ``inputs`` go to the network (every tensor has the batch as its first axis); ``features`` ``(batch, dim)`` are what an
-    instance-aware policy may read: the class one-hot over sqrt(classes), or pooled text embeddings (paper, Fig. 4).
+    ``inputs`` go to the network (every tensor has the batch as its first axis); ``features`` ``(batch, dim)`` are
+    what an instance-aware policy may read: the class one-hot over sqrt(classes), or pooled text embeddings (paper,
+    Fig. 4).
     """
 
     inputs: Mapping[str, Tensor] = field(default_factory=dict)
@@ -99,10 +101,21 @@ UNCONDITIONAL = Condition()
 class Denoiser(Protocol):
     """What a model family supplies. Parameters are frozen; gradients flow through a call, never into the model."""
 
-    name: str
-    schedule: NoiseSchedule
-    shape: tuple[int, ...]
-    native: Form
+    @property
+    def name(self) -> str:
+        """What artifacts call it."""
+
+    @property
+    def schedule(self) -> NoiseSchedule:
+        """What its times mean."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of one sample."""
+
+    @property
+    def native(self) -> Form:
+        """What a call returns, and what gamma multiplies."""
 
     def __call__(self, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
         """The native prediction at ``x`` ``(batch, *shape)`` and per-sample times ``t`` ``(batch,)``."""
@@ -125,6 +138,7 @@ class Counted:
         self.calls = self.samples = 0
 
     def __call__(self, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
+        """The wrapped denoiser's answer."""
         self.calls += 1
         self.samples += len(x)
         return self.inner(x, t, condition)

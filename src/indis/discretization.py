@@ -1,20 +1,23 @@
 r"""Discretizations: where to step, at which time to ask, and how to scale the answer.
 
-A discretization of N steps is :math:`\xi = \{\tau, \Delta\tau, \gamma\}`. Step k asks the denoiser at
-:math:`\tau_k + \Delta\tau_k`, multiplies its native output by :math:`\gamma_k` and integrates from :math:`\tau_k` to
-:math:`\tau_{k+1}` (paper, Eq. 5). Columns are in sampling order: column 0 is the first thing that happens, the paper's n = N.
+A discretization of N steps is :math:`\xi = \{\tau, \Delta\tau, \gamma\}`. Step k asks the denoiser at :math:`\tau_k +
+\Delta\tau_k`, multiplies its native output by :math:`\gamma_k` and integrates from :math:`\tau_k` to
+:math:`\tau_{k+1}` (paper, Eq. 5). Columns are in sampling order: column 0 is the first thing that happens, the
+paper's n = N.
 
 :func:`from_logits` is Eq. 6-7 with three choices that the paper leaves open:
 
 * N logits, not N + 1: a logit at the boundary cancels in the normalisation.
-* The softmax is relative to a *base grid*: zero logits give that grid bit for bit, so an untrained network is its base solver.
-* Interval fractions have a floor, so that times stay strictly decreasing for any logits and multistep weights stay finite.
+* The softmax is relative to a *base grid*: zero logits give that grid bit for bit, so an untrained network is its
+base solver.
+* Interval fractions have a floor, so that times stay strictly decreasing for any logits and multistep weights stay
+finite.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -32,7 +35,7 @@ class Decision:
 
     gamma: Tensor  # (grid,)
     tau: Tensor  # (grid,), node k + 1
-    dtau: Tensor | None  # (grid,), of node k + 1; None after the last step
+    dtau: Tensor  # (grid,), of node k + 1; zero after the last step, where nothing is asked
     weights: Tensor | None = None  # (grid, order), added to the solver's multistep weights
 
 
@@ -40,8 +43,8 @@ class Decision:
 class Discretization:
     """An open-loop plan: everything is known before the first evaluation.
 
-    ``grid`` is 1 for a plan that the whole batch shares, else the batch. ``weights`` (optional) are additive corrections of
-    the solver's multistep weights in units of the step, newest answer first.
+    ``grid`` is 1 for a plan that the whole batch shares, else the batch. ``weights`` (optional) are additive
+    corrections of the solver's multistep weights in units of the step, newest answer first.
 
     Raises:
         ValueError: if the shapes do not fit together.
@@ -78,7 +81,7 @@ class Discretization:
 
     def decide(self, k: int, x: Tensor, answer: Tensor) -> Decision:
         """Read column k; an open-loop plan looks neither at the state nor at the answer."""
-        dtau = self.dtau[:, k + 1] if k + 1 < self.steps else None
+        dtau = self.dtau[:, k + 1] if k + 1 < self.steps else torch.zeros_like(self.dtau[:, k])
         weights = None if self.weights is None else self.weights[:, k]
         return Decision(self.gamma[:, k], self.tau[:, k + 1], dtau, weights)
 
@@ -113,9 +116,9 @@ class Bounds:
     """How far logits may move a discretization from its base grid.
 
     ``dtau`` and ``gamma`` are b in b tanh(o / 2); zero removes that freedom exactly. ``weights`` is the same for the
-    corrections of the multistep weights. ``shift`` says what ``dtau`` is a fraction of: "relative" moves log-SNR by up to b
-    (for EDM this multiplies sigma by up to e^b), "gap" moves by up to b of the interval that follows, "additive" is the
-    paper's form in units of time. ``domain`` is where the softmax lives.
+    corrections of the multistep weights. ``shift`` says what ``dtau`` is a fraction of: "relative" moves log-SNR by
+    up to b (for EDM this multiplies sigma by up to e^b), "gap" moves by up to b of the interval that follows,
+    "additive" is the paper's form in units of time. ``domain`` is where the softmax lives.
 
     Sizes seen in peers' learned values: relative shifts up to 0.25, scales 0.6 ... 1.3 (DyWeight's released weights).
 
@@ -131,14 +134,19 @@ class Bounds:
     floor: float = 1e-4  # least fraction of an interval; 1e-4 of EDM's range is 0.1 % of sigma
 
     def __post_init__(self) -> None:
-        for name, low, high in (("dtau", 0, float("inf")), ("gamma", 0, 1), ("weights", 0, float("inf")), ("floor", 0, 0.01)):
+        for name, low, high in (
+            ("dtau", 0, float("inf")),
+            ("gamma", 0, 1),
+            ("weights", 0, float("inf")),
+            ("floor", 0, 0.01),
+        ):
             if not low <= getattr(self, name) < high:
                 raise ValueError(f"bounds.{name} must be in [{low}, {high}), got {getattr(self, name)}")
         if self.shift == "gap" and self.dtau >= 1:
             raise ValueError(f"bounds.dtau must be below 1 for shift 'gap', got {self.dtau}")
 
     @classmethod
-    def natural(cls, schedule: NoiseSchedule, **fields: float) -> Bounds:
+    def natural(cls, schedule: NoiseSchedule, **fields: Any) -> Bounds:
         """Bounds in the terms that suit a schedule: log-SNR where sigma spans decades, local time for flows."""
         shift: Shift = "relative" if schedule.domain == "log_snr" else "gap"
         return replace(cls(shift=shift, domain=schedule.domain), **fields)
@@ -147,8 +155,8 @@ class Bounds:
 def from_logits(logits: Tensor, base: Tensor, schedule: NoiseSchedule, bounds: Bounds) -> Discretization:
     """The discretization of ``logits`` ``(grid, 3 + order, steps)`` around ``base`` ``(1, steps + 1)`` (Eq. 6-7).
 
-    Row 0 moves tau, row 1 Dtau, row 2 gamma; further rows, if any, are corrections of the multistep weights, newest first.
-    Times and coefficients are float64 whatever the dtype of the logits.
+    Row 0 moves tau, row 1 Dtau, row 2 gamma; further rows, if any, are corrections of the multistep weights, newest
+    first. Times and coefficients are float64 whatever the dtype of the logits.
     """
     logits = logits.to(TIME_DTYPE)
     tau = _nodes(logits[:, 0], base, schedule, bounds)

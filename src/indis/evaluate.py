@@ -1,8 +1,8 @@
 """Evaluation: a sampler, a denoiser and seeds to numbers.
 
-Two questions are kept apart. *Does a sample end where the teacher ends?* is asked pair by pair on held-out endpoints (a loss and the
-mean square error). *Do the samples look like the data?* is asked of the whole set (Frechet distance of features). The number of
-network evaluations is counted by a wrapper, not computed.
+Two questions are kept apart. *Does a sample end where the teacher ends?* is asked pair by pair on held-out endpoints
+(a loss and the mean square error). *Do the samples look like the data?* is asked of the whole set (Frechet distance
+of features). The number of network evaluations is counted by a wrapper, not computed.
 """
 
 from __future__ import annotations

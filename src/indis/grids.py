@@ -1,8 +1,8 @@
 r"""Grids: the heuristic choices of the nodes tau, shared by all samples.
 
 A grid is a function ``(schedule, steps) -> tau`` with ``tau`` of shape ``(1, steps + 1)``, float64, strictly decreasing
-from ``t_max`` to ``t_min`` with both ends exact. Formulas use the noise-to-signal ratio :math:`s = \sigma / \alpha`, which is
-the time itself for EDM.
+from ``t_max`` to ``t_min`` with both ends exact. Formulas use the noise-to-signal ratio :math:`s = \sigma / \alpha`,
+which is the time itself for EDM.
 
 =================  =========================================================  =============================
 name               evenly spaced                                              source
@@ -33,7 +33,9 @@ from indis.numerics import TIME_DTYPE
 Grid = Callable[[NoiseSchedule, int], Tensor]
 
 
-def ramp(schedule: NoiseSchedule, steps: int, to: Callable[[Tensor], Tensor], back: Callable[[Tensor], Tensor]) -> Tensor:
+def ramp(
+    schedule: NoiseSchedule, steps: int, to: Callable[[Tensor], Tensor], back: Callable[[Tensor], Tensor]
+) -> Tensor:
     """Nodes that are evenly spaced in the coordinate ``to(t)``, with both ends exact."""
     if steps < 1:
         raise ValueError(f"steps must be at least 1, got {steps}")
@@ -161,7 +163,7 @@ class VPClock:
         return cls(beta_d, high - beta_d / 2)
 
     def ratio(self, u: Tensor) -> Tensor:
-        """sigma / alpha at VP time u."""
+        """Sigma / alpha at VP time u."""
         return torch.expm1(self.beta_d * u**2 / 2 + self.beta_min * u).sqrt()
 
     def time(self, ratio: Tensor) -> Tensor:

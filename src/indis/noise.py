@@ -1,9 +1,9 @@
 r"""Noise schedules: what a time t means.
 
 A noisy sample is :math:`x_t = \alpha(t) x_0 + \sigma(t) \epsilon`. A schedule is the pair :math:`(\alpha, \sigma)` on
-``[t_min, t_max]`` together with the log signal-to-noise ratio :math:`\lambda = \log(\alpha / \sigma)`, decreasing in t,
-and its inverse. Every method is elementwise, differentiable, keeps dtype and shape, and never looks at a time's value to
-choose a branch, so each sample of a batch may have its own clock.
+``[t_min, t_max]`` together with the log signal-to-noise ratio :math:`\lambda = \log(\alpha / \sigma)`, decreasing in
+t, and its inverse. Every method is elementwise, differentiable, keeps dtype and shape, and never looks at a time's
+value to choose a branch, so each sample of a batch may have its own clock.
 
 ==============  =======================================  =====================================
 schedule        :math:`\alpha, \sigma`                   used by
@@ -180,8 +180,8 @@ class ScaledLinearVP(_VariancePreserving):
 class DiscreteVP:
     """The table of a discrete-time model, made continuous by interpolating log-SNR linearly between its steps.
 
-    Times are the model's own step indices 0 ... ``steps - 1`` (float); nothing is rounded, so a time keeps its gradient.
-    ``spacing`` is diffusers' ``beta_schedule``: "scaled_linear" (Stable Diffusion) or "linear" (DDPM).
+    Times are the model's own step indices 0 ... ``steps - 1`` (float); nothing is rounded, so a time keeps its
+    gradient. ``spacing`` is diffusers' ``beta_schedule``: "scaled_linear" (Stable Diffusion) or "linear" (DDPM).
     """
 
     beta_start: float = 0.00085

@@ -1,8 +1,8 @@
 """Small numerical helpers that the rest of the library stands on.
 
 Two dtypes live side by side. *Times and coefficients* are float64: a step weight is a difference of nearly equal
-numbers, and they are tiny tensors, so precision costs nothing. *Samples* keep whatever dtype the caller gave
-(float32 as a rule). The two meet in exactly one place, :func:`broadcast`, which casts a coefficient to the sample's dtype.
+numbers, and they are tiny tensors, so precision costs nothing. *Samples* keep whatever dtype the caller gave (float32
+as a rule). The two meet in exactly one place, :func:`broadcast`, which casts a coefficient to the sample's dtype.
 """
 
 from __future__ import annotations

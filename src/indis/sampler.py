@@ -1,4 +1,4 @@
-"""A sampler: a policy and a solver, ready to turn noise into samples. This is what users call and what artifacts hold."""
+"""A sampler: a policy and a solver, ready to turn noise into samples. Users call it and artifacts hold it."""
 
 from __future__ import annotations
 

@@ -68,9 +68,9 @@ def gather(parts: Sequence[Endpoints]) -> Endpoints:
     """One set from several."""
     conditions = [part.condition for part in parts]
     inputs = {name: torch.cat([c.inputs[name] for c in conditions]) for name in conditions[0].inputs}
-    features = None if conditions[0].features is None else torch.cat([c.features for c in conditions])
-    columns = (torch.cat([getattr(part, name) for part in parts]) for name in ("seeds", "noise", "target"))
-    return Endpoints(*columns, Condition(inputs, features))
+    known = [c.features for c in conditions if c.features is not None]
+    seeds, noise, target = (torch.cat([getattr(part, name) for part in parts]) for name in ("seeds", "noise", "target"))
+    return Endpoints(seeds, noise, target, Condition(inputs, torch.cat(known) if known else None))
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ def teach(
     Raises:
         ValueError: if the folder holds endpoints of another configuration or a damaged shard.
     """
-    meta = {
+    meta: dict[str, Any] = {
         "format": FORMAT,
         "config": asdict(config),
         "provenance": provenance,
@@ -130,12 +130,14 @@ def load_endpoints(folder: Path) -> tuple[Endpoints, dict[str, Any]]:
 
     Raises:
         FileNotFoundError: if the folder or a shard is missing.
-        ValueError: if a shard is damaged, the set is unfinished, or this torch draws other noise than the one that wrote it.
+        ValueError: if a shard is damaged, the set is unfinished, or this torch draws other noise than the writer's.
     """
     meta = _read_meta(folder)
     expected = -(-meta["config"]["count"] // meta["config"]["shard"])
     if len(meta["shards"]) != expected:
-        raise ValueError(f"{folder} has {len(meta['shards'])} of {expected} shards: run `indis teach` again to finish it")
+        raise ValueError(
+            f"{folder} has {len(meta['shards'])} of {expected} shards: run `indis teach` again to finish it"
+        )
     data = gather([_read_shard(folder / name, digest) for name, digest in meta["shards"].items()])
     if noise_checksum(tuple(data.noise.shape[1:])) != meta["noise"]:
         raise ValueError(f"{folder} was made by a torch that draws other noise from a seed; make the endpoints again")

@@ -2,8 +2,9 @@
 
     endpoints -> noise -> policy -> plan -> solve -> decode -> loss
 
-Gradients are the only thing that flows back, and only into the policy. Batch i is a pure function of (seed, i), so a resumed
-run repeats bit for bit what an uninterrupted one would have done. :meth:`Fit.run` is a generator: the caller logs, draws, stops.
+Gradients are the only thing that flows back, and only into the policy. Batch i is a pure function of (seed, i), so a
+resumed run repeats bit for bit what an uninterrupted one would have done. :meth:`Fit.run` is a generator: the caller
+logs, draws, stops.
 """
 
 from __future__ import annotations

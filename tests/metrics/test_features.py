@@ -7,7 +7,8 @@ from indis.metrics import features, features_training
 from indis.metrics.features import POOLED, FashionFeatures, perceptual_distance
 from indis.metrics.features_training import FeatureConfig, FeatureTrainer
 from indis.metrics.frechet import frechet_distance
-from indis.models.fashion_data import DEBIAN_FOLDER, read, to_pixels
+from indis.models.fashion_data import DEBIAN_FOLDER, read
+from indis.pixels import to_pixels
 from indis.storage import load_tensors
 
 needs_data = pytest.mark.skipif(not DEBIAN_FOLDER.is_dir(), reason=f"{DEBIAN_FOLDER} is missing")

@@ -218,7 +218,7 @@ def test_toy_without_three_steps_or_an_oracle(tmp_path):
     save_json(tmp_path / "toy.json", content)
     sections, page = report(tmp_path)
     assert sections == ["toy"]
-    assert f"from {tables.MISSING} to {tables.MISSING}" in page
+    assert f"from {tables.MISSING} to {tables.MISSING}" in page and "that were run (7, 8)" in page
 
 
 def test_merges_seeds_and_marks_the_best(full):

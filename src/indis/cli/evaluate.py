@@ -48,7 +48,9 @@ class Evaluate(SamplerChoice):
             with bar() as progress:
                 task = progress.add_task("FD-Fashion", total=self.samples)
                 seeds = range(self.first_seed, self.first_seed + self.samples)
-                row["fd"] = frechet_of_seeds(denoiser, sampler, seeds, on_batch=lambda n: progress.update(task, completed=n))
+                row["fd"] = frechet_of_seeds(
+                    denoiser, sampler, seeds, on_batch=lambda n: progress.update(task, completed=n)
+                )
             row["samples"] = self.samples
         for name, value in row.items():
             say(f"{name:14} {value:.5f}" if isinstance(value, float) else f"{name:14} {value}")

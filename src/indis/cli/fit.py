@@ -20,9 +20,9 @@ from indis.training import Fit
 class FitCommand:
     """Tune a policy on teacher endpoints and write an artifact; run again to resume.
 
-    Examples:
-        indis fit --data runs/endpoints --out runs/indis-n3 --steps 3 --loss fashion
-        indis fit --data runs/endpoints --out runs/god-n3 --steps 3 --loss fashion --no-per-instance --fit.lr 0.05
+    Example: indis fit --data runs/endpoints --out runs/indis-n3 --steps 3 --loss fashion
+
+    Example: indis fit --data runs/endpoints --out runs/god-n3 --steps 3 --loss fashion --no-per-instance --fit.lr 0.05
     """
 
     data: Path
@@ -67,9 +67,13 @@ class FitCommand:
 
     def _iterate(self, process: Fit, identity: dict, curve: list[list[float]]) -> None:
         with bar() as progress:
-            task = progress.add_task(f"fit N={self.config.steps}", total=self.config.fit.iterations, completed=process.step)
+            task = progress.add_task(
+                f"fit N={self.config.steps}", total=self.config.fit.iterations, completed=process.step
+            )
             for state in process.run():
-                progress.update(task, completed=state.step, description=f"fit N={self.config.steps} best {state.best:.4f}")
+                progress.update(
+                    task, completed=state.step, description=f"fit N={self.config.steps} best {state.best:.4f}"
+                )
                 if state.heldout is not None:
                     curve.append([state.step, state.heldout])
                 if state.step % self.save_every == 0 or state.step == state.iterations:

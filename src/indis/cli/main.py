@@ -1,7 +1,7 @@
 """Entry point: ``indis COMMAND`` or ``python -m indis COMMAND``.
 
-Errors that a user can mend are one sentence on stderr and exit code 2; an interrupt is exit code 130. Anything else is a bug
-and keeps its traceback.
+Errors that a user can mend are one sentence on stderr and exit code 2; an interrupt is exit code 130. Anything else
+is a bug and keeps its traceback.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import tyro
 from indis.cli.console import say
 from indis.cli.demo import Demo
 from indis.cli.evaluate import Evaluate
-from indis.cli.fashion import FashionStudy
+from indis.cli.fashion import FashionCommand
 from indis.cli.fit import FitCommand
 from indis.cli.report import Report
 from indis.cli.sample import Sample
@@ -32,7 +32,7 @@ Command = (
     | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
     | Annotated[Report, tyro.conf.subcommand("report")]
     | Annotated[ToyCommand, tyro.conf.subcommand("toy")]
-    | Annotated[FashionStudy, tyro.conf.subcommand("fashion")]
+    | Annotated[FashionCommand, tyro.conf.subcommand("fashion")]
     | Annotated[Demo, tyro.conf.subcommand("demo")]
     | Annotated[TrainModel, tyro.conf.subcommand("train-model")]
 )
@@ -44,8 +44,8 @@ The path of data: seeds -> teach -> endpoints -> fit -> artifact -> sample | eva
 
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return the exit code."""
-    # mypy cannot see that a union of annotated dataclasses is what tyro takes.
-    command: Any = tyro.cli(Command, prog="indis", description=DESCRIPTION, args=arguments)  # type: ignore[call-overload]
+    # A union of annotated dataclasses is what tyro takes, though no type says so.
+    command: Any = tyro.cli(Command, prog="indis", description=DESCRIPTION, args=arguments)
     try:
         command.run()
     except MENDABLE as error:

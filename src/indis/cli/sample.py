@@ -9,10 +9,12 @@ import torch
 
 from indis import artifact, models
 from indis.cli.console import say
+from indis.denoise import Denoiser
 from indis.evaluate import sample_batches
 from indis.methods.indis import heuristic
+from indis.pixels import to_bytes
 from indis.sampler import Sampler
-from indis.storage import save_tensors
+from indis.storage import save_tensors, write_aside
 
 
 @dataclass(frozen=True)
@@ -30,22 +32,20 @@ class SamplerChoice:
     afs: bool = False
     """Analytic first step of the plain solver: one evaluation less."""
 
-    def build(self, denoiser: models.Denoiser) -> Sampler:
+    def build(self, denoiser: Denoiser) -> Sampler:
         """The sampler."""
         if self.artifact is not None:
             return artifact.load(self.artifact)
-        return heuristic(
-            denoiser, solver=self.solver, grid=self.grid, steps=self.steps, analytic_first=self.afs
-        )
+        return heuristic(denoiser, solver=self.solver, grid=self.grid, steps=self.steps, analytic_first=self.afs)
 
 
 @dataclass(frozen=True)
 class Sample(SamplerChoice):
     """Draw samples; a sample is its seed, whatever the batch size.
 
-    Examples:
-        indis sample --model fashion --artifact runs/indis-n3 --out samples.png
-        indis sample --model fashion --solver unipc:3 --grid log_snr --steps 7 --out samples.png
+    Example: indis sample --model fashion --artifact runs/indis-n3 --out samples.png
+
+    Example: indis sample --model fashion --solver unipc:3 --grid log_snr --steps 7 --out samples.png
     """
 
     out: Path = Path("samples.png")
@@ -80,21 +80,17 @@ def save_grid(samples: torch.Tensor, path: Path, columns: int = 10, zoom: int = 
     Raises:
         ValueError: if the samples are not images.
     """
+    # Pillow comes with the image extras; a user of vector models need not have it.
     from PIL import Image
-
-    from indis.storage import write_aside
 
     if samples.ndim != 4:
         raise ValueError(f"only images can be drawn, these samples are {tuple(samples.shape[1:])}: use .safetensors")
     rows = [torch.cat(list(row), dim=2) for row in _padded(to_bytes(samples), columns).split(columns)]
     picture = torch.cat(rows, dim=1).movedim(0, 2).expand(-1, -1, 3).numpy()
-    image = Image.fromarray(picture).resize((picture.shape[1] * zoom, picture.shape[0] * zoom), Image.Resampling.NEAREST)
+    image = Image.fromarray(picture).resize(
+        (picture.shape[1] * zoom, picture.shape[0] * zoom), Image.Resampling.NEAREST
+    )
     write_aside(path, lambda temporary: image.save(temporary, format="png"))
-
-
-def to_bytes(samples: torch.Tensor) -> torch.Tensor:
-    """[-1, 1] to uint8."""
-    return (samples * 127.5 + 128).clamp(0, 255).to(torch.uint8)
 
 
 def _padded(images: torch.Tensor, columns: int) -> torch.Tensor:

@@ -17,9 +17,9 @@ from indis.studies.toy import ToyConfig, ToyStudy
 class ToyCommand:
     """Uniform, global, per-instance and oracle discretizations on an exact 2-D denoiser (paper, Figs. 2-3).
 
-    Examples:
-        indis toy --quick --json toy.json
-        indis toy --out runs/toy
+    Example: indis toy --quick --json toy.json
+
+    Example: indis toy --out runs/toy
     """
 
     quick: bool = False

@@ -15,12 +15,13 @@ from indis.models.fashion_training import TrainConfig
 
 @dataclass(frozen=True)
 class TrainModel:
-    """Train the Fashion-MNIST denoiser (EDM, moving average, label dropout) or the feature network; run again to resume.
+    """Train the Fashion-MNIST denoiser (EDM, moving average, label dropout), or the feature network; resumes.
 
-    Examples:
-        indis train-model --out runs/fashion --images 1000000
-        indis train-model --out runs/fashion --images 250000 --lr 4e-4 --init src/indis/models/weights/fashion.safetensors
-        indis train-model --what features --out runs/features
+    Example: indis train-model --out runs/fashion --images 1000000
+
+    Example: indis train-model --out runs/longer --images 250000 --lr 4e-4 --init runs/fashion/fashion.safetensors
+
+    Example: indis train-model --out runs/features --what features
     """
 
     out: Path
@@ -61,3 +62,15 @@ class TrainModel:
         trainer.save(checkpoint)
         trainer.export(self.out / "fashion.safetensors")
         say(f"weights in {self.out / 'fashion.safetensors'}")
+
+    def _features(self) -> None:
+        from indis.metrics.features_training import FeatureConfig, FeatureTrainer
+
+        train, test = read("train", self.data), read("t10k", self.data)
+        trainer = FeatureTrainer(FeatureConfig())
+        with bar() as progress:
+            task = progress.add_task("training features", total=None)
+            for state in trainer.run(train, test):
+                progress.update(task, completed=state.step, description=f"training features, loss {state.loss:.3f}")
+        trainer.write(self.out, train[0])
+        say(f"test accuracy {trainer.accuracy:.4f}, weights and reference moments in {self.out}")

@@ -96,9 +96,7 @@ def perceptual_distance(network: FashionFeatures, a: Tensor, b: Tensor) -> Tenso
         ValueError: if the shapes differ.
     """
     if a.shape != b.shape:
-        raise ValueError(
-            f"a has shape {tuple(a.shape)} and b has {tuple(b.shape)}, equal shapes are expected"
-        )
+        raise ValueError(f"a has shape {tuple(a.shape)} and b has {tuple(b.shape)}, equal shapes are expected")
     pairs = zip(network.layers(a), network.layers(b), strict=True)
     depths = [(_unit(left) - _unit(right)).square().sum(1).mean((1, 2)) for left, right in pairs]
     return torch.stack(depths).mean(0)

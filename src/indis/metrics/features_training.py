@@ -18,7 +18,7 @@ from torch import Tensor
 
 from indis.metrics.features import MOMENTS, POOLED, WEIGHTS, FashionFeatures, load
 from indis.metrics.frechet import Moments
-from indis.models.fashion_data import to_pixels
+from indis.pixels import to_pixels
 from indis.storage import save_tensors
 
 
@@ -62,7 +62,7 @@ class FeatureTrainer:
         self.accuracy: float | None = None
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.config.seed)
-            self.network = FashionFeatures().to(memory_format=torch.channels_last)
+            self.network = FashionFeatures().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.optimizer = torch.optim.AdamW(
             self.network.parameters(), lr=self.config.lr, weight_decay=self.config.weight_decay
         )
@@ -76,9 +76,7 @@ class FeatureTrainer:
         """
         per_epoch = len(train[0]) // self.config.batch
         if per_epoch == 0:
-            raise ValueError(
-                f"train holds {len(train[0])} images, at least one batch of {self.config.batch} is needed"
-            )
+            raise ValueError(f"train holds {len(train[0])} images, at least one batch of {self.config.batch} is needed")
         steps = self.config.epochs * per_epoch
         for step in range(steps):
             loss = self._step(step, steps, *_batch(self.config, *divmod(step, per_epoch), *train))
@@ -132,9 +130,7 @@ def pooled_moments(network: FashionFeatures, images: Tensor, batch: int = 500) -
     return moments
 
 
-def _batch(
-    config: FeatureConfig, epoch: int, index: int, images: Tensor, labels: Tensor
-) -> tuple[Tensor, Tensor]:
+def _batch(config: FeatureConfig, epoch: int, index: int, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Augmented pixels and labels of one step, a pure function of (seed, epoch, index)."""
     seed = config.seed * 1_000_003 + epoch
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))

@@ -35,9 +35,7 @@ class Moments:
             ValueError: if fewer than two vectors were seen.
         """
         if self.count < 2:
-            raise ValueError(
-                f"a covariance of {self.count} feature vectors was asked for, at least 2 are needed"
-            )
+            raise ValueError(f"a covariance of {self.count} feature vectors was asked for, at least 2 are needed")
         return self.scatter / (self.count - 1)
 
     def update(self, features: Tensor) -> None:
@@ -47,9 +45,7 @@ class Moments:
             ValueError: if the shape does not fit or a value is not finite; the moments are then unchanged.
         """
         if features.ndim != 2 or features.shape[1] != len(self.mean):
-            raise ValueError(
-                f"features has shape {tuple(features.shape)}, (batch, {len(self.mean)}) is expected"
-            )
+            raise ValueError(f"features has shape {tuple(features.shape)}, (batch, {len(self.mean)}) is expected")
         if not torch.isfinite(features).all():
             raise ValueError("features holds values that are not finite, only finite numbers have moments")
         if len(features):
@@ -66,9 +62,7 @@ class Moments:
         if other.count == 0:
             return
         apart = other.mean - self.mean
-        self.scatter = (
-            self.scatter + other.scatter + torch.outer(apart, apart) * (self.count * other.count / total)
-        )
+        self.scatter = self.scatter + other.scatter + torch.outer(apart, apart) * (self.count * other.count / total)
         self.mean = self.mean + apart * (other.count / total)
         self.count = total
 
@@ -87,9 +81,7 @@ class Moments:
             raise ValueError(f"tensors lacks {sorted(missing)}, what Moments.to_tensors returns is expected")
         mean, scatter = tensors["mean"].double(), tensors["scatter"].double()
         if mean.ndim != 1 or scatter.shape != (len(mean), len(mean)):
-            raise ValueError(
-                f"mean {tuple(mean.shape)} and scatter {tuple(scatter.shape)} are not of one dimension"
-            )
+            raise ValueError(f"mean {tuple(mean.shape)} and scatter {tuple(scatter.shape)} are not of one dimension")
         moments = cls(len(mean))
         moments.count, moments.mean, moments.scatter = int(tensors["count"]), mean, scatter
         return moments
@@ -126,6 +118,4 @@ def _symmetric_root(matrix: Tensor) -> Tensor:
 
 def _check_dims(a: Moments, b: Moments) -> None:
     if len(a.mean) != len(b.mean):
-        raise ValueError(
-            f"moments of dimension {len(a.mean)} and {len(b.mean)} were given, one dimension is expected"
-        )
+        raise ValueError(f"moments of dimension {len(a.mean)} and {len(b.mean)} were given, one dimension is expected")

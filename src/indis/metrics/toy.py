@@ -16,9 +16,7 @@ from torch import Tensor
 try:
     import ot
 except ImportError as error:
-    raise ImportError(
-        "indis.metrics.toy needs POT, install it with: pip install indis-diffusion[metrics]"
-    ) from error
+    raise ImportError("indis.metrics.toy needs POT, install it with: pip install indis-diffusion[metrics]") from error
 
 Bounds = tuple[float, float, float, float]  # left, right, bottom, top
 
@@ -119,8 +117,6 @@ def _corners(reference: Tensor, bounds: Bounds | None) -> tuple[Tensor, Tensor]:
 def _check(**clouds: Tensor) -> None:
     for name, cloud in clouds.items():
         if cloud.ndim != 2 or cloud.shape[1] != 2 or len(cloud) == 0:
-            raise ValueError(
-                f"{name} has shape {tuple(cloud.shape)}, (count, 2) with at least one point is expected"
-            )
+            raise ValueError(f"{name} has shape {tuple(cloud.shape)}, (count, 2) with at least one point is expected")
         if not torch.isfinite(cloud).all():
             raise ValueError(f"{name} holds values that are not finite, only finite points can be compared")

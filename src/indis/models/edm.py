@@ -23,7 +23,9 @@ def denoise(network: Callable[[Tensor, Tensor], Tensor], x: Tensor, sigma: Tenso
     return broadcast(skip, x) * x + broadcast(out, x) * answer
 
 
-def noise_prediction(network: Callable[[Tensor, Tensor], Tensor], x: Tensor, sigma: Tensor, sigma_data: float) -> Tensor:
+def noise_prediction(
+    network: Callable[[Tensor, Tensor], Tensor], x: Tensor, sigma: Tensor, sigma_data: float
+) -> Tensor:
     """The slope (x - D) / sigma, written without the cancellation that x - D has at small sigma.
 
     1 - c_skip = sigma^2 / total^2 and c_out / sigma = sigma_data / total, both exact.

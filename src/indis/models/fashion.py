@@ -95,7 +95,7 @@ def class_condition(labels: Tensor) -> Condition:
     Raises:
         ValueError: if a label is out of range.
     """
-    if labels.numel() and not (0 <= int(labels.min()) and int(labels.max()) <= NO_LABEL):
+    if labels.numel() and not (int(labels.min()) >= 0 and int(labels.max()) <= NO_LABEL):
         raise ValueError(f"label must be 0 ... 9 or 10 for no label, got {sorted(set(labels.tolist()))}")
     one_hot = F.one_hot(labels, NO_LABEL + 1)[:, :NO_LABEL].float()
     return Condition({"label": labels}, one_hot / NO_LABEL**0.5)

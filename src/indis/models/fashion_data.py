@@ -32,11 +32,6 @@ def read(split: Literal["train", "t10k"], folder: Path = DEBIAN_FOLDER) -> tuple
     return torch.from_numpy(images)[:, None], torch.from_numpy(labels).long()
 
 
-def to_pixels(images: Tensor) -> Tensor:
-    """uint8 to float32 in [-1, 1]."""
-    return images.float() / 127.5 - 1
-
-
 def _idx(path: Path) -> np.ndarray:
     """One array in IDX format: two zero bytes, a type byte, the number of axes, the big-endian sizes, the data."""
     if not path.is_file():

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from indis.models import edm, fashion
-from indis.models.fashion_data import to_pixels
+from indis.pixels import to_pixels
 from indis.storage import load_tensors, pack_optimizer, save_tensors, unpack_optimizer
 
 

@@ -1,8 +1,9 @@
 """Trunks: how phi reads a starting noise.
 
-A trunk maps unit noise ``(batch, *shape)`` to ``(batch, width)``. The vector trunk is a perceptron for low-dimensional toys. The
-convolutional trunk is light and takes any resolution: strided convolutions, then an adaptive average onto a small grid of cells,
-so that *where* in the picture the noise leans survives, which a global average would erase.
+A trunk maps unit noise ``(batch, *shape)`` to ``(batch, width)``. The vector trunk is a perceptron for
+low-dimensional toys. The convolutional trunk is light and takes any resolution: strided convolutions, then an
+adaptive average onto a small grid of cells, so that *where* in the picture the noise leans survives, which a global
+average would erase.
 """
 
 from __future__ import annotations

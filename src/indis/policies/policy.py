@@ -30,7 +30,7 @@ class Policy(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, noise: Tensor, features: Tensor | None = None, index: Tensor | None = None) -> Discretization:
-        """The plan. ``index`` ``(batch,)`` names the samples within their data set; only :class:`PerSample` reads it."""
+        """The plan. ``index`` ``(batch,)`` names the samples within their data set; only PerSample reads it."""
 
     def parameter_count(self) -> int:
         """How many numbers are learned."""

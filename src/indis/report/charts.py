@@ -170,10 +170,10 @@ def _scatter_rows(tensors: Mapping[str, np.ndarray]) -> list[dict[str, str]]:
 
 
 def _scatter_panel(axes: Axes, title: str, points: np.ndarray, errors: np.ndarray, norm: LogNorm | None) -> Any:
-    shown = points[:POINTS]
+    x, y = points[:POINTS].T
     floor = None if norm is None else norm.vmin
     colours = np.clip(errors[:POINTS], floor, None)
-    marks = axes.scatter(*shown.T, c=colours, norm=norm, s=3, linewidths=0, cmap="inferno")
+    marks = axes.scatter(x, y, c=colours, norm=norm, s=3, linewidths=0, cmap="inferno")
     axes.set_facecolor("#b9b9b9")
     axes.grid(False)
     axes.set_aspect("equal")

@@ -124,7 +124,9 @@ def _curve(figure: Figure, cells: Sequence[Row], height: int, *, wide: bool) -> 
     freedoms = toy_freedoms(cells)[-1]
     toy_lines(axes, cells, freedoms, "squared_distance")
     log_axis(axes)
-    axes.set_title(f"toy: squared distance to the teacher, {pretty(freedoms)}", fontsize=10, loc="right", pad=44)
+    axes.set_title(
+        f"toy: squared distance to the teacher, {pretty(freedoms)}", fontsize=10, loc="right", pad=26 if wide else 44
+    )
     axes.set_xlabel("Euler steps N", fontsize=10)
     place = {"loc": "lower center", "bbox_to_anchor": (0.5, 1.0), "ncols": 4 if wide else 2}
     axes.legend(handles=policy_handles(cells, floor=False), fontsize=9, frameon=False, **place)

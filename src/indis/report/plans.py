@@ -169,7 +169,8 @@ def _violin(axes: Axes, plan: Plan, row: str, relative: bool) -> None:
     if relative:
         values = values / plan.instance["tau"][:, :-1]
     parts = axes.violinplot(list(values.T), positions=range(1, values.shape[1] + 1), widths=0.8, showextrema=False)
-    for k, body in enumerate(parts["bodies"]):
+    bodies: Any = parts["bodies"]
+    for k, body in enumerate(bodies):
         body.set(facecolor=_colour(k, values.shape[1]), edgecolor="black", linewidth=0.5, alpha=0.7)
     line, tau = plan.line("global", row), plan.line("global", "tau")
     if line is not None and not (relative and tau is None):
@@ -230,7 +231,7 @@ def _heat(axes: Axes, values: np.ndarray, limit: float, *, first: int, written: 
         return
     values = np.round(values, 1) + 0.0  # no minus zero
     axes.imshow(values, cmap=_HEAT, vmin=-limit, vmax=limit, aspect="auto")
-    axes.set_xticks(range(values.shape[1]), range(first, first + values.shape[1]))
+    axes.set_xticks(range(values.shape[1]), [str(first + k) for k in range(values.shape[1])])
     for (row, column), value in np.ndenumerate(values) if written else ():
         colour = "white" if abs(value) > 0.65 * limit else "black"
         text = f"{value:+.1f}".replace("-", "\u2212")

@@ -178,6 +178,7 @@ def paper_table(cells: Sequence[Row]) -> Table:
 def paper_sentence(cells: Sequence[Row]) -> str:
     """The paper's numbers beside ours with the most freedoms."""
     freedoms = toy_freedoms(cells)[-1]
+    steps = ", ".join(str(n) for n in sorted({c["steps"] for c in cells}))
     before, after, gain = oracle_gain(cells, freedoms)
     kl, w1, kl_all, w1_all = (
         percent(mean_reduction(cells, freedoms, metric, last), 2) for last in (6, None) for metric in ("kl", "w1")
@@ -187,7 +188,7 @@ def paper_sentence(cells: Sequence[Row]) -> str:
         f"{pretty(freedoms)}, from {number(before)} to {number(after)}, {percent(gain)}. Instance against global, the "
         f"paper reports KL {percent(-0.4567, 2)} and W1 {percent(-0.2954, 2)} averaged over NFE 3–6, and "
         f"{percent(-0.2586, 2)} and {percent(-0.2185, 2)} over all NFE; here, on held-out priors, KL {kl} and W1 {w1} "
-        f"over NFE 3–6, and {kl_all} and {w1_all} over all N that were run."
+        f"over NFE 3–6, and {kl_all} and {w1_all} over all N that were run ({steps})."
     )
 
 

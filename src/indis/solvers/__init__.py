@@ -53,7 +53,9 @@ def named(spec: str) -> Solver:
     slots = [f for f in fields(SOLVERS[name]) if f.default is not MISSING]
     if len(values) > len(slots):
         raise ValueError(f"solver {name} takes {len(slots)} parameters, got {spec!r}")
-    return SOLVERS[name](**{slot.name: _read(value, slot.default, spec) for slot, value in zip(slots, values, strict=False)})
+    return SOLVERS[name](
+        **{slot.name: _read(value, slot.default, spec) for slot, value in zip(slots, values, strict=False)}
+    )
 
 
 def _read(text: str, default: Any, spec: str) -> Any:

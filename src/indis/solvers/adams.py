@@ -1,6 +1,7 @@
 """Adams-Bashforth methods: Euler, iPNDM, exact variable-step weights, DEIS.
 
-All integrate the answers themselves along the clock of their form; they differ in the polynomial that is put through them.
+All integrate the answers themselves along the clock of their form; they differ in the polynomial that is put through
+them.
 """
 
 from __future__ import annotations
@@ -73,8 +74,8 @@ class _Multistep:
 class IPNDM(_Multistep):
     """Improved pseudo linear multistep (Zhang & Chen, 2023): the weights of an even grid on whatever grid is given.
 
-    This is the published method, not a consistent one of its order: on an uneven grid the constant weights extrapolate more than
-    the exact ones (:class:`AdamsBashforth`), which is what makes it strong at few steps.
+    This is the published method, not a consistent one of its order: on an uneven grid the constant weights
+    extrapolate more than the exact ones (:class:`AdamsBashforth`), which is what makes it strong at few steps.
     """
 
     def coefficients(self, schedule: NoiseSchedule, form: Form, tau: Tensor, steps: int) -> Coefficients:

@@ -1,8 +1,9 @@
 """The one sampling loop: a plan says where and how to ask, a solver says how to combine, a denoiser answers.
 
-Time shifts, output scales, the analytic first step, gradient checkpointing and conversions between forms happen here, once, for
-every solver and every policy. A *plan* is asked step by step: an open-loop one (:class:`~indis.discretization.Discretization`)
-knows everything in advance, a closed-loop one may look at the state and at the answer before it decides.
+Time shifts, output scales, the analytic first step, gradient checkpointing and conversions between forms happen here,
+once, for every solver and every policy. A *plan* is asked step by step: an open-loop one
+(:class:`~indis.discretization.Discretization`) knows everything in advance, a closed-loop one may look at the state
+and at the answer before it decides.
 """
 
 from __future__ import annotations
@@ -72,8 +73,8 @@ def trajectory(
 ) -> Iterator[State]:
     """Yield the state after each step, from ``x`` = x_T of shape ``(batch, *shape)``.
 
-    ``analytic_first`` replaces the first evaluation by :func:`analytic_answer` (AFS), one call less. ``checkpoint`` recomputes
-    each network call in the backward pass, so memory does not grow with the number of steps.
+    ``analytic_first`` replaces the first evaluation by :func:`analytic_answer` (AFS), one call less. ``checkpoint``
+    recomputes each network call in the backward pass, so memory does not grow with the number of steps.
     """
     schedule, form = denoiser.schedule, solver.form(denoiser.native)
     ask = _Asker(denoiser, condition, form, checkpoint)
@@ -118,7 +119,7 @@ def analytic_answer(denoiser: Denoiser, x: Tensor, tau: Tensor) -> Tensor:
     """
     alpha, sigma = denoiser.schedule.alpha(tau), denoiser.schedule.sigma(tau)
     norm = (alpha**2 + sigma**2).sqrt()
-    # (x - sigma eps) / alpha without the cancellation and without the division by alpha, which is 0 at the start of a flow
+    # (x - sigma eps) / alpha, without the cancellation and without dividing by an alpha that is 0 at a flow's start
     noise, data = 1 / norm, alpha / (norm * (norm + sigma))
     factor = {Form.NOISE: noise, Form.DATA: data, Form.VELOCITY: noise - data}[denoiser.native]
     return broadcast(factor, x) * x

@@ -5,9 +5,9 @@ Every linear method writes step k as (paper, Eq. 2)
 .. math:: x_{k+1} = u_k x_k + \sum_j w_{kj} f_{k-j}
 
 with :math:`f` the denoiser's answers in some :class:`~indis.denoise.Form`. A solver is a frozen dataclass of
-hyper-parameters whose one job is to compute :math:`u_k` and :math:`w_{kj}`; it holds no tensors and no state, and the one loop
-in :mod:`indis.solvers.loop` applies them. The coefficients of step k depend only on the nodes up to k + 1, so a closed-loop
-policy may still be undecided about later nodes.
+hyper-parameters whose one job is to compute :math:`u_k` and :math:`w_{kj}`; it holds no tensors and no state, and the
+one loop in :mod:`indis.solvers.loop` applies them. The coefficients of step k depend only on the nodes up to k + 1,
+so a closed-loop policy may still be undecided about later nodes.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from indis.noise import NoiseSchedule
 class Coefficients:
     """One step, for every row of the grid. Answers are ordered newest first.
 
-    ``unit`` is the weight of a first-order step (scale times clock difference): corrections of the weights are in its units.
-    ``correct`` weighs the answer at the *new* node first, then the history; with ``trial`` that answer costs a call of its own
-    (Heun), else the next step's first evaluation serves (UniC).
+    ``unit`` is the weight of a first-order step (scale times clock difference): corrections of the weights are in its
+    units. ``correct`` weighs the answer at the *new* node first, then the history; with ``trial`` that answer costs a
+    call of its own (Heun), else the next step's first evaluation serves (UniC).
     """
 
     carry: Tensor  # (grid,)

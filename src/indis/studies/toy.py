@@ -1,16 +1,18 @@
 r"""The toy study (paper, sec. 4.1, Figs. 2 and 3): how much can a plan of its own give each sample?
 
-The denoiser is the exact posterior mean of a 2-D tree of Gaussians, so every error is the solver's. The student is Euler in
-flow time with N steps, the target is Euler with 100 steps from the same prior, both ends of the time axis are fixed. Four
-policies share the same freedoms and the same loss, the squared distance (a sum over both coordinates) to the target:
+The denoiser is the exact posterior mean of a 2-D tree of Gaussians, so every error is the solver's. The student is
+Euler in flow time with N steps, the target is Euler with 100 steps from the same prior, both ends of the time axis
+are fixed. Four policies share the same freedoms and the same loss, the squared distance (a sum over both coordinates)
+to the target:
 
 * ``uniform``: equal steps in time, nothing learned;
 * ``global``: one plan for all, learned on the training priors to convergence;
 * ``instance``: phi(x_T), learned on the training priors, also judged on held-out priors;
 * ``oracle``: each training prior's own plan, overfitted from phi's; a bound, not a method.
 
-Freedoms are ``tau``, ``tau+dtau`` and ``tau+dtau+gamma``. Against the true distribution, KL and the 1-Wasserstein distance are
-estimated from the end points; each comes with its floor, the value that exact samples of the same size get.
+Freedoms are ``tau``, ``tau+dtau`` and ``tau+dtau+gamma``. Against the true distribution, KL and the 1-Wasserstein
+distance are estimated from the end points; each comes with its floor, the value that exact samples of the same size
+get.
 """
 
 from __future__ import annotations
@@ -23,19 +25,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from indis import grids
-from indis.discretization import Discretization
 from indis.losses import squared_distance
 from indis.methods.indis import IndisConfig, fit, heuristic
-from indis.models.toy import Toy, load
-from indis.policies import Fixed, Global, Instance, PerSample
-from indis.policies.policy import LogitPolicy
+from indis.models.toy import load
+from indis.policies import Instance, PerSample
 from indis.sampler import Sampler
-from indis.solvers import Euler
 from indis.teacher import Endpoints, endpoints, gather
 from indis.training import Fit, FitConfig
 
-FREEDOMS: dict[str, dict[str, float]] = {
+FREEDOMS: dict[str, dict[str, Any]] = {
     "tau": {"dtau": 0.0, "gamma": 0.0},
     "tau+dtau": {"gamma": 0.0},
     "tau+dtau+gamma": {},
@@ -128,7 +126,8 @@ class ToyStudy:
         self.config = config
         self.toy = load(config.classes, config.tree_seed)
         self.cells: list[Cell] = []
-        # Euler-3 errors of each policy (first freedom and all freedoms) over the held-out or training priors, for Fig. 2
+        # Euler-3 errors of each policy (first freedom and all freedoms) over the held-out or training priors, for
+        # Fig. 2
         self.scatter: dict[str, Tensor] = {}
         self._done = 0
 
@@ -187,7 +186,7 @@ class ToyStudy:
 
     def _config(self, freedoms: str, steps: int, fitting: FitConfig, *, per_instance: bool) -> IndisConfig:
         c = self.config
-        sizes = {"dtau": c.dtau, "gamma": c.gamma} | FREEDOMS[freedoms]
+        sizes: dict[str, Any] = {"dtau": c.dtau, "gamma": c.gamma} | FREEDOMS[freedoms]
         return IndisConfig(
             steps=steps,
             solver="euler",

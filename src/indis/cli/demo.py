@@ -1,0 +1,80 @@
+"""``indis demo``: the main job in minutes, with what ships and without a network."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from indis import models
+from indis.cli import fashion, toy
+from indis.cli.console import command_line, say, writable
+from indis.storage import save_json
+from indis.studies.fashion import FashionConfig, FashionStudy
+from indis.studies.toy import ToyConfig, ToyStudy
+from indis.training import FitConfig
+
+
+@dataclass(frozen=True)
+class Demo:
+    """A short fit on Fashion-MNIST at 3 and 5 evaluations, the quick toy study, and a report.
+
+    Example: indis demo --out runs/demo
+    """
+
+    out: Path = Path("runs/demo")
+    """Folder for the report and everything it was made from; run again to go on after an interrupt."""
+
+    def run(self) -> None:
+        """Teach, fit, evaluate, report."""
+        from indis.report.page import write_report
+
+        started = time.perf_counter()
+        writable(self.out)
+        say("1/3 toy study: an exact 2-D denoiser, Euler with 3 and 5 steps")
+        self._toy()
+        say(
+            "2/3 Fashion-MNIST: teacher end points, then a short fit of phi and of one global plan, 3 and 5 evaluations"
+        )
+        config = demo_config()
+        study = FashionStudy(config, models.load("fashion"), self.out)
+        fashion.run_study(study)
+        fashion.draw(study)
+        say("3/3 report")
+        seconds = time.perf_counter() - started
+        run = {"command": command_line(), "config": asdict(config), "seconds": seconds, "versions": _versions()}
+        save_json(self.out / "run.json", run)
+        write_report(self.out, self.out / "report.html")
+        self._summary(study)
+        say(f"report: {self.out / 'report.html'} ({seconds:.0f} s)")
+
+    def _toy(self) -> None:
+        if not (self.out / "toy.json").exists():
+            study = ToyStudy(ToyConfig().quick())
+            toy.run_study(study)
+            toy.write(study, self.out)
+
+    def _summary(self, study: FashionStudy) -> None:
+        rows = study.rows()
+        table = {"rows": [r for r in rows if r["method"] != "teacher"], "teacher": None}
+        for line in fashion.lines(table):
+            say(line)
+
+
+def demo_config() -> FashionConfig:
+    """A study small enough for two cores and a coffee."""
+    return FashionConfig(
+        methods=("global", "indis"),
+        grids=("polynomial:7", "polynomial:3", "log_snr", "uniform"),
+        nfe=(3, 5),
+        samples=1000,
+        endpoints=1000,
+        heldout=300,
+        fit=FitConfig(iterations=60, batch=32, lr=4e-3, holdout=100, validate_every=20),
+    )
+
+
+def _versions() -> dict[str, str]:
+    from importlib.metadata import version
+
+    return {name: version(name) for name in ("indis-diffusion", "torch", "diffusers")}
