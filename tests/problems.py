@@ -17,7 +17,9 @@ FORMS = list(Form)
 
 
 class Problem:
-    """What every denoiser here has in common: pixels are the space, and nothing is conditioned on."""
+    """What every denoiser here has in common: no weights, pixels are the space, and nothing is conditioned on."""
+
+    fingerprint = "formula"
 
     def decode(self, x: Tensor) -> Tensor:
         return x
@@ -91,7 +93,7 @@ class Gaussian(Problem):
 
 
 class Bumpy(Problem):
-    """A smooth denoiser that is nobody's posterior mean; nonlinear in x and t, and every form is finite at every time."""
+    """Smooth and nonlinear in x and t, but nobody's posterior mean."""
 
     name, shape = "bumpy", (2,)
 

@@ -25,11 +25,27 @@ FORMAT = 1
 SCHEDULES = (noise.EDM, noise.RectifiedFlow, noise.LinearVP, noise.ScaledLinearVP, noise.DiscreteVP)
 
 
-def save(sampler: Sampler, folder: Path, provenance: dict[str, Any] | None = None) -> None:
+SHIPPED = Path(__file__).parent / "shipped"
+
+
+def shipped(name: str) -> Path:
+    """The folder of an artifact that comes with the package, for example ``fashion-nfe3``.
+
+    Raises:
+        FileNotFoundError: if there is none of that name.
+    """
+    names = sorted(path.parent.name for path in SHIPPED.glob("*/config.json"))
+    if name not in names:
+        raise FileNotFoundError(f"artifact must be a folder or one of {', '.join(names)}, got {name!r}")
+    return SHIPPED / name
+
+
+def save(sampler: Sampler, folder: Path | str, provenance: dict[str, Any] | None = None) -> None:
     """Write a sampler; ``provenance`` (JSON) records how it came about: model, data, losses, seeds.
 
     The weights are written before the config, so a folder with a config is complete.
     """
+    folder = Path(folder)
     policy_config, tensors = _describe_policy(sampler.policy)
     config = {
         "format": FORMAT,
@@ -43,13 +59,14 @@ def save(sampler: Sampler, folder: Path, provenance: dict[str, Any] | None = Non
     save_json(folder / "config.json", config)
 
 
-def load(folder: Path) -> Sampler:
+def load(folder: Path | str) -> Sampler:
     """Read a sampler.
 
     Raises:
         FileNotFoundError: if the folder is not an artifact.
         ValueError: if it is damaged, of another format, or names something unknown.
     """
+    folder = Path(folder)
     config = load_config(folder)
     tensors, _ = load_tensors(folder / "policy.safetensors")
     try:

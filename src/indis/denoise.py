@@ -106,6 +106,10 @@ class Denoiser(Protocol):
         """What artifacts call it."""
 
     @property
+    def fingerprint(self) -> str:
+        """Which weights these are: results are only reused for the same ones."""
+
+    @property
     def schedule(self) -> NoiseSchedule:
         """What its times mean."""
 
@@ -132,7 +136,7 @@ class Counted:
 
     def __init__(self, denoiser: Denoiser) -> None:
         self.inner = denoiser
-        self.name, self.schedule = denoiser.name, denoiser.schedule
+        self.name, self.fingerprint, self.schedule = denoiser.name, denoiser.fingerprint, denoiser.schedule
         self.shape, self.native = denoiser.shape, denoiser.native
         self.decode, self.condition = denoiser.decode, denoiser.condition
         self.calls = self.samples = 0

@@ -101,11 +101,13 @@ class Discretization:
         Raises:
             ValueError: if times do not decrease strictly, leave the schedule, or anything is not finite.
         """
-        if not all(bool(v.isfinite().all()) for v in (self.tau, self.dtau, self.gamma)):
+        parts = (self.tau, self.dtau, self.gamma, self.weights)
+        if not all(bool(v.isfinite().all()) for v in parts if v is not None):
             raise ValueError("a discretization must be finite, got NaN or inf")
         if not bool((self.tau.diff(dim=1) < 0).all()):
             raise ValueError(f"tau must decrease strictly, got {self.tau[0].tolist()} in its first row")
-        low, high = float(self.tau.min()), float(self.tau.max())
+        tau = self.tau.detach()
+        low, high = float(tau.min()), float(tau.max())
         if low < schedule.t_min or high > schedule.t_max:
             raise ValueError(f"tau must lie in [{schedule.t_min:g}, {schedule.t_max:g}], got [{low:g}, {high:g}]")
         return self
@@ -131,7 +133,9 @@ class Bounds:
     weights: float = 0.0
     shift: Shift = "relative"
     domain: Domain = "log_snr"
-    floor: float = 1e-4  # least fraction of an interval; 1e-4 of EDM's range is 0.1 % of sigma
+    # Least fraction of an interval on average: each keeps floor * steps of its base. 1e-4 of EDM's range is 0.1 % of
+    # sigma.
+    floor: float = 1e-4
 
     def __post_init__(self) -> None:
         for name, low, high in (
@@ -173,18 +177,17 @@ def _bounded(logits: Tensor, bound: float) -> Tensor:
 
 
 def _nodes(logits: Tensor, base: Tensor, schedule: NoiseSchedule, bounds: Bounds) -> Tensor:
-    """Cumulated interval fractions, as a change of the base grid that vanishes exactly at zero logits."""
+    """Cumulated interval fractions: those of the base grid, reweighed. Zero logits give the base grid itself."""
     to, back = (schedule.log_snr, schedule.time) if bounds.domain == "log_snr" else (_same, _same)
-    ends = to(base)[:, [0, -1]]
-    fractions = to(base).diff(dim=1) / (ends[:, 1:] - ends[:, :1])
-    neutral = torch.zeros_like(logits[:1])
-
-    def interior(offset: Tensor) -> Tensor:
-        share = torch.softmax(fractions.log() + offset, dim=1)
-        share = (1 - bounds.floor * share.shape[1]) * share + bounds.floor
-        return back(ends[:, :1] + (ends[:, 1:] - ends[:, :1]) * share.cumsum(1)[:, :-1])
-
-    inside = base[:, 1:-1] + (interior(logits) - interior(neutral))
+    level = to(base)
+    start, span = level[:, :1], level[:, -1:] - level[:, :1]
+    fractions = level.diff(dim=1) / span
+    kept = bounds.floor * fractions.shape[1]
+    share = (1 - kept) * torch.softmax(fractions.log() + logits, dim=1) + kept * fractions
+    inside = back(start + span * share.cumsum(1)[:, :-1])
+    # The way into the domain and back rounds; where nothing has moved, the last bit is restored, gradient kept.
+    still = (logits == 0).all(dim=1, keepdim=True)
+    inside = inside + torch.where(still, base[:, 1:-1] - inside.detach(), 0)
     rows = len(inside)
     return torch.cat([base[:, :1].expand(rows, 1), inside, base[:, -1:].expand(rows, 1)], dim=1)
 
@@ -194,8 +197,9 @@ def _shifts(amount: Tensor, tau: Tensor, schedule: NoiseSchedule, bounds: Bounds
     asked = tau[:, :-1]
     if bounds.shift == "relative":
         level = schedule.log_snr(asked)
-        return schedule.time(level - amount) - schedule.time(level)
-    shift = amount * (asked - tau[:, 1:]) if bounds.shift == "gap" else amount
+        shift = schedule.time(level - amount) - schedule.time(level)
+    else:
+        shift = amount * (asked - tau[:, 1:]) if bounds.shift == "gap" else amount
     # No network is defined at t <= 0; half of t_min is as far below the range as it may be asked.
     return torch.maximum(shift, schedule.t_min / 2 - asked)
 

@@ -40,8 +40,10 @@ def sample_batches(denoiser: Denoiser, sampler: Sampler, seeds: Sequence[int], b
     for start in range(0, len(seeds), batch):
         part = list(seeds[start : start + batch])
         with torch.inference_mode():
-            x = sampler(denoiser, noise_from_seeds(part, denoiser.shape), denoiser.condition(part))
-            yield denoiser.decode(x)
+            samples = denoiser.decode(
+                sampler(denoiser, noise_from_seeds(part, denoiser.shape), denoiser.condition(part))
+            )
+        yield samples  # outside, since a generator's context would reach into its caller
 
 
 def score_pairs(denoiser: Denoiser, sampler: Sampler, data: Endpoints, loss: Loss, batch: int = 500) -> PairScores:

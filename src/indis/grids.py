@@ -82,7 +82,13 @@ def vp_time(schedule: NoiseSchedule, steps: int, rho: float = 1.0) -> Tensor:
 
 
 def flow_shift(schedule: NoiseSchedule, steps: int, shift: float = 3.0) -> Tensor:
-    """Even in time, then moved towards noise: t -> shift t / (1 + (shift - 1) t)."""
+    """Even in time, then moved towards noise: t -> shift t / (1 + (shift - 1) t).
+
+    Raises:
+        ValueError: if the schedule has times beyond 1, where the formula has a pole.
+    """
+    if schedule.t_max > 1:
+        raise ValueError(f"a shifted grid needs times in [0, 1], got t_max = {schedule.t_max:g}")
     return ramp(schedule, steps, lambda t: t / (shift - (shift - 1) * t), lambda u: shift * u / (1 + (shift - 1) * u))
 
 

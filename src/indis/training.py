@@ -135,7 +135,9 @@ class Fit:
         parameters = self.optimizer.param_groups[0]["params"]
         norm = nn.utils.clip_grad_norm_(parameters, self.config.clip)
         if not (torch.isfinite(loss) and torch.isfinite(norm)):
-            self.sampler.policy.load_state_dict(self.best_state)
+            # The step is not taken, so the parameters are the last good ones; the best held-out ones are better still.
+            if self.config.holdout:
+                self.sampler.policy.load_state_dict(self.best_state)
             raise FloatingPointError(f"the loss or its gradient is not finite at iteration {self.step + 1}")
         self.optimizer.step()
         self.step += 1

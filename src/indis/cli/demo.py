@@ -6,9 +6,9 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from indis import models
 from indis.cli import fashion, toy
 from indis.cli.console import command_line, say, writable
+from indis.models.fashion import load
 from indis.storage import save_json
 from indis.studies.fashion import FashionConfig, FashionStudy
 from indis.studies.toy import ToyConfig, ToyStudy
@@ -37,7 +37,7 @@ class Demo:
             "2/3 Fashion-MNIST: teacher end points, then a short fit of phi and of one global plan, 3 and 5 evaluations"
         )
         config = demo_config()
-        study = FashionStudy(config, models.load("fashion"), self.out)
+        study = FashionStudy(config, load(), self.out)
         fashion.run_study(study)
         fashion.draw(study)
         say("3/3 report")
@@ -70,6 +70,7 @@ def demo_config() -> FashionConfig:
         samples=1000,
         endpoints=1000,
         heldout=300,
+        shipped=True,
         fit=FitConfig(iterations=60, batch=32, lr=4e-3, holdout=100, validate_every=20),
     )
 

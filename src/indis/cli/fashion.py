@@ -8,8 +8,8 @@ from typing import Annotated
 
 import tyro
 
-from indis import models
 from indis.cli.console import bar, command_line, emit, say, writable
+from indis.models.fashion import load
 from indis.storage import load_json, save_json
 from indis.studies.fashion import FashionConfig, FashionStudy
 from indis.studies.pictures import Picture, write_plans, write_samples
@@ -34,7 +34,7 @@ class FashionCommand:
     def run(self) -> None:
         """Run the missing cells, then print the table."""
         writable(self.out)
-        study = FashionStudy(self.config, models.load("fashion"), self.out)
+        study = FashionStudy(self.config, load(), self.out)
         run_study(study)
         save_json(self.out / "run.json", {"command": command_line(), "config": asdict(self.config)})
         draw(study)

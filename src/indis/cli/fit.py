@@ -38,6 +38,8 @@ class FitCommand:
 
     def run(self) -> None:
         """Fit, save, report the held-out loss."""
+        if self.save_every < 1:
+            raise ValueError(f"save-every must be at least 1, got {self.save_every}")
         data, meta = load_endpoints(self.data)
         model = meta["provenance"]["model"]
         writable(self.out)
@@ -54,7 +56,8 @@ class FitCommand:
             "parameters": process.sampler.policy.parameter_count(),
         }
         artifact.save(process.sampler, self.out, provenance)
-        say(f"held-out {self.config.loss} {process.best:.5f} with {provenance['parameters']} parameters in {self.out}")
+        result = f"held-out {self.config.loss} {process.best:.5f}" if curve else "fitted without held-out endpoints"
+        say(f"{result} with {provenance['parameters']} parameters in {self.out}")
         emit({"curve": curve, **provenance}, self.json)
 
     def _resume(self, process: Fit, identity: dict) -> list[list[float]]:

@@ -44,9 +44,9 @@ The path of data: seeds -> teach -> endpoints -> fit -> artifact -> sample | eva
 
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return the exit code."""
-    # A union of annotated dataclasses is what tyro takes, though no type says so.
-    command: Any = tyro.cli(Command, prog="indis", description=DESCRIPTION, args=arguments)
     try:
+        # A union of annotated dataclasses is what tyro takes; configs check themselves when they are built.
+        command: Any = tyro.cli(Command, prog="indis", description=DESCRIPTION, args=arguments)
         command.run()
     except MENDABLE as error:
         say(f"indis: error: {_sentence(error)}")

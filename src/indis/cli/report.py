@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
+
+import tyro
 
 from indis.cli.console import say
 
@@ -15,7 +18,7 @@ class Report:
     Example: indis report --run runs/demo --out report.html
     """
 
-    run_folder: Path
+    run_folder: Annotated[Path, tyro.conf.arg(name="run")]
     """Folder with any of toy.json, fashion.json, samples.safetensors, plans.safetensors, curves.json."""
     out: Path | None = None
     """The page; report.html in the folder by default."""

@@ -22,7 +22,7 @@ class SamplerChoice:
     """An artifact, or a solver on a grid."""
 
     artifact: Path | None = None
-    """Folder of a fitted sampler; if absent, the plain solver below."""
+    """Folder of a fitted sampler, or one that ships: fashion-nfe3, -nfe5, -nfe7. If absent, the plain solver below."""
     solver: str = "ipndm:3"
     """Solver, as name[:order[:variant]]."""
     grid: str = "polynomial:7"
@@ -33,9 +33,19 @@ class SamplerChoice:
     """Analytic first step of the plain solver: one evaluation less."""
 
     def build(self, denoiser: Denoiser) -> Sampler:
-        """The sampler."""
+        """The sampler.
+
+        Raises:
+            ValueError: if the artifact was fitted to another kind of model.
+        """
         if self.artifact is not None:
-            return artifact.load(self.artifact)
+            folder = self.artifact if self.artifact.exists() else artifact.shipped(str(self.artifact))
+            sampler = artifact.load(folder)
+            for name in ("schedule", "shape"):  # of a policy that was learned
+                own, needed = getattr(sampler.policy, name, None), getattr(denoiser, name)
+                if own is not None and own != needed:
+                    raise ValueError(f"{self.artifact} needs a model with {name} {own}, {denoiser.name} has {needed}")
+            return sampler
         return heuristic(denoiser, solver=self.solver, grid=self.grid, steps=self.steps, analytic_first=self.afs)
 
 

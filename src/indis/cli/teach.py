@@ -41,6 +41,7 @@ class Teach:
         teacher = heuristic(denoiser, solver=self.solver, grid=self.grid, steps=self.steps)
         provenance = {
             "model": self.model,
+            "weights": denoiser.fingerprint,
             "solver": describe(teacher.solver),
             "grid": self.grid,
             "steps": self.steps,

@@ -39,6 +39,8 @@ class TrainModel:
 
     def run(self) -> None:
         """Train."""
+        if self.save_every < 1:
+            raise ValueError(f"save-every must be at least 1, got {self.save_every}")
         writable(self.out)
         if self.what == "features":
             self._features()

@@ -24,6 +24,18 @@ POOLED = 128  # channels of the penultimate layer
 WIDTHS = (24, 48, 96)  # channels at 28x28, 14x14 and 7x7
 
 
+class Residual(nn.Module):
+    """A 3x3 block added to its input."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.block = _block(channels, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The shape of ``x``, ``(batch, channels, height, width)``."""
+        return x + self.block(x)
+
+
 class FashionFeatures(nn.Module):
     """The classifier, 169 thousand parameters; images are ``(batch, 1, 28, 28)`` in [-1, 1]."""
 
@@ -34,16 +46,22 @@ class FashionFeatures(nn.Module):
             [
                 _block(1, first),
                 nn.Sequential(nn.AvgPool2d(2), _block(first, second)),
-                _block(second, second),
+                Residual(second),
                 nn.Sequential(nn.AvgPool2d(2), _block(second, third)),
-                _block(third, third),
+                Residual(third),
             ]
         )
         self.top = _block(third, POOLED, kernel=1)
         self.head = nn.Linear(POOLED, 10)
 
     def layers(self, x: Tensor) -> list[Tensor]:
-        """Five feature maps, shallow to deep: 24 channels at 28x28, twice 48 at 14x14, twice 96 at 7x7."""
+        """Five feature maps, shallow to deep: 24 channels at 28x28, twice 48 at 14x14, twice 96 at 7x7.
+
+        Raises:
+            ValueError: if ``x`` is not a batch of grey images.
+        """
+        if x.ndim != 4 or x.shape[1] != 1:
+            raise ValueError(f"Fashion-MNIST features need grey images (batch, 1, 28, 28), got {tuple(x.shape)}")
         maps = []
         for stage in self.stages:
             x = stage(x)

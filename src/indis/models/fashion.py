@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from indis.denoise import Condition, Form
 from indis.models import edm
 from indis.models.fashion_data import CLASSES
 from indis.noise import EDM
+from indis.storage import checksum, load_tensors
 
 if TYPE_CHECKING:
     from diffusers import UNet2DModel
@@ -67,18 +67,25 @@ class Fashion:
     shape = (1, 28, 28)
     native = Form.NOISE
 
-    def __init__(self, network: FashionNetwork, schedule: EDM | None = None) -> None:
+    def __init__(
+        self, network: FashionNetwork, schedule: EDM | None = None, *, bf16: bool = False, fingerprint: str = "unsaved"
+    ) -> None:
         self.network = network.eval().requires_grad_(False)
-        self.schedule = schedule or EDM()
+        self.schedule, self.bf16, self.fingerprint = schedule or EDM(), bf16, fingerprint
 
     def __call__(self, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
         """(x - D) / sigma at per-sample times."""
         label = condition.inputs["label"]
 
         def network(scaled: Tensor, noise_level: Tensor) -> Tensor:
-            return self.network(scaled, noise_level, label)
+            with torch.autocast(scaled.device.type, torch.bfloat16, enabled=self.bf16):
+                return self.network(scaled, noise_level, label).float()
 
         return edm.noise_prediction(network, x.float(), t.float(), SIGMA_DATA).to(x.dtype)
+
+    def in_bf16(self) -> Fashion:
+        """The same network under bfloat16 autocast: about twice as fast on CPUs that have it."""
+        return Fashion(self.network, self.schedule, bf16=True, fingerprint=self.fingerprint)
 
     def decode(self, x: Tensor) -> Tensor:
         """The identity: the model works on pixels."""
@@ -102,7 +109,26 @@ def class_condition(labels: Tensor) -> Condition:
 
 
 def load(weights: Path = WEIGHTS) -> Fashion:
-    """The denoiser with the weights of a safetensors file (float16 or float32), the shipped ones by default."""
+    """The denoiser with the weights of a safetensors file (float16 or float32), the shipped ones by default.
+
+    Raises:
+        FileNotFoundError: if the file is missing.
+        ValueError: if it is damaged or holds another network.
+    """
     network = FashionNetwork()
-    network.load_state_dict({k: v.float() for k, v in load_file(weights).items()})
-    return Fashion(network)
+    fill(network, weights)
+    return Fashion(network, fingerprint=checksum(weights)[:16])
+
+
+def fill(network: FashionNetwork, weights: Path) -> None:
+    """Read a file of weights into a network.
+
+    Raises:
+        FileNotFoundError: if the file is missing.
+        ValueError: if it is damaged or holds another network.
+    """
+    tensors, _ = load_tensors(weights)
+    try:
+        network.load_state_dict({k: v.float() for k, v in tensors.items()})
+    except RuntimeError:
+        raise ValueError(f"{weights} does not hold the weights of the Fashion-MNIST model") from None

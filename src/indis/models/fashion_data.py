@@ -7,6 +7,8 @@ Read from the four ``*-ubyte.gz`` files of the original distribution. Debian shi
 from __future__ import annotations
 
 import gzip
+import math
+import zlib
 from pathlib import Path
 from typing import Literal
 
@@ -38,8 +40,16 @@ def _idx(path: Path) -> np.ndarray:
         raise FileNotFoundError(
             f"{path} is missing: install Debian's dataset-fashion-mnist or give the folder of the *-ubyte.gz files"
         )
-    raw = gzip.decompress(path.read_bytes())
+    try:
+        raw = gzip.decompress(path.read_bytes())
+    except (gzip.BadGzipFile, zlib.error, EOFError) as error:
+        raise ValueError(f"{path} is damaged: {error}") from None
     if len(raw) < 4 or raw[:3] != b"\0\0\x08":
         raise ValueError(f"{path} is not an IDX file of unsigned bytes")
-    sizes = np.frombuffer(raw, ">u4", count=raw[3], offset=4)
-    return np.frombuffer(raw, np.uint8, offset=4 + 4 * raw[3]).reshape(sizes.tolist()).copy()
+    header = 4 + 4 * raw[3]
+    sizes = [int.from_bytes(raw[i : i + 4], "big") for i in range(4, header, 4)]
+    if len(raw) - header != math.prod(sizes):
+        raise ValueError(
+            f"{path} is damaged: its header promises {math.prod(sizes)} bytes, it holds {len(raw) - header}"
+        )
+    return np.frombuffer(raw, np.uint8, offset=header).reshape(sizes).copy()

@@ -35,6 +35,11 @@ class TrainConfig:
     bf16: bool = True
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        for name in ("images", "batch"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+
     @property
     def steps(self) -> int:
         """Optimizer steps."""
@@ -63,7 +68,7 @@ class Trainer:
         torch.manual_seed(config.seed)
         self.network = fashion.FashionNetwork()
         if init is not None:
-            self.network.load_state_dict({k: v.float() for k, v in load_tensors(init)[0].items()})
+            fashion.fill(self.network, init)
         self.average = {k: v.detach().clone() for k, v in self.network.state_dict().items()}
         self.optimizer = torch.optim.AdamW(self.network.parameters(), lr=config.lr, betas=(0.9, 0.99), weight_decay=0)
 

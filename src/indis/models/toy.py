@@ -350,7 +350,7 @@ class Toy:
     native = Form.VELOCITY
 
     def __init__(self, mixture: Mixture, name: str = "toy", schedule: RectifiedFlow | None = None) -> None:
-        self.mixture, self.name = mixture, name
+        self.mixture, self.name, self.fingerprint = mixture, name, name
         self.schedule = schedule or RectifiedFlow(t_min=0.002 / 1.002, t_max=80 / 81)
 
     def __call__(self, x: Tensor, t: Tensor, condition: Condition) -> Tensor:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint as recompute
 
@@ -165,5 +166,5 @@ def _columns(nodes: list[Tensor]) -> Tensor:
 
 def _corrected(weights: Tensor, unit: Tensor, correction: Tensor) -> Tensor:
     """Add the corrections, which are in units of the step, to the weights of the answers that exist."""
-    width = weights.shape[1]
-    return weights + unit[:, None] * correction[:, :width]
+    missing = weights.shape[1] - correction.shape[1]  # negative while the history is shorter than the plan's order
+    return weights + unit[:, None] * F.pad(correction, (0, missing))

@@ -52,16 +52,16 @@ class ToyConfig:
     freedoms: tuple[str, ...] = tuple(FREEDOMS)
     dtau: float = 0.9  # of the interval that follows; ours
     gamma: float = 0.9  # ours
-    batch: int = 1024
-    global_iterations: int = 200
-    global_batch: int = 512
-    global_lr: float = 5e-2
-    instance_iterations: int = 500
-    instance_lr: float = 4e-3
+    global_iterations: int = 500  # to convergence: 600 at any rate give the same loss
+    global_batch: int = 256
+    global_lr: float = 0.1
+    instance_iterations: int = 400
+    instance_batch: int = 512
+    instance_lr: float = 1e-2
     width: int = 96
     depth: int = 3
-    oracle_iterations: int = 25
-    oracle_lr: float = 5e-2
+    oracle_iterations: int = 12
+    oracle_lr: float = 0.1
     reference: int = 200_000  # true samples for the histogram
     seed: int = 0
 
@@ -80,9 +80,9 @@ class ToyConfig:
             self,
             priors=4000,
             steps=(3, 5),
-            global_iterations=120,
-            instance_iterations=250,
-            oracle_iterations=15,
+            global_iterations=200,
+            instance_iterations=200,
+            oracle_iterations=8,
             reference=50_000,
         )
 
@@ -212,7 +212,7 @@ class ToyStudy:
 
     def _instance(self, freedoms: str, steps: int) -> Sampler:
         c = self.config
-        fitting = FitConfig(c.instance_iterations, c.batch, c.instance_lr, holdout=0, seed=c.seed)
+        fitting = FitConfig(c.instance_iterations, c.instance_batch, c.instance_lr, holdout=0, seed=c.seed)
         return self._fit(self._config(freedoms, steps, fitting, per_instance=True))
 
     def _oracle(self, learned: Sampler, freedoms: str, steps: int) -> Sampler:

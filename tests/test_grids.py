@@ -1,0 +1,177 @@
+import math
+
+import pytest
+import torch
+
+from indis import EDM, DiscreteVP, LinearVP, RectifiedFlow, ScaledLinearVP, grids
+from indis.grids import VPClock, ratio
+
+SCHEDULES = {
+    "edm": EDM(),
+    "rectified_flow": RectifiedFlow(),
+    "rectified_flow_inside": RectifiedFlow(0.002, 0.988),
+    "linear_vp": LinearVP(),
+    "scaled_linear_vp": ScaledLinearVP(),
+    "discrete_vp": DiscreteVP(),
+    "discrete_ddpm": DiscreteVP(1e-4, 0.02, spacing="linear"),
+}
+SHIFTED = ("flow_shift", "resolution")
+VALID = [(g, s) for g in grids.GRIDS for s in SCHEDULES if not (g in SHIFTED and SCHEDULES[s].t_max > 1)]
+
+# Printed by the public implementation of Karras et al.'s and Zhang & Chen's grids, sigma 80 ... 0.002.
+VECTORS = {
+    ("polynomial", 3): [80, 9.7232, 0.4700, 0.002],
+    ("polynomial", 5): [80, 24.4083, 5.8389, 0.9654, 0.0851, 0.002],
+    ("polynomial", 7): [80, 34.9922, 13.6986, 4.6371, 1.2866, 0.2675, 0.0352, 0.002],
+    ("log_snr", 3): [80, 2.3392, 0.0684, 0.002],
+    ("log_snr", 5): [80, 9.609, 1.1542, 0.1386, 0.0167, 0.002],
+    ("log_snr", 7): [80, 17.6057, 3.8745, 0.8527, 0.1876, 0.0413, 0.0091, 0.002],
+    ("vp_time", 3): [80, 6.9503, 1.2867, 0.002],
+    ("vp_time", 5): [80, 16.5063, 4.7464, 1.7541, 0.6502, 0.002],
+    ("vp_time", 7): [80, 25.0154, 9.3124, 4.0679, 2.0043, 1.0249, 0.4447, 0.002],
+}
+
+
+@pytest.mark.parametrize(("name", "steps"), VECTORS)
+def test_grids_of_edm_are_the_published_ones(name, steps):
+    expected = torch.tensor([VECTORS[name, steps]], dtype=torch.float64)
+    # Four printed decimals; the public VP time computes its betas in single precision.
+    rtol = 2e-5 if name == "vp_time" else 0
+    torch.testing.assert_close(grids.GRIDS[name](EDM(), steps), expected, rtol=rtol, atol=5.1e-5)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 5, 7, 30, 100])
+@pytest.mark.parametrize(("name", "schedule"), VALID)
+def test_every_grid_decreases_strictly_between_exact_ends_on_every_schedule(name, schedule, steps):
+    schedule = SCHEDULES[schedule]
+    tau = grids.GRIDS[name](schedule, steps)
+    assert (tau.shape, tau.dtype) == ((1, steps + 1), torch.float64)
+    assert bool((tau.diff(dim=1) < 0).all())
+    assert (float(tau[0, 0]), float(tau[0, -1])) == (schedule.t_max, schedule.t_min)
+
+
+@pytest.mark.parametrize("name", SHIFTED)
+@pytest.mark.parametrize("schedule", ["edm", "discrete_vp"])
+def test_shifted_grids_refuse_times_beyond_one_where_their_formula_has_a_pole(name, schedule):
+    with pytest.raises(ValueError, match=r"needs times in \[0, 1\], got t_max = "):
+        grids.GRIDS[name](SCHEDULES[schedule], 3)
+
+
+@pytest.mark.parametrize("name", ["edm", "rectified_flow_inside", "linear_vp", "discrete_vp"])
+def test_grids_are_even_where_they_say(name):
+    schedule = SCHEDULES[name]
+
+    def spread(values: torch.Tensor) -> float:
+        gaps = values[0].diff()
+        return float((gaps / gaps.mean() - 1).abs().max())
+
+    assert spread(grids.uniform(schedule, 6)) < 1e-9
+    assert spread(grids.quadratic(schedule, 6).sqrt()) < 1e-9
+    assert spread(schedule.log_snr(grids.log_snr(schedule, 6))) < 1e-9
+    for rho in (1.0, 3.0, 7.0):
+        assert spread(ratio(schedule, grids.polynomial(schedule, 6, rho)) ** (1 / rho)) < 1e-9
+    clock = VPClock.fit(schedule)
+    for rho in (1.0, 2.0):
+        assert spread(clock.time(ratio(schedule, grids.vp_time(schedule, 6, rho))) ** (1 / rho)) < 1e-9
+
+
+def test_the_flow_shift_is_the_formula_of_sd3():
+    t = torch.linspace(1, 0, 6, dtype=torch.float64)
+    expected = (3 * t / (1 + 2 * t))[None]
+    torch.testing.assert_close(grids.flow_shift(RectifiedFlow(), 5), expected, rtol=1e-14, atol=1e-15)
+    torch.testing.assert_close(grids.flow_shift(RectifiedFlow(), 5, 1.0), t[None], rtol=1e-14, atol=1e-15)
+
+
+@pytest.mark.parametrize(("tokens", "mu"), [(256, 0.5), (4096, 1.15), (1024, 0.5 + 0.65 * 768 / 3840)])
+def test_the_resolution_shift_is_the_line_of_flux(tokens, mu):
+    expected = grids.flow_shift(RectifiedFlow(), 4, math.exp(mu))
+    torch.testing.assert_close(grids.resolution(RectifiedFlow(), 4, tokens), expected, rtol=1e-13, atol=0)
+
+
+def test_the_vp_clock_of_a_linear_vp_process_is_its_own_time():
+    clock = VPClock.fit(LinearVP())
+    assert (clock.beta_d, clock.beta_min) == pytest.approx((19.9, 0.1), rel=1e-9)
+    torch.testing.assert_close(grids.vp_time(LinearVP(), 6), grids.uniform(LinearVP(), 6), rtol=1e-10, atol=1e-12)
+
+
+# Not for a flow from pure noise to pure data, whose ratio spans sixteen decades: the clock loses its low end there.
+@pytest.mark.parametrize("name", [name for name in SCHEDULES if name != "rectified_flow"])
+def test_the_vp_clock_meets_both_ends_inverts_itself_and_knows_its_speed(name):
+    schedule = SCHEDULES[name]
+    clock = VPClock.fit(schedule)
+    u = torch.linspace(1e-3, 1, 40, dtype=torch.float64, requires_grad=True)
+    ends = ratio(schedule, torch.tensor([schedule.t_min, schedule.t_max], dtype=torch.float64))
+    torch.testing.assert_close(clock.ratio(u)[[0, -1]].detach(), ends, rtol=1e-9, atol=0)
+    torch.testing.assert_close(clock.time(clock.ratio(u)).detach(), u.detach(), rtol=1e-9, atol=1e-9)
+    (speed,) = torch.autograd.grad(clock.ratio(u).sum(), u)
+    torch.testing.assert_close(clock.speed(u).detach(), speed, rtol=1e-9, atol=0)
+
+
+@pytest.mark.parametrize("name", grids.GRIDS)
+def test_no_steps_are_no_grid(name):
+    with pytest.raises(ValueError, match="steps must be at least 1, got 0"):
+        grids.GRIDS[name](RectifiedFlow(), 0)
+
+
+def test_listed_times_become_a_grid():
+    tau = grids.listed(EDM(), [80, 10.9836, 2, 0.002])
+    torch.testing.assert_close(tau, torch.tensor([[80, 10.9836, 2, 0.002]], dtype=torch.float64), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("times", "message"),
+    [
+        ([80.0], "at least two"),
+        ([80.0, 80.0, 1.0], "strictly decreasing"),
+        ([1.0, 2.0], "strictly decreasing"),
+        ([80.0, float("nan"), 1.0], "strictly decreasing"),
+        ([81.0, 1.0], r"must lie in \[0.002, 80\]"),
+        ([80.0, 0.001], r"must lie in \[0.002, 80\]"),
+    ],
+)
+def test_listed_times_that_are_no_grid_are_refused(times, message):
+    with pytest.raises(ValueError, match=message):
+        grids.listed(EDM(), times)
+
+
+@pytest.mark.parametrize("name", grids.GRIDS)
+def test_names_mean_grids(name):
+    torch.testing.assert_close(
+        grids.named(name)(RectifiedFlow(0.002, 0.988), 4),
+        grids.GRIDS[name](RectifiedFlow(0.002, 0.988), 4),
+        rtol=0,
+        atol=0,
+    )
+
+
+@pytest.mark.parametrize(
+    ("spec", "grid"),
+    [
+        ("polynomial:3", grids.polynomial(RectifiedFlow(0.1, 0.9), 4, 3.0)),
+        ("vp_time:2", grids.vp_time(RectifiedFlow(0.1, 0.9), 4, 2.0)),
+        ("flow_shift:1.5", grids.flow_shift(RectifiedFlow(0.1, 0.9), 4, 1.5)),
+        ("resolution:1024", grids.resolution(RectifiedFlow(0.1, 0.9), 4, 1024)),
+    ],
+)
+def test_parameters_in_names_are_used(spec, grid):
+    torch.testing.assert_close(grids.named(spec)(RectifiedFlow(0.1, 0.9), 4), grid, rtol=0, atol=0)
+    plain = grids.named(spec.partition(":")[0])(RectifiedFlow(0.1, 0.9), 4)
+    assert float((plain - grid).abs().max()) > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("cosine", "grid must be one of uniform, log_snr"),
+        ("", "grid must be one of"),
+        ("uniform:2", "takes no parameter"),
+        ("polynomial:seven", "must be a positive number"),
+        ("polynomial:0", "must be a positive number"),
+        ("polynomial:-1", "must be a positive number"),
+        ("flow_shift:nan", "must be a positive number"),
+        ("vp_time:inf", "must be a positive number"),
+    ],
+)
+def test_names_that_mean_nothing_are_refused(spec, message):
+    with pytest.raises(ValueError, match=message):
+        grids.named(spec)

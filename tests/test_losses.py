@@ -1,0 +1,89 @@
+"""Losses by hand, and what a person reads who asks for one that is not there."""
+
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from indis import losses
+from indis.losses import mse, squared_distance
+from small_cases import sentence
+
+STUDENT = torch.tensor([[[1.0, 2.0], [3.0, 4.0]], [[0.0, 0.0], [0.0, 0.0]]])
+TEACHER = torch.tensor([[[1.0, 0.0], [3.0, 1.0]], [[0.0, 0.0], [0.0, 2.0]]])
+
+
+def images(seed=0, count=3):
+    coarse = torch.randn(count, 1, 7, 7, generator=torch.Generator().manual_seed(seed))
+    return torch.nn.functional.interpolate(coarse, size=(28, 28), mode="bilinear").clamp(-1, 1)
+
+
+def test_mean_square_error_averages_over_everything_but_the_sample():
+    assert mse(STUDENT, TEACHER).tolist() == [(4 + 9) / 4, 4 / 4]
+
+
+def test_squared_distance_sums_what_the_mean_square_error_averages():
+    assert squared_distance(STUDENT, TEACHER).tolist() == [13, 4]
+    assert losses.named("squared")(STUDENT, TEACHER).tolist() == [13, 4]
+    assert losses.named("mse")(STUDENT, TEACHER).tolist() == [3.25, 1]
+
+
+def test_an_unknown_name_lists_the_known_ones():
+    with pytest.raises(ValueError) as error:
+        losses.named("l1")
+    text = sentence(error)
+    assert "'l1'" in text
+    assert all(name in text for name in losses.LOSSES)
+
+
+def test_without_the_lpips_package_the_error_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "lpips", None)
+    with pytest.raises(ImportError) as error:
+        losses.named("lpips")
+    assert "pip install indis-diffusion[lpips]" in sentence(error)
+
+
+def test_lpips_gets_three_equal_channels_of_a_grey_image(monkeypatch):
+    asked = []
+
+    class Fake(torch.nn.Module):
+        def __init__(self, net, verbose):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.ones(1))
+
+        def forward(self, a, b):
+            asked.append((a, b))
+            return self.weight * (a - b).square().mean((1, 2, 3), keepdim=True)
+
+    monkeypatch.setitem(sys.modules, "lpips", SimpleNamespace(LPIPS=Fake))
+    loss, a, b = losses.named("lpips"), images(0), images(1)
+    value = loss(a, b)
+    torch.testing.assert_close(value, mse(a, b))
+    assert torch.equal(asked[0][0], a.repeat(1, 3, 1, 1))
+    assert not any(p.requires_grad for p in loss.parameters())
+    loss(a.repeat(1, 3, 1, 1), b.repeat(1, 3, 1, 1))
+    assert torch.equal(asked[1][1], b.repeat(1, 3, 1, 1))
+
+
+def test_the_fashion_loss_is_zero_only_between_equal_images():
+    loss, a = losses.named("fashion"), images()
+    touched = a.clone()
+    touched[1, 0, 14, 14] += 0.2
+    assert loss(a, a.clone()).tolist() == [0, 0, 0]
+    distance = loss(a, touched)
+    assert distance[0] == distance[2] == 0
+    assert distance[1] > 1e-5
+
+
+def test_the_gradient_of_the_fashion_loss_reaches_the_student_and_not_the_network():
+    loss, student = losses.named("fashion"), images(1).requires_grad_()
+    loss(student, images(2)).sum().backward()
+    assert student.grad.isfinite().all() and student.grad.abs().sum() > 1e-3
+    assert all(p.grad is None and not p.requires_grad for p in loss.parameters())
+
+
+def test_the_fashion_loss_of_points_is_refused_in_one_sentence():
+    with pytest.raises(ValueError) as error:
+        losses.named("fashion")(torch.zeros(4, 2), torch.zeros(4, 2))
+    assert "grey images" in sentence(error) and "(4, 2)" in sentence(error)

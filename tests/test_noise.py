@@ -1,0 +1,184 @@
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from indis import EDM, DiscreteVP, LinearVP, NoiseSchedule, RectifiedFlow, ScaledLinearVP, prior
+
+SCHEDULES = {
+    "edm": EDM(),
+    "rectified_flow": RectifiedFlow(),
+    "rectified_flow_inside": RectifiedFlow(0.002, 0.988),
+    "linear_vp": LinearVP(),
+    "scaled_linear_vp": ScaledLinearVP(),
+    "discrete_vp": DiscreteVP(),
+    "discrete_ddpm": DiscreteVP(1e-4, 0.02, spacing="linear"),
+}
+each = pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES)
+PRESERVING = [s for name, s in SCHEDULES.items() if name.endswith(("vp", "ddpm"))]
+
+
+def times(schedule: NoiseSchedule, count: int = 401) -> torch.Tensor:
+    """Interior times, even and (for the small ones) geometric."""
+    even = torch.linspace(schedule.t_min, schedule.t_max, count + 2, dtype=torch.float64)[1:-1]
+    small = schedule.t_max * torch.logspace(-4, -1e-3, 101, dtype=torch.float64)
+    return torch.cat([even, small[small > schedule.t_min]])
+
+
+@each
+def test_schedules_satisfy_the_protocol(schedule):
+    assert isinstance(schedule, NoiseSchedule)
+    assert schedule.t_min < schedule.t_max
+    assert schedule.domain in ("time", "log_snr")
+
+
+@each
+def test_time_inverts_log_snr(schedule):
+    t = times(schedule)
+    torch.testing.assert_close(schedule.time(schedule.log_snr(t)), t, rtol=1e-10, atol=1e-12)
+
+
+@each
+def test_log_snr_inverts_time(schedule):
+    ends = schedule.log_snr(torch.tensor([schedule.t_max, schedule.t_min], dtype=torch.float64))
+    level = torch.lerp(ends[0], ends[1], torch.linspace(0.05, 0.95, 200, dtype=torch.float64))
+    torch.testing.assert_close(schedule.log_snr(schedule.time(level)), level, rtol=1e-10, atol=1e-10)
+
+
+@each
+def test_log_snr_is_the_log_of_alpha_over_sigma_and_decreases(schedule):
+    t = times(schedule).sort().values
+    level = schedule.log_snr(t)
+    torch.testing.assert_close(level, (schedule.alpha(t) / schedule.sigma(t)).log(), rtol=1e-11, atol=1e-11)
+    distinct = t.diff() > 0
+    assert bool((level.diff()[distinct] < 0).all())
+
+
+@each
+def test_every_method_keeps_shape_and_dtype(schedule):
+    for dtype in (torch.float32, torch.float64):
+        for shape in ((), (3,), (2, 3)):
+            t = torch.full(shape, 0.5 * (schedule.t_min + schedule.t_max), dtype=dtype)
+            for method in (schedule.alpha, schedule.sigma, schedule.log_snr):
+                assert (method(t).dtype, method(t).shape) == (dtype, t.shape)
+            level = schedule.log_snr(t)
+            assert (schedule.time(level).dtype, schedule.time(level).shape) == (dtype, t.shape)
+
+
+@each
+def test_every_method_is_elementwise(schedule):
+    t = times(schedule)[::37]
+    for method in (schedule.alpha, schedule.sigma, schedule.log_snr):
+        one_by_one = torch.stack([method(v) for v in t])
+        torch.testing.assert_close(method(t), one_by_one, rtol=1e-14, atol=1e-14)
+
+
+@each
+def test_derivatives_are_those_of_finite_differences(schedule):
+    t = (times(schedule)[5:300:40] + 1e-3 * math.pi * schedule.t_max).requires_grad_()  # between the table's entries
+    eps = 1e-6 * schedule.t_max
+    for method in (schedule.alpha, schedule.sigma, schedule.log_snr):
+        assert torch.autograd.gradcheck(method, [t], eps=eps, atol=1e-6, rtol=1e-5)
+    level = schedule.log_snr(t).detach().requires_grad_()
+    assert torch.autograd.gradcheck(schedule.time, [level], eps=1e-6, atol=1e-5 * schedule.t_max, rtol=1e-4)
+
+
+@pytest.mark.parametrize("schedule", PRESERVING, ids=repr)
+def test_variance_is_preserved(schedule):
+    t = times(schedule)
+    torch.testing.assert_close(schedule.alpha(t) ** 2 + schedule.sigma(t) ** 2, torch.ones_like(t), rtol=1e-14, atol=0)
+
+
+@pytest.mark.parametrize("schedule", [LinearVP(), ScaledLinearVP()], ids=repr)
+def test_alpha_is_the_integral_of_beta(schedule):
+    t = torch.linspace(0, 1, 20_001, dtype=torch.float64)
+    low, high = schedule.beta_min, schedule.beta_max
+    if isinstance(schedule, LinearVP):
+        beta = low + t * (high - low)
+    else:
+        beta = (math.sqrt(low) + t * (math.sqrt(high) - math.sqrt(low))) ** 2
+    integral = torch.trapezoid(beta, t)
+    torch.testing.assert_close(schedule.alpha(t[-1]), (-integral / 2).exp(), rtol=1e-7, atol=0)
+
+
+def test_linear_vp_has_the_published_values():
+    # exp(-0.25 (20 - 0.1) - 0.05) at t = 1, Song et al. (2021), eq. 33
+    alpha = LinearVP().alpha(torch.tensor([1.0, 0.5], dtype=torch.float64))
+    expected = torch.tensor([math.exp(-5.025), math.exp(-0.25 * 19.9 * 0.25 - 0.025)], dtype=torch.float64)
+    torch.testing.assert_close(alpha, expected, rtol=1e-13, atol=0)
+
+
+@pytest.mark.parametrize("spacing", ["linear", "scaled_linear"])
+def test_discrete_tables_are_cumulative_products_of_the_betas(spacing):
+    schedule = DiscreteVP(0.00085, 0.012, spacing=spacing)
+    power = 0.5 if spacing == "scaled_linear" else 1
+    betas = torch.linspace(0.00085**power, 0.012**power, 1000, dtype=torch.float64) ** (1 / power)
+    alpha_bar = (1 - betas).cumprod(0)
+    t = torch.arange(1000, dtype=torch.float64)
+    torch.testing.assert_close(schedule.alpha(t), alpha_bar.sqrt(), rtol=1e-11, atol=0)
+    torch.testing.assert_close(schedule.sigma(t), (1 - alpha_bar).sqrt(), rtol=1e-11, atol=0)
+
+
+def test_stable_diffusion_ends_at_its_known_noise_levels():
+    schedule = DiscreteVP()
+    ratio = (-schedule.log_snr(torch.tensor([999.0, 0.0], dtype=torch.float64))).exp()
+    torch.testing.assert_close(ratio, torch.tensor([14.6146, 0.0292], dtype=torch.float64), rtol=0, atol=5e-5)
+
+
+def test_discrete_times_between_entries_interpolate_log_snr():
+    schedule = DiscreteVP()
+    t = torch.tensor([10.0, 11.0, 10.25], dtype=torch.float64)
+    low, high, between = schedule.log_snr(t)
+    torch.testing.assert_close(between, 0.75 * low + 0.25 * high, rtol=1e-13, atol=0)
+
+
+def test_scaled_linear_vp_is_the_continuous_form_of_the_table():
+    t = torch.arange(50, 1000, 50, dtype=torch.float64)
+    torch.testing.assert_close(ScaledLinearVP().log_snr((t + 1) / 1000), DiscreteVP().log_snr(t), rtol=0, atol=2e-2)
+
+
+def test_edm_is_sigma_equals_t():
+    t = torch.tensor([0.002, 1.0, 80.0], dtype=torch.float64)
+    torch.testing.assert_close(EDM().sigma(t), t, rtol=0, atol=0)
+    torch.testing.assert_close(EDM().alpha(t), torch.ones(3, dtype=torch.float64), rtol=0, atol=0)
+
+
+def test_the_ends_of_a_flow_are_pure_data_and_pure_noise_with_a_finite_log_snr():
+    schedule, ends = RectifiedFlow(), torch.tensor([0.0, 1.0], dtype=torch.float64, requires_grad=True)
+    assert schedule.alpha(ends).tolist() == [1, 0]
+    assert schedule.sigma(ends).tolist() == [0, 1]
+    level = schedule.log_snr(ends)
+    data, noise = level.tolist()
+    assert 18 < data < 19
+    assert -19 < noise < -18
+    (gradient,) = torch.autograd.grad(level.sum(), ends)
+    assert bool(gradient.isfinite().all())
+
+
+def test_flows_and_edm_share_their_log_snr_where_the_ratio_is_the_same():
+    t = torch.linspace(0.01, 0.98, 50, dtype=torch.float64)
+    torch.testing.assert_close(RectifiedFlow().log_snr(t), EDM().log_snr(t / (1 - t)), rtol=1e-12, atol=1e-13)
+
+
+@each
+def test_the_prior_is_noise_of_the_last_sigma(schedule):
+    noise = torch.randn(3, 2, 4, generator=torch.Generator().manual_seed(0))
+    start = prior(schedule, noise)
+    assert start.dtype == torch.float32
+    sigma = float(schedule.sigma(torch.tensor(schedule.t_max, dtype=torch.float64)))
+    torch.testing.assert_close(start, noise * sigma, rtol=1e-6, atol=0)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.sampled_from(sorted(SCHEDULES)),
+    st.floats(0.001, 0.999),
+    st.sampled_from([torch.float32, torch.float64]),
+)
+def test_round_trips_hold_at_any_time_in_both_precisions(name, fraction, dtype):
+    schedule = SCHEDULES[name]
+    t = torch.tensor(schedule.t_min + fraction * (schedule.t_max - schedule.t_min), dtype=dtype)
+    tolerance = 2e-3 if dtype == torch.float32 else 1e-10
+    torch.testing.assert_close(schedule.time(schedule.log_snr(t)), t, rtol=tolerance, atol=tolerance)

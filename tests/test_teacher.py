@@ -1,0 +1,213 @@
+"""Endpoints: a sample is its seed, a folder is whole or says what is missing."""
+
+import shutil
+
+import pytest
+import torch
+
+from indis import TeachConfig, endpoints, gather, load_endpoints, noise_from_seeds, teach
+from indis.storage import load_json, save_json
+from indis.teacher import noise_checksum
+from small_cases import (
+    Still,
+    TinyClasses,
+    contents,
+    flip_last_byte,
+    sentence,
+    tiny_teacher,
+    toy,
+    toy_teacher,
+)
+
+CONFIG = TeachConfig(count=7, first_seed=40, shard=3, batch=2)
+PROVENANCE = {"model": "tiny", "steps": 4}
+
+
+def run(folder, config=CONFIG, provenance=PROVENANCE, denoiser=None):
+    return teach(config, denoiser or TinyClasses(), tiny_teacher(), folder, provenance=provenance)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("finished")
+    list(run(folder))
+    return folder
+
+
+@pytest.fixture
+def copy(finished, tmp_path):
+    return shutil.copytree(finished, tmp_path / "copy")
+
+
+def refused(folder, kind=ValueError, **changes):
+    """The sentence of a refused run, which must not have touched the folder."""
+    before = contents(folder)
+    with pytest.raises(kind) as error:
+        list(run(folder, **changes))
+    assert contents(folder) == before
+    return sentence(error)
+
+
+def unreadable(folder, kind=ValueError):
+    with pytest.raises(kind) as error:
+        load_endpoints(folder)
+    return sentence(error)
+
+
+def test_a_row_of_noise_depends_on_its_seed_alone():
+    together, alone = noise_from_seeds([5, 9, 5], (2, 3)), noise_from_seeds([9], (2, 3))
+    assert torch.equal(together[1], alone[0])
+    assert torch.equal(together[0], together[2])
+    assert not torch.equal(together[0], together[1])
+    expected = torch.randn(2, 3, generator=torch.Generator().manual_seed(9))
+    assert torch.equal(alone[0], expected)
+
+
+def test_noise_is_unit_normal_and_leaves_the_callers_generator_alone():
+    before = torch.get_rng_state()
+    noise = noise_from_seeds(range(4000), (2,))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert noise.mean(0).tolist() == pytest.approx([0, 0], abs=0.05)
+    assert noise.std(0).tolist() == pytest.approx([1, 1], abs=0.05)
+    assert torch.corrcoef(noise.T)[0, 1].item() == pytest.approx(0, abs=0.05)
+
+
+def test_the_fingerprint_of_noise_follows_the_shape_of_a_sample():
+    assert noise_checksum((2,)) == noise_checksum((2,))
+    assert len({noise_checksum((2,)), noise_checksum((3,)), noise_checksum((1, 28, 28))}) == 3
+
+
+def test_endpoints_do_not_depend_on_the_batch():
+    whole, parts = (gather(list(endpoints(toy(), toy_teacher(5), range(7), batch=n))) for n in (7, 3))
+    assert parts.seeds.tolist() == list(range(7))
+    assert torch.equal(parts.noise, whole.noise)
+    torch.testing.assert_close(parts.target, whole.target, rtol=0, atol=1e-5)
+    single = toy_teacher(5)(toy(), noise_from_seeds([4], (2,)))
+    torch.testing.assert_close(whole.target[4:5], single, rtol=0, atol=1e-5)
+
+
+def test_targets_can_be_used_where_gradients_are_recorded():
+    for part in endpoints(toy(), toy_teacher(2), range(2), batch=1):
+        assert not part.target.is_inference()
+        assert torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
+
+
+def test_a_part_of_the_endpoints_keeps_rows_together():
+    data = gather(list(endpoints(TinyClasses(), tiny_teacher(), range(12))))
+    part = data[torch.tensor([11, 2])]
+    assert len(part) == 2 and part.seeds.tolist() == [11, 2]
+    assert part.condition.inputs["label"].tolist() == [1, 2]
+    assert torch.equal(part.noise, noise_from_seeds([11, 2], (1, 4, 4)))
+    assert torch.equal(part.condition.features, data.condition.features[[11, 2]])
+
+
+def test_teaching_writes_shards_and_tells_how_far_it_is(tmp_path):
+    assert [(p.done, p.count) for p in run(tmp_path)] == [(3, 7), (6, 7), (7, 7)]
+    names = [f"endpoints-0000{n}.safetensors" for n in range(3)]
+    assert list(contents(tmp_path)) == [*names, "meta.json"]
+    assert list(load_json(tmp_path / "meta.json")["shards"]) == names
+
+
+def test_what_was_taught_comes_back_with_its_conditions(finished):
+    data, meta = load_endpoints(finished)
+    made = gather(list(endpoints(TinyClasses(), tiny_teacher(), range(40, 47))))
+    assert data.seeds.tolist() == list(range(40, 47))
+    assert data.condition.inputs["label"].tolist() == [0, 1, 2, 3, 4, 5, 6]
+    assert torch.equal(data.condition.features, torch.eye(10)[:7] / 10**0.5)
+    assert torch.equal(data.noise, made.noise)
+    torch.testing.assert_close(data.target, made.target, rtol=0, atol=1e-6)
+    assert meta["provenance"] == PROVENANCE
+
+
+def test_a_model_without_condition_comes_back_without(tmp_path):
+    list(teach(TeachConfig(count=2), Still(), toy_teacher(1), tmp_path, provenance={}))
+    data, _ = load_endpoints(tmp_path)
+    assert data.condition.inputs == {} and data.condition.features is None
+    assert torch.equal(data.target, noise_from_seeds([0, 1], (3,)))
+
+
+def test_an_interrupted_run_goes_on_and_gives_the_same_bytes(finished, tmp_path):
+    process = run(tmp_path)
+    assert next(process).done == 3
+    process.close()
+    assert "endpoints-00001.safetensors" not in contents(tmp_path)
+    denoiser = TinyClasses()
+    assert [p.done for p in run(tmp_path, denoiser=denoiser)] == [3, 6, 7]
+    assert contents(tmp_path) == contents(finished)
+    assert denoiser.asked == (7 - 3) * 4
+
+
+def test_a_crash_within_a_shard_leaves_only_whole_shards(finished, tmp_path):
+    class Crashing(TinyClasses):
+        def __call__(self, x, t, condition):
+            if self.asked > 15:
+                raise KeyboardInterrupt
+            return super().__call__(x, t, condition)
+
+    with pytest.raises(KeyboardInterrupt):
+        list(run(tmp_path, denoiser=Crashing()))
+    assert list(contents(tmp_path)) == ["endpoints-00000.safetensors", "meta.json"]
+    list(run(tmp_path))
+    assert contents(tmp_path) == contents(finished)
+
+
+def test_a_finished_run_is_not_repeated(copy):
+    before, denoiser = contents(copy), TinyClasses()
+    assert [p.done for p in run(copy, denoiser=denoiser)] == [3, 6, 7]
+    assert contents(copy) == before
+    assert denoiser.asked == 0
+
+
+@pytest.mark.parametrize("changed", [TeachConfig(8, 40, 3, 2), TeachConfig(7, 41, 3, 2), TeachConfig(7, 40, 4, 2)])
+def test_another_config_is_refused(copy, changed):
+    text = refused(copy, config=changed)
+    assert "holds endpoints with another config" in text and str(copy) in text
+
+
+def test_another_provenance_is_refused(copy):
+    assert "another provenance" in refused(copy, provenance=PROVENANCE | {"steps": 5})
+
+
+def test_resuming_over_a_damaged_shard_is_refused(copy):
+    flip_last_byte(copy / "endpoints-00000.safetensors")
+    assert "endpoints-00000.safetensors is damaged" in refused(copy)
+
+
+def test_a_folder_without_endpoints_says_what_to_run(tmp_path):
+    assert "run `indis teach` first" in unreadable(tmp_path / "nowhere", FileNotFoundError)
+
+
+def test_a_missing_shard_is_named(copy):
+    (copy / "endpoints-00001.safetensors").unlink()
+    assert "endpoints-00001.safetensors is missing" in unreadable(copy, FileNotFoundError)
+    assert "endpoints-00001.safetensors is missing" in refused(copy, FileNotFoundError)
+
+
+def test_one_flipped_bit_is_noticed(copy):
+    flip_last_byte(copy / "endpoints-00002.safetensors")
+    assert "endpoints-00002.safetensors is damaged" in unreadable(copy)
+
+
+def test_an_unfinished_set_says_how_to_finish_it(tmp_path):
+    next(run(tmp_path))
+    text = unreadable(tmp_path)
+    assert "1 of 3 shards" in text and "run `indis teach` again" in text
+
+
+def test_noise_of_another_torch_is_noticed(copy):
+    meta = load_json(copy / "meta.json")
+    save_json(copy / "meta.json", meta | {"noise": "0" * 16})
+    assert "draws other noise" in unreadable(copy)
+    assert "another noise" in refused(copy)
+
+
+@pytest.mark.parametrize("meta", ["[]", '{"format": 2}', "{"])
+def test_metadata_of_another_format_is_refused(copy, meta):
+    (copy / "meta.json").write_text(meta)
+    assert str(copy / "meta.json") in unreadable(copy)
+
+
+@pytest.mark.parametrize("field", ["count", "shard", "batch"])
+def test_sizes_below_one_are_refused(field):
+    with pytest.raises(ValueError, match=f"{field} must be at least 1, got 0"):
+        TeachConfig(**{field: 0})

@@ -1,0 +1,272 @@
+"""Fitting on the toy, three Euler steps: it helps, repeats itself, resumes, and stops with something good in hand."""
+
+import math
+
+import pytest
+import torch
+
+from indis import Bounds, Counted, Fit, FitConfig, Fixed, IndisConfig, PerSample, Sampler, fit, grids, solvers
+from indis.losses import mse, squared_distance
+from small_cases import same_tensors, sentence, toy, toy_pairs
+
+SMALL = {"iterations": 12, "batch": 16, "lr": 2e-2, "holdout": 32, "validate_every": 3}
+
+
+def start(per_instance=True, loss=squared_distance, denoiser=None, **changes) -> Fit:
+    fitting = FitConfig(**SMALL | changes)
+    config = IndisConfig(3, "euler", "uniform", per_instance=per_instance, width=16, depth=2, fit=fitting)
+    return fit(config, denoiser or toy(), toy_pairs(), loss)
+
+
+def finish(process) -> Fit:
+    list(process.run())
+    return process
+
+
+def advance(process, steps):
+    """Stop after some iterations, as an interrupt would."""
+    run = process.run()
+    states = [next(run) for _ in range(steps)]
+    run.close()
+    return states
+
+
+def state(process):
+    return {k: v.detach().clone() for k, v in process.sampler.policy.state_dict().items()}
+
+
+class Spoiled:
+    """The squared distance, but the loss of one training iteration is spoiled."""
+
+    def __init__(self, iteration, spoil):
+        self.iteration, self.spoil, self.count = iteration, spoil, 0
+
+    def __call__(self, student, teacher):
+        value = squared_distance(student, teacher)
+        self.count += student.requires_grad
+        return self.spoil(value) if student.requires_grad and self.count == self.iteration else value
+
+
+SPOILS = {
+    "the loss": lambda value: value * math.nan,
+    "the gradient": lambda value: value + (value - value.detach()).sqrt(),
+}
+
+
+@pytest.mark.parametrize(("per_instance", "lr", "factor"), [(False, 0.1, 0.1), (True, 1e-2, 0.1)])
+def test_a_fit_lowers_the_heldout_loss(per_instance, lr, factor):
+    process = start(per_instance, iterations=60, batch=64, lr=lr, validate_every=10)
+    before = process.validate()
+    finish(process)
+    assert process.validate() < factor * before
+
+
+def test_afterwards_the_policy_is_the_best_one_on_heldout_endpoints():
+    process = start(lr=0.1)
+    states = list(process.run())
+    measured = [s.heldout for s in states if s.heldout is not None]
+    assert process.best == pytest.approx(process.validate(), rel=1e-6)
+    assert process.best == min(measured) < 0.8 * measured[-1]
+    assert [s.step for s in states if s.heldout is not None] == [3, 6, 9, 12]
+
+
+def test_a_fit_that_only_gets_worse_keeps_the_base_solver():
+    process = start(lr=1e3, iterations=3, validate_every=1)
+    before = state(process)
+    heldout = [s.heldout for s in process.run()]
+    assert min(heldout) > process.best
+    assert same_tensors(state(process), before)
+
+
+def test_without_heldout_endpoints_the_last_state_stays():
+    process, best = start(holdout=0), None
+    for progress in process.run():
+        assert progress.heldout is None
+        last, best = state(process), progress.best
+    assert best == math.inf
+    assert same_tensors(state(process), last)
+    assert not same_tensors(last, state(start(holdout=0)))
+
+
+def test_the_same_seed_gives_the_same_bits_and_another_seed_others():
+    first, second, other = (finish(start(seed=seed)) for seed in (0, 0, 1))
+    assert same_tensors(state(first), state(second))
+    assert first.best == second.best
+    assert not same_tensors(state(first), state(other))
+
+
+def test_a_fit_does_not_depend_on_the_callers_random_numbers():
+    torch.manual_seed(1)
+    first = finish(start())
+    torch.manual_seed(2)
+    before = torch.get_rng_state()
+    second = finish(start())
+    assert torch.equal(torch.get_rng_state(), before)
+    assert same_tensors(state(first), state(second))
+
+
+@pytest.mark.parametrize("per_instance", [False, True])
+@pytest.mark.parametrize("holdout", [0, 32])
+@pytest.mark.parametrize("stop", [1, 6, 7])
+def test_a_resumed_fit_repeats_the_uninterrupted_one_bit_for_bit(tmp_path, per_instance, holdout, stop):
+    straight = start(per_instance, holdout=holdout)
+    expected = list(straight.run())
+    first = start(per_instance, holdout=holdout)
+    begun = advance(first, stop)
+    first.save(tmp_path / "checkpoint.safetensors", {"data": "toy"})
+    second = start(per_instance, holdout=holdout)
+    second.resume(tmp_path / "checkpoint.safetensors", {"data": "toy"})
+    assert second.step == stop
+    assert same_tensors(state(second), state(first))
+    assert same_tensors(second.best_state, first.best_state)
+    assert begun + list(second.run()) == expected
+    assert same_tensors(state(second), state(straight))
+    assert same_tensors(second.best_state, straight.best_state)
+
+
+def test_a_resumed_fit_remembers_a_best_state_that_it_has_left(tmp_path):
+    process = start(lr=0.3)
+    advance(process, 12)
+    assert not same_tensors(process.best_state, state(process))
+    process.save(tmp_path / "checkpoint.safetensors")
+    other = start(lr=0.3)
+    other.resume(tmp_path / "checkpoint.safetensors")
+    assert other.best == process.best
+    assert list(other.run()) == []
+    assert same_tensors(state(other), process.best_state)
+
+
+def test_resuming_under_another_config_is_refused_and_changes_nothing(tmp_path):
+    path = tmp_path / "checkpoint.safetensors"
+    process = start()
+    advance(process, 2)
+    process.save(path, {"data": 1})
+    for other, meta in ((start(lr=1e-3), {"data": 1}), (start(iterations=13), {"data": 1}), (start(), {"data": 2})):
+        before = state(other)
+        with pytest.raises(ValueError) as error:
+            other.resume(path, meta)
+        assert f"{path} was written with another configuration" in sentence(error)
+        assert other.step == 0 and same_tensors(state(other), before)
+
+
+@pytest.mark.parametrize("spoil", SPOILS.values(), ids=SPOILS)
+def test_a_loss_that_is_not_finite_stops_with_the_best_heldout_policy(spoil):
+    changes = {"lr": 0.1, "validate_every": 2}
+    reference = start(**changes)
+    first = state(reference)
+    advance(reference, 5)
+    assert not same_tensors(state(reference), reference.best_state)
+    assert not same_tensors(first, reference.best_state)
+    process = start(loss=Spoiled(6, spoil), **changes)
+    with pytest.raises(FloatingPointError) as error:
+        finish(process)
+    assert "not finite at iteration 6" in sentence(error)
+    assert process.step == 5
+    assert same_tensors(state(process), reference.best_state)
+    assert process.validate() == pytest.approx(reference.best, rel=1e-6)
+
+
+@pytest.mark.parametrize("spoil", SPOILS.values(), ids=SPOILS)
+def test_without_heldout_endpoints_a_loss_that_is_not_finite_leaves_the_last_good_parameters(spoil):
+    reference = start(holdout=0)
+    advance(reference, 5)
+    process = start(loss=Spoiled(6, spoil), holdout=0)
+    with pytest.raises(FloatingPointError, match="iteration 6"):
+        finish(process)
+    assert same_tensors(state(process), state(reference))
+    assert not same_tensors(state(process), state(start()))
+
+
+def test_recomputing_network_calls_changes_their_number_and_no_loss():
+    plain, again = (Counted(toy()) for _ in range(2))
+    losses = [
+        [s.loss for s in start(denoiser=d, checkpoint=flag, iterations=4, holdout=0).run()]
+        for d, flag in ((plain, False), (again, True))
+    ]
+    assert losses[0] == losses[1]
+    assert plain.calls == 4 * 3
+    assert again.calls == 4 * 3 * 2
+
+
+class Recording(Sampler):
+    """Remembers which training rows each iteration asks for."""
+
+    def __call__(self, denoiser, noise, condition, *, index=None, checkpoint=False):
+        if index is not None:
+            self.seen.append(index.tolist())
+            assert torch.equal(noise, toy_pairs().noise[index])
+        return super().__call__(denoiser, noise, condition, index=index, checkpoint=checkpoint)
+
+
+def batches(**changes):
+    process = start(per_instance=False, **changes)
+    recording = Recording(process.sampler.policy, process.sampler.solver)
+    recording.seen = []
+    process.sampler = recording
+    finish(process)
+    return recording.seen
+
+
+def test_an_epoch_visits_every_training_row_once_and_no_heldout_row():
+    seen = batches(iterations=8)
+    first, second = (sum(seen[i : i + 4], []) for i in (0, 4))
+    assert sorted(first) == sorted(second) == list(range(64))
+    assert first != second
+    assert batches(iterations=8, seed=1)[0] != seen[0]
+
+
+def test_a_batch_larger_than_the_data_takes_every_row():
+    assert batches(iterations=2, batch=1000) == [list(range(64))] * 2
+
+
+@pytest.mark.parametrize("holdout", [96, 97])
+def test_a_heldout_part_as_large_as_the_data_is_refused(holdout):
+    with pytest.raises(ValueError) as error:
+        start(holdout=holdout)
+    assert sentence(error) == f"holdout must be below the number of endpoints, got {holdout} of 96"
+
+
+def test_a_policy_without_parameters_is_refused():
+    plain = Sampler(Fixed(grids.uniform(toy().schedule, 3)), solvers.Euler())
+    with pytest.raises(ValueError, match="nothing to learn"):
+        Fit(plain, toy(), toy_pairs(), mse, FitConfig(holdout=0))
+
+
+def oracle(batch, **changes):
+    data = toy_pairs(48)
+    base = grids.uniform(toy().schedule, 3)
+    policy = PerSample(len(data), base, toy().schedule, Bounds.natural(toy().schedule, dtau=0.9, gamma=0.9))
+    config = FitConfig(batch=batch, holdout=0, lr=0.1, clip=1e9, **changes)
+    return Fit(Sampler(policy, solvers.Euler()), toy(), data, squared_distance, config)
+
+
+def test_a_plan_of_its_own_for_each_sample_beats_one_for_all():
+    process = oracle(48, iterations=25)
+    losses = [s.loss for s in process.run()]
+    shared = start(per_instance=False, iterations=60, batch=96, lr=0.1, holdout=0)
+    for progress in shared.run():
+        best_shared = progress.loss
+    assert losses[-1] < 0.2 * losses[0]
+    assert losses[-1] < 0.5 * best_shared
+
+
+def test_a_batch_moves_the_plans_of_its_own_samples_alone():
+    process = oracle(5, iterations=1)
+    finish(process)
+    moved = process.sampler.policy.free.detach().abs().sum((1, 2)) > 0
+    assert moved.sum().item() == 5
+
+
+def test_the_learning_rate_falls_along_a_cosine_to_zero():
+    config = FitConfig(iterations=100, lr=0.2)
+    assert [config.lr_at(step) for step in (0, 50, 100)] == pytest.approx([0.2, 0.1, 0])
+    assert config.lr_at(25) == pytest.approx(0.1 * (1 + 0.5**0.5))
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("iterations", 0), ("batch", 0), ("holdout", -1), ("validate_every", 0), ("lr", 0.0), ("lr", math.nan), ("clip", -1)],
+)
+def test_settings_that_make_no_sense_are_refused(field, value):
+    with pytest.raises(ValueError, match=f"{field}.* must be"):
+        FitConfig(**{field: value})
