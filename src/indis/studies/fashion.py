@@ -23,9 +23,10 @@ from indis import artifact, losses
 from indis.artifact import describe
 from indis.evaluate import counted_nfe, frechet_of_images, frechet_of_seeds, score_pairs
 from indis.methods.indis import IndisConfig, fit, heuristic
+from indis.metrics.features import WEIGHTS as FEATURE_WEIGHTS
 from indis.models.fashion import Fashion
 from indis.sampler import Sampler
-from indis.storage import digest, load_json, save_json
+from indis.storage import checksum, digest, load_json, save_json
 from indis.teacher import Endpoints, TeachConfig, load_endpoints, teach
 from indis.training import Fit, FitConfig
 
@@ -179,6 +180,7 @@ class FashionStudy:
         provenance = {
             "model": self.denoiser.name,
             "weights": self.denoiser.fingerprint,
+            "bf16": c.bf16,
             "solver": describe(teacher.solver),
             "steps": c.teacher_steps,
         }
@@ -318,7 +320,8 @@ class FashionStudy:
         return path.exists() and load_json(path)["identity"] == self._digest(identity)
 
     def _digest(self, identity: Any) -> str:
-        return digest([self.denoiser.fingerprint, identity])
+        """A row holds for these weights of the model and of the feature network that judges it."""
+        return digest([self.denoiser.fingerprint, checksum(FEATURE_WEIGHTS), identity])
 
     def _finish(self, cell: Cell, identity: Any, row: dict[str, Any]) -> None:
         save_json(self._path(cell), {"identity": self._digest(identity), "row": row})
