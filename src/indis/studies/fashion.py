@@ -169,9 +169,22 @@ class FashionStudy:
         rows = self.rows()
         teacher = [row for row in rows if row["method"] == "teacher"]
         table = [row for row in rows if row["method"] != "teacher"]
-        save_json(self.folder / "fashion.json", {"rows": table, "teacher": teacher[0] if teacher else None})
+        result = {"rows": table, "teacher": teacher[0] if teacher else None, "notes": self._notes()}
+        save_json(self.folder / "fashion.json", result)
         curves = [load_json(path) for path in sorted(self.folder.glob("artifacts/*/curve.json"))]
         save_json(self.folder / "curves.json", {"curves": curves})
+
+    def _notes(self) -> list[str]:
+        c = self.config
+        dtype = "bfloat16 autocast" if c.bf16 else "float32"
+        return [
+            f"Teacher: {c.solver}, polynomial:7, {c.teacher_steps} steps; {c.endpoints} end points for tuning "
+            f"(seeds from 0), {c.heldout} for the distances (seeds from 1000000).",
+            f"Learned rows: student {c.solver}, base grid {c.base}, {c.fit.iterations} iterations of {c.fit.batch}; "
+            f"the iteration with the best loss on {c.fit.holdout} of the tuning end points is kept.",
+            f"FD-Fashion: seeds from 2000000, balanced classes, network in {dtype}; of the grids, the best alone.",
+            "The loss is the perceptual distance of the same feature network that FD-Fashion uses.",
+        ]
 
     def _endpoints(self, name: str, count: int, first_seed: int) -> Iterator[StudyProgress]:
         c = self.config
@@ -304,7 +317,6 @@ class FashionStudy:
             "teacher_mse": scores.teacher_mse,
             "fd": fd,
             "samples": samples,
-            "fd_dtype": ("bfloat16" if self.config.bf16 else "float32") if samples else None,
             "pairs": scores.pairs,
             "parameters": sampler.policy.parameter_count(),
         }
