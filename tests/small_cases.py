@@ -28,6 +28,7 @@ def toy_pairs(count=96, first=0):
 class TinyClasses:
     """Noise form, 4x4 images under Fashion's labels: cheap, smooth, and different for every class."""
 
+    fingerprint = "tiny"
     name, schedule, shape, native = "tiny", EDM(), (1, 4, 4), Form.NOISE
 
     def __init__(self):
@@ -48,6 +49,7 @@ class TinyClasses:
 class Still:
     """Nothing moves: the end point is the noise. Pixels are twice the latent."""
 
+    fingerprint = "still"
     name, schedule, shape, native = "still", RectifiedFlow(), (3,), Form.VELOCITY
 
     def __call__(self, x, t, condition):

@@ -86,6 +86,7 @@ def test_drawing_samples_leaves_the_callers_gradients_on():
 class Pictures:
     """A model of pictures whose samples are its noise."""
 
+    fingerprint = "pictures"
     name, schedule, shape, native = "pictures", Still.schedule, (1, 28, 28), Still.native
     __call__, decode, condition = Still.__call__, Still.decode, Still.condition
 

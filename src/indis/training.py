@@ -31,7 +31,7 @@ class FitConfig:
 
     iterations: int = 500
     batch: int = 64
-    lr: float = 2e-3
+    lr: float = 2e-2  # of a bare logit; a network's weights learn more slowly, see Policy.rates
     clip: float = 1.0  # of the gradient's norm
     holdout: int = 500  # the last endpoints, never trained on; 0 fits all and keeps the last state
     validate_every: int = 50
@@ -75,10 +75,10 @@ class Fit:
         self.sampler, self.denoiser, self.loss, self.config = sampler, denoiser, loss, config
         self.train, self.heldout = data[:split], data[split:]
         self.step, self.best, self.best_state = 0, math.inf, _copy(sampler.policy)
-        parameters = [p for p in sampler.policy.parameters() if p.requires_grad]
-        if not parameters:
+        groups = [{"params": p, "rate": rate} for p, rate in sampler.policy.rates() if p]
+        if not groups:
             raise ValueError("policy has nothing to learn")
-        self.optimizer = torch.optim.Adam(parameters, lr=config.lr)
+        self.optimizer = torch.optim.Adam(groups, lr=config.lr)
 
     def run(self) -> Iterator[Progress]:
         """Iterate to the end of the config.
@@ -127,13 +127,12 @@ class Fit:
 
     def _iterate(self) -> float:
         for group in self.optimizer.param_groups:
-            group["lr"] = self.config.lr_at(self.step)
+            group["lr"] = self.config.lr_at(self.step) * group["rate"]
         self.optimizer.zero_grad(set_to_none=True)
         index = self._batch()
         loss = self._losses(self.train[index], index).mean()
         loss.backward()
-        parameters = self.optimizer.param_groups[0]["params"]
-        norm = nn.utils.clip_grad_norm_(parameters, self.config.clip)
+        norm = nn.utils.clip_grad_norm_(self.sampler.policy.parameters(), self.config.clip)
         if not (torch.isfinite(loss) and torch.isfinite(norm)):
             # The step is not taken, so the parameters are the last good ones; the best held-out ones are better still.
             if self.config.holdout:

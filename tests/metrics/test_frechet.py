@@ -40,9 +40,7 @@ def test_agrees_with_torchmetrics():
 
 
 def test_closed_form_of_commuting_gaussians():
-    rotation, _ = torch.linalg.qr(
-        torch.randn(5, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
-    )
+    rotation, _ = torch.linalg.qr(torch.randn(5, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(3)))
     a, b = (torch.tensor(v, dtype=torch.float64) for v in ([1.0, 4, 9, 0, 2], [4.0, 4, 1, 3, 0]))
     shift = torch.tensor([1.0, -2, 0, 0.5, 0], dtype=torch.float64)
     expected = shift.square().sum() + (a.sqrt() - b.sqrt()).square().sum()
@@ -94,9 +92,7 @@ def test_a_file_keeps_every_bit(tmp_path):
     assert back.count == 50 and torch.equal(back.mean, some.mean) and torch.equal(back.scatter, some.scatter)
 
 
-@pytest.mark.parametrize(
-    "features", [torch.zeros(3), torch.zeros(2, 4), torch.tensor([[0.0, float("nan"), 0.0]])]
-)
+@pytest.mark.parametrize("features", [torch.zeros(3), torch.zeros(2, 4), torch.tensor([[0.0, float("nan"), 0.0]])])
 def test_bad_features_are_refused_and_leave_no_trace(features):
     some = moments(cloud(50, 3, 7))
     before = some.mean.clone()

@@ -123,6 +123,22 @@ def test_corrections_of_fewer_weights_than_the_solver_has_leave_the_older_ones_a
     )
 
 
+def test_a_shifted_and_scaled_answer_is_converted_at_the_node_where_the_state_is():
+    # Noise asked for at tau + dtau becomes data with alpha and sigma of tau; then first-order DPM-Solver++ by hand.
+    schedule = LinearVP(t_min=0.02)
+    problem = Bumpy(schedule, Form.NOISE)
+    plan, x = plan_for(problem, 3, 4, 1), seeded(3, 2, seed=7)
+    plain = Discretization(plan.tau, plan.dtau, plan.gamma)
+    alpha, sigma = schedule.alpha(plan.tau)[..., None], schedule.sigma(plan.tau)[..., None]
+    expected = x
+    for k in range(4):
+        noise = plan.gamma[:, k, None] * problem(expected, plan.tau[:, k] + plan.dtau[:, k], UNCONDITIONAL)
+        data = (expected - sigma[:, k] * noise) / alpha[:, k]
+        fading = sigma[:, k + 1] / sigma[:, k]
+        expected = fading * expected + (alpha[:, k + 1] - fading * alpha[:, k]) * data
+    torch.testing.assert_close(solve(problem, x, plain, DPMSolverPP(1)), expected, rtol=1e-12, atol=1e-12)
+
+
 def test_heun_averages_the_slopes_at_both_ends():
     problem = PROBLEMS["edm"]
     plan, x = plan_for(problem, 2, 3, 1), seeded(2, 2, seed=7)

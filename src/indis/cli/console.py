@@ -66,6 +66,17 @@ def writable(folder: Path) -> Path:
     return folder
 
 
+def taught_model(meta: dict[str, Any], folder: Path | None) -> str:
+    """The model that endpoints came from, for :func:`indis.models.load`.
+
+    Raises:
+        ValueError: if they do not say; those that a script wrote need not.
+    """
+    if "model" not in meta["provenance"]:
+        raise ValueError(f"the endpoints in {folder} name no model in their provenance: make them with `indis teach`")
+    return meta["provenance"]["model"]
+
+
 def command_line() -> str:
     """How this process was called, for provenance."""
     return " ".join(["indis", *sys.argv[1:]])

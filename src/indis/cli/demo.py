@@ -71,7 +71,7 @@ def demo_config() -> FashionConfig:
         endpoints=1000,
         heldout=300,
         shipped=True,
-        fit=FitConfig(iterations=60, batch=32, lr=4e-3, holdout=100, validate_every=20),
+        fit=FitConfig(iterations=60, batch=32, holdout=100, validate_every=20),
     )
 
 

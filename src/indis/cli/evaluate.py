@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from indis import losses, models
-from indis.cli.console import bar, emit, say
+from indis.cli.console import bar, emit, say, taught_model
 from indis.cli.sample import SamplerChoice
 from indis.evaluate import Row, counted_nfe, frechet_of_seeds, score_pairs
 from indis.teacher import load_endpoints
@@ -38,8 +38,10 @@ class Evaluate(SamplerChoice):
         """Evaluate and print one row."""
         if self.heldout is None and self.samples < 2:
             raise ValueError("nothing to do: give --heldout, or --samples of at least 2")
+        if self.samples < 0 or self.samples == 1:
+            raise ValueError(f"samples must be 0 or at least 2, got {self.samples}")
         data, meta = load_endpoints(self.heldout) if self.heldout else (None, None)
-        denoiser = models.load(meta["provenance"]["model"] if meta else self.model)
+        denoiser = models.load(taught_model(meta, self.heldout) if meta else self.model)
         sampler = self.build(denoiser)
         row: Row = {"model": denoiser.name, "steps": sampler.policy.steps, "nfe": counted_nfe(denoiser, sampler)}
         if data is not None:

@@ -9,7 +9,7 @@ from typing import Annotated
 import tyro
 
 from indis import artifact, losses, models
-from indis.cli.console import bar, command_line, emit, say, writable
+from indis.cli.console import bar, command_line, emit, say, taught_model, writable
 from indis.methods.indis import IndisConfig, fit
 from indis.storage import load_json, save_json
 from indis.teacher import load_endpoints
@@ -41,7 +41,7 @@ class FitCommand:
         if self.save_every < 1:
             raise ValueError(f"save-every must be at least 1, got {self.save_every}")
         data, meta = load_endpoints(self.data)
-        model = meta["provenance"]["model"]
+        model = taught_model(meta, self.data)
         writable(self.out)
         process = fit(self.config, models.load(model), data, losses.named(self.config.loss))
         identity = {"config": asdict(self.config), "endpoints": meta["shards"]}

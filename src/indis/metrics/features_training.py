@@ -26,7 +26,7 @@ from indis.storage import save_tensors
 class FeatureConfig:
     """How the feature network is trained."""
 
-    epochs: int = 8
+    epochs: int = 9
     batch: int = 128
     lr: float = 3e-3
     warmup: int = 200  # steps of linear warm-up

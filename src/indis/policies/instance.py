@@ -16,6 +16,9 @@ from indis.policies.encoders import trunk_for
 from indis.policies.policy import LogitPolicy
 
 
+WEIGHT_RATE = 0.1
+
+
 class Instance(LogitPolicy):
     """The learned policy. ``condition_dim`` 0 means that phi sees the noise alone."""
 
@@ -47,6 +50,14 @@ class Instance(LogitPolicy):
             hidden = hidden + self.condition(self._checked(features))
         hidden = F.silu(self.mix(hidden))
         return self.head(hidden).unflatten(1, (self.rows, self.steps))
+
+    def rates(self) -> list[tuple[list[nn.Parameter], float]]:
+        """The shared offset of the logits learns like a global plan, the network's weights more slowly.
+
+        Under Adam every weight moves by about the rate in a step, and a logit sums over the whole width of them.
+        """
+        weights = [p for p in self.parameters() if p is not self.head.bias]
+        return [([self.head.bias], 1.0), (weights, WEIGHT_RATE)]
 
     def _checked(self, features: Tensor | None) -> Tensor:
         if features is None or features.shape[-1] != self.condition_dim:

@@ -32,6 +32,10 @@ class Policy(nn.Module, ABC):
     def forward(self, noise: Tensor, features: Tensor | None = None, index: Tensor | None = None) -> Discretization:
         """The plan. ``index`` ``(batch,)`` names the samples within their data set; only PerSample reads it."""
 
+    def rates(self) -> list[tuple[list[nn.Parameter], float]]:
+        """Groups of parameters and how fast each learns, relative to the learning rate of a bare logit."""
+        return [(list(self.parameters()), 1.0)]
+
     def parameter_count(self) -> int:
         """How many numbers are learned."""
         return sum(p.numel() for p in self.parameters())

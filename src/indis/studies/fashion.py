@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from indis import artifact, losses
+from indis import artifact, grids, losses, solvers
 from indis.artifact import describe
 from indis.evaluate import counted_nfe, frechet_of_images, frechet_of_seeds, score_pairs
 from indis.methods.indis import IndisConfig, fit, heuristic
@@ -32,7 +32,6 @@ from indis.training import Fit, FitConfig
 
 GRIDS = ("polynomial:7", "polynomial:5", "polynomial:3", "log_snr", "vp_time:2", "vp_time", "quadratic", "uniform")
 SHIPPED = "indis (shipped)"
-GLOBAL_LR = 0.03  # a plan of 9-21 numbers converges at a rate at which a network would diverge
 
 # What each learned method changes in the study's config.
 METHODS: dict[str, dict[str, Any]] = {
@@ -76,7 +75,7 @@ class FashionConfig:
     width: int = 128
     shipped: bool = False
     """Also judge the fitted samplers that come with the package."""
-    fit: FitConfig = field(default_factory=lambda: FitConfig(iterations=400, batch=64, lr=2e-3, holdout=500))
+    fit: FitConfig = field(default_factory=lambda: FitConfig(iterations=400, batch=64, holdout=500))
 
     def __post_init__(self) -> None:
         unknown = set(self.methods) - set(METHODS)
@@ -84,6 +83,9 @@ class FashionConfig:
             raise ValueError(f"methods must be among {', '.join(METHODS)}, got {', '.join(sorted(unknown))}")
         if not self.nfe or min(self.nfe) < 1:
             raise ValueError(f"nfe must be at least 1, got {self.nfe}")
+        for grid in (*self.grids, self.base):
+            grids.named(grid)
+        solvers.named(self.solver)
 
 
 @dataclass(frozen=True)
@@ -153,11 +155,11 @@ class FashionStudy:
         """The samplers worth a picture at one NFE: the best grid, then each learned method's first seed, no AFS."""
         here = [row for row in rows if row["nfe"] == nfe and not row["afs"] and row["method"] != "teacher"]
         plain = [row for row in here if row["method"] in self.config.grids]
-        best = min(plain, key=lambda row: row["heldout_loss"])
+        best = sorted(plain, key=lambda row: row["heldout_loss"])[:1]
         seed = self.config.seeds[0]
         learned = [row for row in here if row["method"] in ("global", "indis") and row["seed"] == seed]
         shipped = [row for row in here if row["method"] == SHIPPED]
-        cells = [Cell(row["method"], nfe, False, row["seed"]) for row in (best, *learned, *shipped)]
+        cells = [Cell(row["method"], nfe, False, row["seed"]) for row in (*best, *learned, *shipped)]
         return [(cell.method, self.sampler(cell)) for cell in cells]
 
     def rows(self) -> list[dict[str, Any]]:
@@ -218,7 +220,6 @@ class FashionStudy:
     def _config(self, cell: Cell) -> IndisConfig:
         c = self.config
         changes = METHODS[cell.method]
-        rate = c.fit.lr if changes.get("per_instance", True) else GLOBAL_LR
         shared: dict[str, Any] = {
             "solver": c.solver,
             "grid": c.base,
@@ -226,7 +227,7 @@ class FashionStudy:
             "gamma": c.gamma,
             "width": c.width,
         }
-        fitting = replace(c.fit, seed=int(cell.seed or 0), lr=rate)
+        fitting = replace(c.fit, seed=int(cell.seed or 0))
         own: dict[str, Any] = {"steps": cell.steps, "analytic_first": cell.afs, "loss": "fashion", "fit": fitting}
         return IndisConfig(**shared | own | changes)
 
@@ -280,8 +281,8 @@ class FashionStudy:
                 cells = [Cell(grid, nfe, afs, None) for grid in self.config.grids]
                 for cell in cells:
                     yield from self._plain(cell, samples=0)
-                losses_of = {cell: self._row(cell)["heldout_loss"] for cell in cells}
-                yield from self._plain(min(cells, key=lambda cell: losses_of[cell]), samples=self.config.samples)
+                for best in sorted(cells, key=lambda cell: self._row(cell)["heldout_loss"])[:1]:
+                    yield from self._plain(best, samples=self.config.samples)
 
     def _shipped(self) -> Iterator[StudyProgress]:
         for nfe in self.config.nfe:

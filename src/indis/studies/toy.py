@@ -54,10 +54,9 @@ class ToyConfig:
     gamma: float = 0.9  # ours
     global_iterations: int = 500  # to convergence: 600 at any rate give the same loss
     global_batch: int = 256
-    global_lr: float = 0.1
     instance_iterations: int = 400
     instance_batch: int = 512
-    instance_lr: float = 1e-2
+    lr: float = 0.1
     width: int = 96
     depth: int = 3
     oracle_iterations: int = 12
@@ -207,12 +206,12 @@ class ToyStudy:
 
     def _global(self, freedoms: str, steps: int) -> Sampler:
         c = self.config
-        fitting = FitConfig(c.global_iterations, c.global_batch, c.global_lr, holdout=0, seed=c.seed)
+        fitting = FitConfig(c.global_iterations, c.global_batch, c.lr, holdout=0, seed=c.seed)
         return self._fit(self._config(freedoms, steps, fitting, per_instance=False))
 
     def _instance(self, freedoms: str, steps: int) -> Sampler:
         c = self.config
-        fitting = FitConfig(c.instance_iterations, c.instance_batch, c.instance_lr, holdout=0, seed=c.seed)
+        fitting = FitConfig(c.instance_iterations, c.instance_batch, c.lr, holdout=0, seed=c.seed)
         return self._fit(self._config(freedoms, steps, fitting, per_instance=True))
 
     def _oracle(self, learned: Sampler, freedoms: str, steps: int) -> Sampler:
