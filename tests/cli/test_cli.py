@@ -193,12 +193,13 @@ BAD = {
     "fit: unknown loss": ("fit --data data --out x --loss l1", ["'l1'", "mse", "squared", "fashion", "lpips"]),
     "fit: loss of images": (f"fit --data data --out x {FIT.replace('squared', 'fashion')}", ["grey images"]),
     "fit: all held out": ("fit --data data --out x --loss mse --fit.holdout 48", ["holdout", "48 of 48"]),
-    "fit: bad rate": ("fit --data data --out x --fit.lr 0", ["lr and clip must be positive"]),
     "fit: bad bound": ("fit --data data --out x --loss mse --fit.holdout 8 --gamma 1", ["gamma must be in [0, 1)"]),
     "fit: never saved": (f"fit --data data --out x {FIT} --save-every 0", ["save-every must be at least 1, got 0"]),
     "fit: resume another": (f"fit --data data --out fitted {FIT} --fit.seed 1", ["written with another configuration"]),
     "fit: resume other data": (f"fit --data test --out fitted {FIT}", ["written with another configuration"]),
     "fit: below a file": (f"fit --data data --out fit.json/x {FIT}", ["fit.json/x"]),
+    "fit: json below a file": (f"fit --data data --out x {FIT} --json fit.json/x", ["fit.json is a file"]),
+    "fit: json onto a folder": (f"fit --data data --out x {FIT} --json data", ["data is a folder"]),
     "sample: no artifact": ("sample --model toy --artifact x --out s.safetensors", ["artifact", "x"]),
     "sample: another model": (
         "sample --model fashion --artifact fitted --out s.safetensors",
@@ -208,7 +209,7 @@ BAD = {
     "sample: no seeds": ("sample --model toy --count 0 --out s.safetensors", ["count must be at least 1, got 0"]),
     "sample: to .jpg": ("sample --model toy --out s.jpg", [".png or .safetensors", "s.jpg"]),
     "sample: points as picture": ("sample --model toy --out s.png", ["only images can be drawn", "use .safetensors"]),
-    "sample: below a file": ("sample --model toy --out fit.json/s.safetensors", ["fit.json"]),
+    "sample: below a file": ("sample --model toy --out fit.json/s.safetensors", ["fit.json is a file"]),
     "evaluate: nothing": ("evaluate", ["nothing to do", "--heldout", "--samples"]),
     "evaluate: one sample": ("evaluate --samples 1", ["nothing to do"]),
     "evaluate: one sample besides": ("evaluate --heldout test --loss mse --samples 1", ["samples must be", "got 1"]),
@@ -218,11 +219,12 @@ BAD = {
     "evaluate: loss of images": ("evaluate --heldout test", ["grey images"]),
     "evaluate: FD of points": ("evaluate --heldout test --loss mse --samples 4", ["grey images"]),
     "evaluate: negative": ("evaluate --heldout test --loss mse --samples -4", ["samples must be", "-4"]),
-    "evaluate: json below a file": ("evaluate --heldout test --loss mse --json fit.json/x", ["fit.json"]),
+    "evaluate: json below a file": ("evaluate --heldout test --loss mse --json fit.json/x", ["fit.json is a file"]),
     "toy: unknown freedoms": ("toy --freedoms sigma", ["sigma", "tau+dtau+gamma"]),
     "toy: no steps": ("toy --steps 3 0", ["steps must be at least 1"]),
     "toy: unknown class": ("toy --classes C", ["'C'", "AB"]),
     "toy: below a file": ("toy --quick --out fit.json/x", ["fit.json/x"]),
+    "toy: json below a file": ("toy --quick --json fit.json/x", ["fit.json is a file"]),
     "fashion: unknown method": ("fashion --out x --methods sigma", ["sigma", "global", "indis"]),
     "fashion: unknown grid": ("fashion --out x --grids even", ["'even'", "uniform"]),
     "fashion: no calls": ("fashion --out x --nfe 0", ["nfe must be at least 1"]),
@@ -288,6 +290,15 @@ def test_words_that_no_command_knows_exit_with_two(indis, line):
     with pytest.raises(SystemExit) as error:
         indis(line)
     assert error.value.code == 2
+
+
+def test_settings_of_the_fit_that_make_no_sense_are_told_in_the_box_of_the_parser(indis, capsys, tmp_path):
+    with pytest.raises(SystemExit) as error:
+        indis(f"fit --data data --out {tmp_path}/x --fit.lr 0")
+    said = capsys.readouterr().err
+    assert error.value.code == 2
+    assert "lr and clip must be positive" in said and "Traceback" not in said
+    assert contents(tmp_path) == {}
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -66,6 +66,18 @@ def writable(folder: Path) -> Path:
     return folder
 
 
+def writable_file(path: Path | None) -> None:
+    """Make the folder of an output file, if one was asked for.
+
+    Raises:
+        OSError: if nothing can be written there; found out before any work is done.
+    """
+    if path is not None:
+        writable(path.parent)
+        if path.is_dir():
+            raise IsADirectoryError(f"{path} is a folder, a file is expected")
+
+
 def taught_model(meta: dict[str, Any], folder: Path | None) -> str:
     """The model that endpoints came from, for :func:`indis.models.load`.
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from indis.cli import fashion, toy
 from indis.cli.console import command_line, say, writable
 from indis.models.fashion import load
-from indis.storage import save_json
+from indis.storage import load_json, save_json
 from indis.studies.fashion import FashionConfig, FashionStudy
 from indis.studies.toy import ToyConfig, ToyStudy
 from indis.training import FitConfig
@@ -45,7 +45,8 @@ class Demo:
         run = {"command": command_line(), "config": asdict(config), "seconds": seconds, "versions": _versions()}
         save_json(self.out / "run.json", run)
         write_report(self.out, self.out / "report.html")
-        self._summary(study)
+        for line in fashion.lines(load_json(self.out / "fashion.json")):
+            say(line)
         say(f"report: {self.out / 'report.html'} ({seconds:.0f} s)")
 
     def _toy(self) -> None:
@@ -54,21 +55,15 @@ class Demo:
             toy.run_study(study)
             toy.write(study, self.out)
 
-    def _summary(self, study: FashionStudy) -> None:
-        rows = study.rows()
-        table = {"rows": [r for r in rows if r["method"] != "teacher"], "teacher": None}
-        for line in fashion.lines(table):
-            say(line)
-
 
 def demo_config() -> FashionConfig:
     """A study small enough for two cores and a coffee."""
     return FashionConfig(
         methods=("global", "indis"),
-        grids=("polynomial:7", "polynomial:3", "log_snr", "uniform"),
+        grids=("polynomial:7", "log_snr", "vp_time:2", "uniform"),
         nfe=(3, 5),
-        samples=1000,
-        endpoints=1000,
+        samples=600,
+        endpoints=600,
         heldout=300,
         shipped=True,
         fit=FitConfig(iterations=60, batch=32, holdout=100, validate_every=20),

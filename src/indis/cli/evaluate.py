@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from indis import losses, models
-from indis.cli.console import bar, emit, say, taught_model
+from indis.cli.console import bar, emit, say, taught_model, writable_file
 from indis.cli.sample import SamplerChoice
 from indis.evaluate import Row, counted_nfe, frechet_of_seeds, score_pairs
 from indis.teacher import load_endpoints
@@ -40,6 +40,7 @@ class Evaluate(SamplerChoice):
             raise ValueError("nothing to do: give --heldout, or --samples of at least 2")
         if self.samples < 0 or self.samples == 1:
             raise ValueError(f"samples must be 0 or at least 2, got {self.samples}")
+        writable_file(self.json)
         data, meta = load_endpoints(self.heldout) if self.heldout else (None, None)
         denoiser = models.load(taught_model(meta, self.heldout) if meta else self.model)
         sampler = self.build(denoiser)

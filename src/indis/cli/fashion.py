@@ -8,7 +8,7 @@ from typing import Annotated
 
 import tyro
 
-from indis.cli.console import bar, command_line, emit, say, writable
+from indis.cli.console import bar, command_line, emit, say, writable, writable_file
 from indis.models.fashion import load
 from indis.storage import load_json, save_json
 from indis.studies.fashion import FashionConfig, FashionStudy
@@ -34,6 +34,7 @@ class FashionCommand:
     def run(self) -> None:
         """Run the missing cells, then print the table."""
         writable(self.out)
+        writable_file(self.json)
         study = FashionStudy(self.config, load(), self.out)
         run_study(study)
         save_json(self.out / "run.json", {"command": command_line(), "config": asdict(self.config)})

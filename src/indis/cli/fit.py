@@ -9,7 +9,7 @@ from typing import Annotated
 import tyro
 
 from indis import artifact, losses, models
-from indis.cli.console import bar, command_line, emit, say, taught_model, writable
+from indis.cli.console import bar, command_line, emit, say, taught_model, writable, writable_file
 from indis.methods.indis import IndisConfig, fit
 from indis.storage import load_json, save_json
 from indis.teacher import load_endpoints
@@ -43,6 +43,7 @@ class FitCommand:
         data, meta = load_endpoints(self.data)
         model = taught_model(meta, self.data)
         writable(self.out)
+        writable_file(self.json)
         process = fit(self.config, models.load(model), data, losses.named(self.config.loss))
         identity = {"config": asdict(self.config), "endpoints": meta["shards"]}
         curve = self._resume(process, identity)

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from indis import artifact, models
-from indis.cli.console import say
+from indis.cli.console import say, writable_file
 from indis.denoise import Denoiser
 from indis.evaluate import sample_batches
 from indis.methods.indis import heuristic
@@ -73,6 +73,7 @@ class Sample(SamplerChoice):
             raise ValueError(f"count must be at least 1, got {self.count}")
         if self.out.suffix not in (".png", ".safetensors"):
             raise ValueError(f"out must end in .png or .safetensors, got {self.out}")
+        writable_file(self.out)
         denoiser = models.load(self.model)
         sampler = self.build(denoiser)
         seeds = range(self.first_seed, self.first_seed + self.count)

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import tyro
 
-from indis.cli.console import bar, emit, say, writable
+from indis.cli.console import bar, emit, say, writable, writable_file
 from indis.storage import save_json, save_tensors
 from indis.studies.toy import ToyConfig, ToyStudy
 
@@ -35,6 +35,7 @@ class ToyCommand:
         """Run it and print the cells."""
         if self.out is not None:
             writable(self.out)
+        writable_file(self.json)
         study = ToyStudy(self.config.quick() if self.quick else self.config)
         run_study(study)
         for line in lines(study):

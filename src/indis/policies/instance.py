@@ -15,7 +15,6 @@ from indis.noise import NoiseSchedule
 from indis.policies.encoders import trunk_for
 from indis.policies.policy import LogitPolicy
 
-
 WEIGHT_RATE = 0.1
 
 

@@ -25,13 +25,15 @@ from indis.evaluate import counted_nfe, frechet_of_images, frechet_of_seeds, sco
 from indis.methods.indis import IndisConfig, fit, heuristic
 from indis.metrics.features import WEIGHTS as FEATURE_WEIGHTS
 from indis.models.fashion import Fashion
+from indis.policies import Fixed
 from indis.sampler import Sampler
 from indis.storage import checksum, digest, load_json, save_json
 from indis.teacher import Endpoints, TeachConfig, load_endpoints, teach
 from indis.training import Fit, FitConfig
 
 GRIDS = ("polynomial:7", "polynomial:5", "polynomial:3", "log_snr", "vp_time:2", "vp_time", "quadratic", "uniform")
-SHIPPED = "indis (shipped)"
+# Samplers that come with the package, tuned by this study.
+SHIPPED = {"indis (shipped)": "fashion-nfe{}", "global (shipped)": "fashion-nfe{}-global"}
 
 # What each learned method changes in the study's config.
 METHODS: dict[str, dict[str, Any]] = {
@@ -143,8 +145,8 @@ class FashionStudy:
 
     def sampler(self, cell: Cell) -> Sampler:
         """The fitted, plain or shipped sampler of a finished cell."""
-        if cell.method == SHIPPED:
-            return artifact.load(artifact.shipped(f"fashion-nfe{cell.nfe}"))
+        if cell.method in SHIPPED:
+            return artifact.load(artifact.shipped(SHIPPED[cell.method].format(cell.nfe)))
         if cell.seed is not None:
             return artifact.load(self.folder / "artifacts" / cell.name)
         return heuristic(
@@ -158,7 +160,7 @@ class FashionStudy:
         best = sorted(plain, key=lambda row: row["heldout_loss"])[:1]
         seed = self.config.seeds[0]
         learned = [row for row in here if row["method"] in ("global", "indis") and row["seed"] == seed]
-        shipped = [row for row in here if row["method"] == SHIPPED]
+        shipped = [row for row in here if row["method"] in SHIPPED]
         cells = [Cell(row["method"], nfe, False, row["seed"]) for row in (*best, *learned, *shipped)]
         return [(cell.method, self.sampler(cell)) for cell in cells]
 
@@ -251,7 +253,7 @@ class FashionStudy:
 
     def _fit(self, process: Fit, home: Path, cell: Cell, config: IndisConfig) -> Generator[StudyProgress, None, float]:
         """Iterate with checkpoints; the generator's value is the time it took, earlier runs included."""
-        checkpoint, identity = home / "checkpoint.safetensors", asdict(config)
+        checkpoint, identity = home / "checkpoint.safetensors", self._digest(asdict(config))
         curve: dict[str, Any] = {
             "label": cell.name,
             "steps": cell.steps,
@@ -286,7 +288,8 @@ class FashionStudy:
 
     def _shipped(self) -> Iterator[StudyProgress]:
         for nfe in self.config.nfe:
-            yield from self._plain(Cell(SHIPPED, nfe, False, None), samples=self.config.samples)
+            for method in SHIPPED:
+                yield from self._plain(Cell(method, nfe, False, None), samples=self.config.samples)
 
     def _plain(self, cell: Cell, *, samples: int) -> Iterator[StudyProgress]:
         identity = {"heldout": self.config.heldout, "samples": samples, "solver": self.config.solver}
@@ -302,13 +305,13 @@ class FashionStudy:
         if samples:
             yield StudyProgress(f"FD of {cell.name}", 0, 1)
             fd = frechet_of_seeds(self.drawing, sampler, range(2_000_000, 2_000_000 + samples))
-        changes = METHODS.get(cell.method, {"dtau": 0.0, "gamma": 0.0})
+        changes = METHODS.get(cell.method, {})
         freedoms = [name for name in ("dtau", "gamma") if changes.get(name, 1)]
         freedoms += ["weights"] if changes.get("weights") else []
         return {
             "model": self.denoiser.name,
             "method": cell.method,
-            "freedoms": "+".join(["tau", *freedoms]) if cell.seed is not None else "none",
+            "freedoms": "none" if isinstance(sampler.policy, Fixed) else "+".join(["tau", *freedoms]),
             "steps": cell.steps,
             "afs": cell.afs,
             "seed": cell.seed,
