@@ -138,7 +138,9 @@ def test_the_gaussian_problem_answers_alike_in_every_form(schedule):
 
 
 @pytest.mark.parametrize(
-    "problem", [GoldenMixture(), Gaussian(EDM(), Form.DATA), Bumpy(), Counted(Bumpy()), Recording(Bumpy())], ids=repr
+    "problem",
+    [GoldenMixture(), Gaussian(EDM(), Form.DATA), Bumpy(), Counted(Bumpy()), Recording(Bumpy())],
+    ids=lambda p: type(p).__name__,
 )
 def test_the_problems_of_these_tests_are_denoisers(problem):
     assert isinstance(problem, Denoiser)

@@ -75,7 +75,8 @@ class Fit:
         self.sampler, self.denoiser, self.loss, self.config = sampler, denoiser, loss, config
         self.train, self.heldout = data[:split], data[split:]
         self.step, self.best, self.best_state = 0, math.inf, _copy(sampler.policy)
-        groups = [{"params": p, "rate": rate} for p, rate in sampler.policy.rates() if p]
+        learned = [([p for p in group if p.requires_grad], rate) for group, rate in sampler.policy.rates()]
+        groups = [{"params": parameters, "rate": rate} for parameters, rate in learned if parameters]
         if not groups:
             raise ValueError("policy has nothing to learn")
         self.optimizer = torch.optim.Adam(groups, lr=config.lr)

@@ -59,7 +59,7 @@ class ToyConfig:
     lr: float = 0.1
     width: int = 96
     depth: int = 3
-    oracle_iterations: int = 12
+    oracle_iterations: int = 8
     oracle_lr: float = 0.1
     reference: int = 200_000  # true samples for the histogram
     seed: int = 0
