@@ -303,3 +303,24 @@ def test_plans_survive_saving_and_loading():
     assert not torch.equal(policy(noise).tau, other(noise).tau)
     other.load_state_dict(policy.state_dict())
     assert torch.equal(policy(noise).tau, other(noise).tau)
+
+
+def test_an_instance_policy_that_starts_at_a_global_plan_is_that_plan():
+    base, schedule, bounds = grids.polynomial(EDM(), 4), EDM(), Bounds(weights=0.3)
+    plan = Global(base, schedule, bounds, order=2)
+    with torch.no_grad():
+        plan.free.copy_(torch.randn(plan.free.shape, generator=torch.Generator().manual_seed(3)))
+    policy = Instance(base, schedule, bounds, shape=(3,), width=8, order=2)
+    policy.start_at(plan)
+    noise = torch.randn(5, 3, generator=torch.Generator().manual_seed(4))
+    found, expected = policy(noise), plan(noise)
+    for name in ("tau", "dtau", "gamma", "weights"):
+        value = getattr(expected, name)
+        torch.testing.assert_close(getattr(found, name), value.expand(5, *value.shape[1:]), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("change", [{"bounds": Bounds(dtau=0.1)}, {"base": grids.polynomial(EDM(), 3)}])
+def test_an_instance_policy_refuses_to_start_at_a_plan_of_another_kind(change):
+    own = {"base": grids.polynomial(EDM(), 4), "schedule": EDM(), "bounds": Bounds()}
+    with pytest.raises(ValueError, match="start must be a global plan on the same base grid"):
+        Instance(**own, shape=(3,), width=8).start_at(Global(**own | change))

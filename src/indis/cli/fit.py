@@ -31,6 +31,8 @@ class FitCommand:
     """Folder of the artifact; holds the checkpoint until the fit is done."""
     config: Annotated[IndisConfig, tyro.conf.arg(name="")] = field(default_factory=IndisConfig)
     """What is fitted and how."""
+    start: Path | None = None
+    """Artifact of a fitted global plan that phi begins at."""
     save_every: int = 100
     """Iterations between checkpoints."""
     json: Path | None = None
@@ -44,8 +46,9 @@ class FitCommand:
         model = taught_model(meta, self.data)
         writable(self.out)
         writable_file(self.json)
-        process = fit(self.config, models.load(model), data, losses.named(self.config.loss))
-        identity = {"config": asdict(self.config), "endpoints": meta["shards"]}
+        start = artifact.load(self.start) if self.start else None
+        process = fit(self.config, models.load(model), data, losses.named(self.config.loss), start=start)
+        identity = {"config": asdict(self.config), "endpoints": meta["shards"], "start": str(self.start)}
         curve = self._resume(process, identity)
         self._iterate(process, identity, curve)
         provenance = {

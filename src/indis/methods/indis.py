@@ -74,9 +74,20 @@ def untrained(config: IndisConfig, denoiser: Denoiser) -> Sampler:
     return Sampler(_policy(config, denoiser, base, solver.memory), solver, config.analytic_first)
 
 
-def fit(config: IndisConfig, denoiser: Denoiser, data: Endpoints, loss: Loss) -> Fit:
-    """A fit that is ready to :meth:`~indis.training.Fit.run`."""
-    return Fit(untrained(config, denoiser), denoiser, data, loss, config.fit)
+def fit(config: IndisConfig, denoiser: Denoiser, data: Endpoints, loss: Loss, *, start: Sampler | None = None) -> Fit:
+    """A fit that is ready to :meth:`~indis.training.Fit.run`.
+
+    ``start`` is a fitted global plan that phi begins at, so that it need only learn what an instance adds.
+
+    Raises:
+        ValueError: if ``start`` is not a global plan, or phi cannot begin there.
+    """
+    sampler = untrained(config, denoiser)
+    if start is not None:
+        if not (isinstance(sampler.policy, Instance) and isinstance(start.policy, Global)):
+            raise ValueError("start must be a fitted global plan, and the policy to fit per instance")
+        sampler.policy.start_at(start.policy)
+    return Fit(sampler, denoiser, data, loss, config.fit)
 
 
 def _policy(config: IndisConfig, denoiser: Denoiser, base: torch.Tensor, order: int) -> LogitPolicy:

@@ -7,13 +7,14 @@ The last layer starts at zero, so an untrained phi is its base solver exactly an
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from indis.discretization import Bounds
 from indis.noise import NoiseSchedule
 from indis.policies.encoders import trunk_for
-from indis.policies.policy import LogitPolicy
+from indis.policies.policy import Global, LogitPolicy
 
 WEIGHT_RATE = 0.1
 
@@ -49,6 +50,17 @@ class Instance(LogitPolicy):
             hidden = hidden + self.condition(self._checked(features))
         hidden = F.silu(self.mix(hidden))
         return self.head(hidden).unflatten(1, (self.rows, self.steps))
+
+    def start_at(self, plan: Global) -> None:
+        """Begin at a fitted global plan instead of the base grid: the network then learns what an instance adds.
+
+        Raises:
+            ValueError: if the plan has another base grid, other bounds or other freedoms.
+        """
+        if plan.bounds != self.bounds or plan.rows != self.rows or not torch.equal(plan.base, self.base):
+            raise ValueError("start must be a global plan on the same base grid with the same bounds and freedoms")
+        with torch.no_grad():
+            self.head.bias.copy_(plan.free.flatten())
 
     def rates(self) -> list[tuple[list[nn.Parameter], float]]:
         """The shared offset of the logits learns like a global plan, the network's weights more slowly.

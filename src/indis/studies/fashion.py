@@ -40,12 +40,15 @@ METHODS: dict[str, dict[str, Any]] = {
     "global": {"per_instance": False},
     "global tau": {"per_instance": False, "dtau": 0.0, "gamma": 0.0},
     "indis": {},
+    "indis from global": {},
     "indis without dtau": {"dtau": 0.0},
     "indis without gamma": {"gamma": 0.0},
     "indis without class": {"use_condition": False},
     "global +weights": {"per_instance": False, "weights": 0.5},
     "indis +weights": {"weights": 0.5},
 }
+# The method whose fitted plan another one starts at.
+STARTS = {"indis from global": "global"}
 
 
 @dataclass(frozen=True)
@@ -159,7 +162,9 @@ class FashionStudy:
         plain = [row for row in here if row["method"] in self.config.grids]
         best = sorted(plain, key=lambda row: row["heldout_loss"])[:1]
         seed = self.config.seeds[0]
-        learned = [row for row in here if row["method"] in ("global", "indis") and row["seed"] == seed]
+        learned = [
+            row for row in here if row["method"] in ("global", "indis", "indis from global") and row["seed"] == seed
+        ]
         shipped = [row for row in here if row["method"] in SHIPPED]
         cells = [Cell(row["method"], nfe, False, row["seed"]) for row in (*best, *learned, *shipped)]
         return [(cell.method, self.sampler(cell)) for cell in cells]
@@ -238,7 +243,9 @@ class FashionStudy:
         identity = {"config": asdict(config), "endpoints": self.config.endpoints, "samples": self.config.samples}
         if self._finished(cell, identity):
             return
-        process, home = fit(config, self.denoiser, self.data, self.loss), self.folder / "artifacts" / cell.name
+        start = self.sampler(replace(cell, method=STARTS[cell.method])) if cell.method in STARTS else None
+        process = fit(config, self.denoiser, self.data, self.loss, start=start)
+        home = self.folder / "artifacts" / cell.name
         seconds = yield from self._fit(process, home, cell, config)
         provenance = {
             "model": self.denoiser.name,
