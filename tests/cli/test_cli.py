@@ -170,6 +170,15 @@ def test_a_global_plan_fitted_to_all_endpoints_reports_no_heldout_loss(indis, wo
     assert isinstance(artifact.load(work / "god").policy, Global)
 
 
+def test_phi_can_start_at_a_fitted_global_plan(indis, work):
+    assert indis(f"fit --data data --out god {FIT} --no-per-instance")[0] == 0
+    assert indis(f"fit --data data --out phi {FIT} --start god --fit.lr 1e-9")[0] == 0
+    assert indis(f"fit --data data --out base {FIT} --fit.lr 1e-9")[0] == 0
+    told = [artifact.load_config(work / name)["provenance"]["heldout_loss"] for name in ("god", "phi", "base")]
+    assert told[1] == pytest.approx(told[0], rel=1e-4)
+    assert told[1] < 0.9 * told[2]
+
+
 KNOWN_SOLVERS = ["euler", "heun", "ipndm", "adams_bashforth", "deis", "dpmpp", "unipc"]
 BAD = {
     "teach: unknown solver": ("teach --model toy --solver rk --out x", ["'rk'", *KNOWN_SOLVERS]),
@@ -197,6 +206,8 @@ BAD = {
     "fit: never saved": (f"fit --data data --out x {FIT} --save-every 0", ["save-every must be at least 1, got 0"]),
     "fit: resume another": (f"fit --data data --out fitted {FIT} --fit.seed 1", ["written with another configuration"]),
     "fit: resume other data": (f"fit --data test --out fitted {FIT}", ["written with another configuration"]),
+    "fit: start is no artifact": (f"fit --data data --out x {FIT} --start x", ["x is not an artifact"]),
+    "fit: start is no global plan": (f"fit --data data --out x {FIT} --start fitted", ["must be a fitted global plan"]),
     "fit: below a file": (f"fit --data data --out fit.json/x {FIT}", ["fit.json/x"]),
     "fit: json below a file": (f"fit --data data --out x {FIT} --json fit.json/x", ["fit.json is a file"]),
     "fit: json onto a folder": (f"fit --data data --out x {FIT} --json data", ["data is a folder"]),
@@ -438,6 +449,9 @@ def test_the_image_study_finishes_after_an_interrupt_and_repeats_no_cell(tmp_pat
     list(FashionStudy(STUDY, Pictures(), tmp_path / "begun").run())
     rows = [{k: v for k, v in row.items() if k != "fit_seconds"} for row in begun.rows()]
     assert rows == [{k: v for k, v in row.items() if k != "fit_seconds"} for row in straight.rows()]
+    curves = [load_json(tmp_path / name / "curves.json")["curves"] for name in ("begun", "straight")]
+    assert [c["iteration"] for c in curves[0]] == [[2, 4]] * 4
+    assert [c["heldout"] for c in curves[0]] == [c["heldout"] for c in curves[1]]
     again = Pictures()
     list(FashionStudy(STUDY, again, tmp_path / "begun").run())
     assert again.asked == 0
