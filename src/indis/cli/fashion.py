@@ -21,7 +21,7 @@ class FashionCommand:
 
     Example: indis fashion --out runs/fashion
 
-    Example: indis fashion --out runs/fashion --methods global indis indis --seeds 0 1 2 --afs False True
+    Example: indis fashion --out runs/fashion --methods global indis --seeds 0 1 2 --afs False True
     """
 
     out: Path
