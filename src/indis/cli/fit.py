@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated
 
@@ -11,7 +11,7 @@ import tyro
 from indis import artifact, losses, models
 from indis.cli.console import bar, command_line, emit, say, taught_model, writable, writable_file
 from indis.methods.indis import IndisConfig, fit
-from indis.storage import load_json, save_json
+from indis.storage import checksum, load_json, save_json
 from indis.teacher import load_endpoints
 from indis.training import Fit
 
@@ -47,8 +47,9 @@ class FitCommand:
         writable(self.out)
         writable_file(self.json)
         start = artifact.load(self.start) if self.start else None
+        begun = checksum(self.start / "policy.safetensors") if self.start else None
         process = fit(self.config, models.load(model), data, losses.named(self.config.loss), start=start)
-        identity = {"config": asdict(self.config), "endpoints": meta["shards"], "start": str(self.start)}
+        identity = {"config": asdict(self.config), "endpoints": meta["shards"], "start": begun}
         curve = self._resume(process, identity)
         self._iterate(process, identity, curve)
         provenance = {
@@ -86,8 +87,3 @@ class FitCommand:
                 if state.step % self.save_every == 0 or state.step == state.iterations:
                     save_json(self.out / "curve.json", curve)
                     process.save(self.out / "checkpoint.safetensors", identity)
-
-
-def with_steps(config: IndisConfig, steps: int) -> IndisConfig:
-    """The same config for another number of steps."""
-    return replace(config, steps=steps)

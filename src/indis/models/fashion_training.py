@@ -28,7 +28,7 @@ class TrainConfig:
     batch: int = 128
     lr: float = 1e-3
     warmup: int = 200  # steps of linear warm-up
-    ema: float = 0.999  # decay per step; reached gradually, see _ema_decay
+    ema: float = 0.999  # decay per step; reached gradually
     label_dropout: float = 0.1
     log_sigma_mean: float = -1.0
     log_sigma_std: float = 1.2
@@ -65,8 +65,10 @@ class Trainer:
 
     def __init__(self, config: TrainConfig, *, init: Path | None = None) -> None:
         self.config, self.step = config, 0
-        torch.manual_seed(config.seed)
-        self.network = fashion.FashionNetwork()
+        # The initial weights belong to the run's seed; drawing them must not disturb the caller's generator.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed)
+            self.network = fashion.FashionNetwork()
         if init is not None:
             fashion.fill(self.network, init)
         self.average = {k: v.detach().clone() for k, v in self.network.state_dict().items()}
