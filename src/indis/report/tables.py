@@ -207,7 +207,8 @@ class Entry:
     def name(self) -> str:
         """What a reader calls it."""
         freedoms = self.row.get("freedoms")
-        parts = [str(self.row["method"]), f"({pretty(freedoms)})" if freedoms else "", *self.extras]
+        known = f"({pretty(freedoms)})" if freedoms not in (None, "", "none") else ""
+        parts = [str(self.row["method"]), known, *self.extras]
         return " ".join(part for part in parts if part)
 
     def mean(self, metric: str) -> float:
