@@ -9,11 +9,30 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from indis import EDM, Condition, Denoiser, Form, NoiseSchedule, RectifiedFlow
+from indis import (
+    EDM,
+    Condition,
+    Denoiser,
+    DiscreteVP,
+    Form,
+    LinearVP,
+    NoiseSchedule,
+    RectifiedFlow,
+    ScaledLinearVP,
+)
 from indis.numerics import TIME_DTYPE, broadcast
 
 DATA = Path(__file__).parent / "data"
 FORMS = list(Form)
+SCHEDULES = {
+    "edm": EDM(),
+    "rectified_flow": RectifiedFlow(),
+    "rectified_flow_inside": RectifiedFlow(0.002, 0.988),
+    "linear_vp": LinearVP(),
+    "scaled_linear_vp": ScaledLinearVP(),
+    "discrete_vp": DiscreteVP(),
+    "discrete_ddpm": DiscreteVP(1e-4, 0.02, spacing="linear"),
+}
 
 
 class Problem:

@@ -3,18 +3,10 @@ import math
 import pytest
 import torch
 
-from indis import EDM, DiscreteVP, LinearVP, RectifiedFlow, ScaledLinearVP, grids
+from indis import EDM, LinearVP, RectifiedFlow, grids
 from indis.grids import VPClock, ratio
+from problems import SCHEDULES
 
-SCHEDULES = {
-    "edm": EDM(),
-    "rectified_flow": RectifiedFlow(),
-    "rectified_flow_inside": RectifiedFlow(0.002, 0.988),
-    "linear_vp": LinearVP(),
-    "scaled_linear_vp": ScaledLinearVP(),
-    "discrete_vp": DiscreteVP(),
-    "discrete_ddpm": DiscreteVP(1e-4, 0.02, spacing="linear"),
-}
 SHIFTED = ("flow_shift", "resolution")
 VALID = [(g, s) for g in grids.GRIDS for s in SCHEDULES if not (g in SHIFTED and SCHEDULES[s].t_max > 1)]
 

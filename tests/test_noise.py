@@ -6,16 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from indis import EDM, DiscreteVP, LinearVP, NoiseSchedule, RectifiedFlow, ScaledLinearVP, prior
+from problems import SCHEDULES
 
-SCHEDULES = {
-    "edm": EDM(),
-    "rectified_flow": RectifiedFlow(),
-    "rectified_flow_inside": RectifiedFlow(0.002, 0.988),
-    "linear_vp": LinearVP(),
-    "scaled_linear_vp": ScaledLinearVP(),
-    "discrete_vp": DiscreteVP(),
-    "discrete_ddpm": DiscreteVP(1e-4, 0.02, spacing="linear"),
-}
 each = pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES)
 PRESERVING = [s for name, s in SCHEDULES.items() if name.endswith(("vp", "ddpm"))]
 

@@ -82,6 +82,11 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], Any]:
         raise ValueError(f"{path} is damaged: {error}") from None
 
 
+def section(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors whose names start with ``prefix``, without it."""
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+
 def checksum(path: Path) -> str:
     """SHA-256 of a file."""
     return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from indis.denoise import Condition, Denoiser
 from indis.sampler import Sampler
-from indis.storage import checksum, load_json, load_tensors, save_json, save_tensors
+from indis.storage import checksum, load_json, load_tensors, save_json, save_tensors, section
 
 FORMAT = 1
 
@@ -153,7 +153,7 @@ def _resume(folder: Path, meta: dict[str, Any]) -> dict[str, str]:
         if old[key] != meta[key]:
             raise ValueError(f"{folder} holds endpoints with another {key}: {old[key]}, not {meta[key]}")
     for name, digest in old["shards"].items():
-        _read_shard(folder / name, digest)
+        _check_shard(folder / name, digest)
     return old["shards"]
 
 
@@ -173,13 +173,17 @@ def _write_shard(path: Path, part: Endpoints) -> None:
     save_tensors(path, {"seeds": part.seeds, "target": part.target} | inputs | features)
 
 
-def _read_shard(path: Path, digest: str) -> Endpoints:
+def _check_shard(path: Path, digest: str) -> None:
     if not path.is_file():
         raise FileNotFoundError(f"shard {path} is missing")
     if checksum(path) != digest:
         raise ValueError(f"shard {path} is damaged: its checksum is not the one in meta.json")
+
+
+def _read_shard(path: Path, digest: str) -> Endpoints:
+    _check_shard(path, digest)
     tensors, _ = load_tensors(path)
-    inputs = {k.removeprefix("input."): v for k, v in tensors.items() if k.startswith("input.")}
+    inputs = section(tensors, "input.")
     seeds, target = tensors["seeds"], tensors["target"]
     noise = noise_from_seeds(seeds.tolist(), tuple(target.shape[1:]))
     return Endpoints(seeds, noise, target, Condition(inputs, tensors.get("features")))

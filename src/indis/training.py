@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from indis.denoise import Denoiser
 from indis.losses import Loss
 from indis.sampler import Sampler
-from indis.storage import load_tensors, pack_optimizer, save_tensors, unpack_optimizer
+from indis.storage import load_tensors, pack_optimizer, save_tensors, section, unpack_optimizer
 from indis.teacher import Endpoints
 
 
@@ -121,8 +121,8 @@ class Fit:
         tensors, header = load_tensors(path)
         if header["config"] != asdict(self.config) or header["meta"] != meta:
             raise ValueError(f"{path} was written with another configuration; give the same one or another folder")
-        self.sampler.policy.load_state_dict(_section(tensors, "policy."))
-        self.best_state = _section(tensors, "best.")
+        self.sampler.policy.load_state_dict(section(tensors, "policy."))
+        self.best_state = section(tensors, "best.")
         unpack_optimizer(self.optimizer, tensors)
         self.step, self.best = header["step"], math.inf if header["best"] is None else header["best"]
 
@@ -171,7 +171,3 @@ class Fit:
 
 def _copy(policy: nn.Module) -> dict[str, Tensor]:
     return {k: v.detach().clone() for k, v in policy.state_dict().items()}
-
-
-def _section(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}

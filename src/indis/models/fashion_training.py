@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from indis.models import edm, fashion
 from indis.pixels import to_pixels
-from indis.storage import load_tensors, pack_optimizer, save_tensors, unpack_optimizer
+from indis.storage import load_tensors, pack_optimizer, save_tensors, section, unpack_optimizer
 
 
 @dataclass(frozen=True)
@@ -103,8 +103,8 @@ class Trainer:
         tensors, meta = load_tensors(path)
         if meta["config"] != asdict(self.config):
             raise ValueError(f"{path} was written with another config: {meta['config']}")
-        self.network.load_state_dict(_section(tensors, "network."))
-        self.average = _section(tensors, "average.")
+        self.network.load_state_dict(section(tensors, "network."))
+        self.average = section(tensors, "average.")
         unpack_optimizer(self.optimizer, tensors)
         self.step = meta["step"]
 
@@ -150,7 +150,3 @@ def _batch(config: TrainConfig, step: int, images: Tensor, labels: Tensor) -> tu
     level = torch.randn(config.batch, generator=generator)
     sigma = (config.log_sigma_mean + config.log_sigma_std * level).exp()
     return x, y, sigma, torch.randn(x.shape, generator=generator)
-
-
-def _section(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
