@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from indis import Bounds, Counted, Fit, FitConfig, Fixed, IndisConfig, PerSample, Sampler, fit, grids, solvers
+from indis import Bounds, Counted, Fit, FitConfig, Fixed, IndisConfig, PerSample, Sampler, grids, solvers
 from indis.losses import mse, squared_distance
 from small_cases import same_tensors, sentence, toy, toy_pairs
 
@@ -15,7 +15,7 @@ SMALL = {"iterations": 12, "batch": 16, "lr": 2e-2, "holdout": 32, "validate_eve
 def start(per_instance=True, loss=squared_distance, denoiser=None, **changes) -> Fit:
     fitting = FitConfig(**SMALL | changes)
     config = IndisConfig(3, "euler", "uniform", per_instance=per_instance, width=16, depth=2, fit=fitting)
-    return fit(config, denoiser or toy(), toy_pairs(), loss)
+    return config.tuning(denoiser or toy(), toy_pairs(), loss)
 
 
 def finish(process) -> Fit:

@@ -5,10 +5,10 @@ where and how to ask; a **solver** turns tau into coefficients; a **policy** tur
 **method** learns a policy from **teacher endpoints**.
 """
 
-from indis import artifact, grids, losses, models, solvers
+from indis import artifact, grids, losses, methods, models, solvers
 from indis.denoise import UNCONDITIONAL, Condition, Counted, Denoiser, Form, convert
 from indis.discretization import Bounds, Decision, Discretization, from_logits
-from indis.methods.indis import IndisConfig, fit, heuristic, untrained
+from indis.methods import GOD, IndisConfig, Method, heuristic
 from indis.noise import EDM, DiscreteVP, LinearVP, NoiseSchedule, RectifiedFlow, ScaledLinearVP, prior
 from indis.policies import Fixed, Global, Instance, PerSample, Policy
 from indis.sampler import Sampler
@@ -32,6 +32,7 @@ __version__ = "0.1.0"
 __all__ = [
     "DEIS",
     "EDM",
+    "GOD",
     "IPNDM",
     "UNCONDITIONAL",
     "AdamsBashforth",
@@ -54,6 +55,7 @@ __all__ = [
     "IndisConfig",
     "Instance",
     "LinearVP",
+    "Method",
     "NoiseSchedule",
     "PerSample",
     "Policy",
@@ -67,13 +69,13 @@ __all__ = [
     "artifact",
     "convert",
     "endpoints",
-    "fit",
     "from_logits",
     "gather",
     "grids",
     "heuristic",
     "load_endpoints",
     "losses",
+    "methods",
     "models",
     "noise_from_seeds",
     "prior",
@@ -81,5 +83,4 @@ __all__ = [
     "solvers",
     "teach",
     "trajectory",
-    "untrained",
 ]

@@ -8,22 +8,15 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from indis import noise
-from indis.discretization import Bounds, Discretization
-from indis.noise import NoiseSchedule
-from indis.policies import Fixed, Global, Instance, PerSample, Policy
-from indis.policies.policy import LogitPolicy
+from indis.policies import POLICIES, Policy
 from indis.sampler import Sampler
 from indis.solvers import SOLVERS
-from indis.storage import load_json, load_tensors, save_json, save_tensors
+from indis.storage import describe, load_json, load_tensors, rebuild, save_json, save_tensors
 
 FORMAT = 1
-SCHEDULES = (noise.EDM, noise.RectifiedFlow, noise.LinearVP, noise.ScaledLinearVP, noise.DiscreteVP)
-
 
 SHIPPED = Path(__file__).parent / "shipped"
 
@@ -46,16 +39,16 @@ def save(sampler: Sampler, folder: Path | str, provenance: dict[str, Any] | None
     The weights are written before the config, so a folder with a config is complete.
     """
     folder = Path(folder)
-    policy_config, tensors = _describe_policy(sampler.policy)
+    policy = sampler.policy.frozen()
     config = {
         "format": FORMAT,
         "solver": describe(sampler.solver),
         "analytic_first": sampler.analytic_first,
         "nfe": sampler.nfe,
-        "policy": policy_config,
+        "policy": {"type": _registered(policy), **policy.describe()},
         "provenance": provenance or {},
     }
-    save_tensors(folder / "policy.safetensors", tensors)
+    save_tensors(folder / "policy.safetensors", policy.state_dict())
     save_json(folder / "config.json", config)
 
 
@@ -70,7 +63,7 @@ def load(folder: Path | str) -> Sampler:
     config = load_config(folder)
     tensors, _ = load_tensors(folder / "policy.safetensors")
     try:
-        solver = _build(config["solver"], {c.__name__: c for c in SOLVERS.values()})
+        solver = rebuild(config["solver"], SOLVERS.values())
         policy = _build_policy(config["policy"], tensors)
         return Sampler(policy.eval().requires_grad_(False), solver, config["analytic_first"])
     except (KeyError, TypeError, RuntimeError) as error:
@@ -94,52 +87,15 @@ def load_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def describe(value: Any) -> dict[str, Any]:
-    """A frozen dataclass as JSON: its class name and fields."""
-    return {"type": type(value).__name__, **asdict(value)}
-
-
-def _build(config: dict[str, Any], classes: dict[str, type]) -> Any:
-    fields = dict(config)
-    name = fields.pop("type")
-    if name not in classes:
-        raise ValueError(f"type must be one of {', '.join(classes)}, got {name!r}")
-    return classes[name](**fields)
-
-
-def _describe_policy(policy: Policy) -> tuple[dict[str, Any], dict[str, Any]]:
-    if isinstance(policy, Fixed):
-        plan = policy.plan
-        tensors = {"tau": plan.tau, "dtau": plan.dtau, "gamma": plan.gamma}
-        return {"type": "Fixed"}, tensors if plan.weights is None else tensors | {"weights": plan.weights}
-    if not isinstance(policy, LogitPolicy):
-        raise TypeError(f"policy must be Fixed, Global, PerSample or Instance to be saved, got {type(policy).__name__}")
-    config = {
-        "type": type(policy).__name__,
-        "schedule": describe(policy.schedule),
-        "bounds": asdict(policy.bounds),
-        "order": policy.order,
-    }
-    if isinstance(policy, Instance):
-        names = ("shape", "condition_dim", "width", "depth")
-        config["network"] = {name: getattr(policy, name) for name in names}
-    return config, policy.state_dict()
+def _registered(policy: Policy) -> str:
+    name = type(policy).__name__
+    if POLICIES.get(name) is not type(policy):
+        raise TypeError(f"policy must be {', '.join(POLICIES)} to be saved, got {name}")
+    return name
 
 
 def _build_policy(config: dict[str, Any], tensors: dict[str, Any]) -> Policy:
     kind = config["type"]
-    if kind == "Fixed":
-        return Fixed(Discretization(**tensors))
-    schedule: NoiseSchedule = _build(config["schedule"], {c.__name__: c for c in SCHEDULES})
-    shared = (tensors["base"], schedule, Bounds(**config["bounds"]))
-    if kind == "Global":
-        policy: Policy = Global(*shared, config["order"])
-    elif kind == "PerSample":
-        policy = PerSample(len(tensors["free"]), *shared, config["order"])
-    elif kind == "Instance":
-        network = config["network"]
-        policy = Instance(*shared, order=config["order"], **network | {"shape": tuple(network["shape"])})
-    else:
-        raise ValueError(f"policy type must be Fixed, Global, PerSample or Instance, got {kind!r}")
-    policy.load_state_dict(tensors)
-    return policy
+    if kind not in POLICIES:
+        raise ValueError(f"policy type must be one of {', '.join(POLICIES)}, got {kind!r}")
+    return POLICIES[kind].rebuild(config, tensors)

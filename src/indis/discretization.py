@@ -17,7 +17,7 @@ finite.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -30,6 +30,14 @@ LOGIT_ROWS = 3  # tau, dtau, gamma
 
 
 @dataclass(frozen=True)
+class Churn:
+    """Fresh noise after a step: the state goes back up to a noisier time before it is asked about."""
+
+    tau: Tensor  # (grid,), where the state is afterwards, at least as noisy as the node that was reached
+    noise: Tensor  # (batch, *shape), unit variance
+
+
+@dataclass(frozen=True)
 class Decision:
     """What is decided once the answer at node k is known: how to use it, where to go, when to ask next."""
 
@@ -37,6 +45,21 @@ class Decision:
     tau: Tensor  # (grid,), node k + 1
     dtau: Tensor  # (grid,), of node k + 1; zero after the last step, where nothing is asked
     weights: Tensor | None = None  # (grid, order), added to the solver's multistep weights
+    churn: Churn | None = None
+
+
+class Plan(Protocol):
+    """What the loop asks: first :meth:`start`, then :meth:`decide` once after each evaluation."""
+
+    @property
+    def steps(self) -> int:
+        """The number N of steps."""
+
+    def start(self) -> tuple[Tensor, Tensor]:
+        """The first node and its time shift, each ``(grid,)``."""
+
+    def decide(self, k: int, x: Tensor, answer: Tensor) -> Decision:
+        """What to do with the native ``answer`` at state ``x``, node k."""
 
 
 @dataclass(frozen=True)

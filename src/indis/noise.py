@@ -224,3 +224,7 @@ class DiscreteVP:
 def prior(schedule: NoiseSchedule, noise: Tensor) -> Tensor:
     """The start of sampling x_T = sigma(T) z from unit noise ``z`` of shape ``(batch, *shape)``."""
     return noise * float(schedule.sigma(torch.tensor(schedule.t_max, dtype=TIME_DTYPE)))
+
+
+# What stored names may become.
+SCHEDULES = (EDM, RectifiedFlow, LinearVP, ScaledLinearVP, DiscreteVP)

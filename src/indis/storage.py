@@ -10,7 +10,8 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,25 @@ def section(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
 def checksum(path: Path) -> str:
     """SHA-256 of a file."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def describe(value: Any) -> dict[str, Any]:
+    """A frozen dataclass as JSON: its class name and fields."""
+    return {"type": type(value).__name__, **asdict(value)}
+
+
+def rebuild(config: Mapping[str, Any], classes: Iterable[type]) -> Any:
+    """The dataclass that :func:`describe` described, if it is one of ``classes``.
+
+    Raises:
+        ValueError: if it is none of them.
+    """
+    known = {c.__name__: c for c in classes}
+    fields = dict(config)
+    name = fields.pop("type")
+    if name not in known:
+        raise ValueError(f"type must be one of {', '.join(known)}, got {name!r}")
+    return known[name](**fields)
 
 
 def digest(value: Any) -> str:

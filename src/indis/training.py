@@ -10,7 +10,8 @@ logs, draws, stops.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 
 from indis.denoise import Denoiser
 from indis.losses import Loss
+from indis.policies import Policy
 from indis.sampler import Sampler
 from indis.storage import load_tensors, pack_optimizer, save_tensors, section, unpack_optimizer
 from indis.teacher import Endpoints
@@ -61,8 +63,8 @@ class Progress:
     best: float
 
 
-class Fit:
-    """The state of a fit. After :meth:`run` the sampler's policy holds the best held-out parameters.
+class Tuning(ABC):
+    """What turns an untuned sampler into a tuned one: endpoints to learn from, others to judge by, and :meth:`run`.
 
     Raises:
         ValueError: if the endpoints are too few for the held-out part.
@@ -74,7 +76,73 @@ class Fit:
         split = len(data) - config.holdout
         self.sampler, self.denoiser, self.loss, self.config = sampler, denoiser, loss, config
         self.train, self.heldout = data[:split], data[split:]
-        self.step, self.best, self.best_state = 0, math.inf, _copy(sampler.policy)
+        self.step, self.best = 0, math.inf
+
+    @abstractmethod
+    def run(self) -> Iterator[Progress]:
+        """Work to the end; the sampler's policy is then the tuned one."""
+
+    @abstractmethod
+    def save(self, path: Path, meta: Any = None) -> None:
+        """Write a checkpoint."""
+
+    @abstractmethod
+    def resume(self, path: Path, meta: Any = None) -> None:
+        """Continue from a checkpoint of the same configuration (``meta`` included)."""
+
+    def validate(self) -> float:
+        """Mean loss on the held-out endpoints."""
+        with torch.no_grad():
+            parts = [self._losses(self.heldout[i : i + 500]) for i in range(0, len(self.heldout), 500)]
+        return torch.cat(parts).mean().item()
+
+    def _losses(self, part: Endpoints, index: Tensor | None = None) -> Tensor:
+        student = self.sampler(
+            self.denoiser, part.noise, part.condition, index=index, checkpoint=self.config.checkpoint
+        )
+        return self.loss(self.denoiser.decode(student), self.denoiser.decode(part.target))
+
+
+class Search(Tuning):
+    """A policy that is computed rather than learned by gradient: one piece of work, judged like any other."""
+
+    def __init__(
+        self,
+        sampler: Sampler,
+        denoiser: Denoiser,
+        data: Endpoints,
+        loss: Loss,
+        config: FitConfig,
+        search: Callable[[Endpoints], Policy],
+    ) -> None:
+        super().__init__(sampler, denoiser, data, loss, config)
+        self.search = search
+
+    def run(self) -> Iterator[Progress]:
+        """Compute the policy from the training endpoints."""
+        self.sampler.policy = self.search(self.train)
+        self.step = 1
+        if len(self.heldout):
+            self.best = self.validate()
+        yield Progress(1, 1, self.best, self.best if len(self.heldout) else None, self.best)
+
+    def save(self, path: Path, meta: Any = None) -> None:
+        """Nothing: there is no state between the start and the end."""
+
+    def resume(self, path: Path, meta: Any = None) -> None:
+        """Nothing: it is computed again."""
+
+
+class Fit(Tuning):
+    """Gradient descent on the loss. After :meth:`run` the sampler's policy holds the best held-out parameters.
+
+    Raises:
+        ValueError: if the endpoints are too few for the held-out part, or the policy has no parameters.
+    """
+
+    def __init__(self, sampler: Sampler, denoiser: Denoiser, data: Endpoints, loss: Loss, config: FitConfig) -> None:
+        super().__init__(sampler, denoiser, data, loss, config)
+        self.best_state = _copy(sampler.policy)
         learned = [([p for p in group if p.requires_grad], rate) for group, rate in sampler.policy.rates()]
         groups = [{"params": parameters, "rate": rate} for parameters, rate in learned if parameters]
         if not groups:
@@ -97,12 +165,6 @@ class Fit:
             yield Progress(self.step, self.config.iterations, loss, heldout, self.best)
         if self.config.holdout:
             self.sampler.policy.load_state_dict(self.best_state)
-
-    def validate(self) -> float:
-        """Mean loss on the held-out endpoints."""
-        with torch.no_grad():
-            parts = [self._losses(self.heldout[i : i + 500]) for i in range(0, len(self.heldout), 500)]
-        return torch.cat(parts).mean().item()
 
     def save(self, path: Path, meta: Any = None) -> None:
         """Write a checkpoint that :meth:`resume` continues from, bit for bit."""
@@ -153,12 +215,6 @@ class Fit:
         generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + epoch)
         start = place * self.config.batch
         return torch.randperm(count, generator=generator)[start : start + self.config.batch]
-
-    def _losses(self, part: Endpoints, index: Tensor | None = None) -> Tensor:
-        student = self.sampler(
-            self.denoiser, part.noise, part.condition, index=index, checkpoint=self.config.checkpoint
-        )
-        return self.loss(self.denoiser.decode(student), self.denoiser.decode(part.target))
 
     def _validates(self) -> bool:
         last = self.step == self.config.iterations

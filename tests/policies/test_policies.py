@@ -208,7 +208,7 @@ def test_weights_are_corrected_only_within_a_positive_bound():
 
 def test_a_fixed_policy_hands_out_its_plan():
     plan = Discretization.plain(grids.polynomial(EDM(), 4))
-    assert Fixed(plan)(seeded(5, 3)) is plan
+    assert all(a is b for a, b in zip(vars(Fixed(plan)(seeded(5, 3))).values(), vars(plan).values(), strict=True))
     assert torch.equal(Fixed(plan.tau)(seeded(5, 3)).tau, plan.tau)
     assert Fixed(plan).steps == 4
 

@@ -1,36 +1,54 @@
-"""``indis fit``: tune a policy on endpoints."""
+"""``indis fit``: tune a method's sampler on endpoints. ``--method`` decides which options there are."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Generic, TypeVar
 
 import tyro
 
 from indis import artifact, losses, models
 from indis.cli.console import bar, command_line, emit, say, taught_model, writable, writable_file
-from indis.methods.indis import IndisConfig, fit
+from indis.methods import Method, named
 from indis.storage import checksum, load_json, save_json
 from indis.teacher import load_endpoints
-from indis.training import Fit
+from indis.training import Tuning
+
+M = TypeVar("M", bound=Method)
+
+
+def fit_command(arguments: Sequence[str]) -> Any:
+    """The command with the options of the method that the arguments name.
+
+    Raises:
+        ValueError: if there is no such method.
+    """
+    given = [b for a, b in zip(arguments, arguments[1:], strict=False) if a == "--method"]
+    given += [a.removeprefix("--method=") for a in arguments if a.startswith("--method=")]
+    return FitCommand[named(given[-1] if given else "indis")]  # type: ignore[misc]  # a type chosen at run time
 
 
 @dataclass(frozen=True)
-class FitCommand:
-    """Tune a policy on teacher endpoints and write an artifact; run again to resume.
+class FitCommand(Generic[M]):
+    """Tune a method's sampler on teacher endpoints and write an artifact; run again to resume.
+
+    The options below are those of the method: ask again with `--method NAME --help` for another one's.
 
     Example: indis fit --data runs/endpoints --out runs/indis-n3 --steps 3 --loss fashion
 
-    Example: indis fit --data runs/endpoints --out runs/god-n3 --steps 3 --loss fashion --no-per-instance --fit.lr 0.05
+    Example: indis fit --method god --data runs/endpoints --out runs/god-n3 --steps 3 --loss fashion
     """
 
     data: Path
     """Folder that `indis teach` wrote."""
     out: Path
     """Folder of the artifact; holds the checkpoint until the fit is done."""
-    config: Annotated[IndisConfig, tyro.conf.arg(name="")] = field(default_factory=IndisConfig)
+    config: Annotated[M, tyro.conf.arg(name="")]
     """What is fitted and how."""
+    method: str = "indis"
+    """Which method."""
     start: Path | None = None
     """Artifact of a fitted global plan that phi begins at."""
     save_every: int = 100
@@ -48,14 +66,15 @@ class FitCommand:
         writable_file(self.json)
         start = artifact.load(self.start) if self.start else None
         begun = checksum(self.start / "policy.safetensors") if self.start else None
-        process = fit(self.config, models.load(model), data, losses.named(self.config.loss), start=start)
-        identity = {"config": asdict(self.config), "endpoints": meta["shards"], "start": begun}
+        process = self.config.tuning(models.load(model), data, losses.named(self.config.loss), start=start)
+        identity = {"method": self.method, "config": asdict(self.config), "endpoints": meta["shards"], "start": begun}
         curve = self._resume(process, identity)
         self._iterate(process, identity, curve)
         provenance = {
             "command": command_line(),
             "model": model,
             "teacher": meta["provenance"],
+            "method": self.method,
             "config": asdict(self.config),
             "heldout_loss": process.best if curve else None,
             "parameters": process.sampler.policy.parameter_count(),
@@ -65,7 +84,7 @@ class FitCommand:
         say(f"{result} with {provenance['parameters']} parameters in {self.out}")
         emit({"curve": curve, **provenance}, self.json)
 
-    def _resume(self, process: Fit, identity: dict) -> list[list[float]]:
+    def _resume(self, process: Tuning, identity: dict) -> list[list[float]]:
         path = self.out / "checkpoint.safetensors"
         if not path.exists():
             return []
@@ -73,7 +92,7 @@ class FitCommand:
         say(f"resuming at iteration {process.step} of {self.config.fit.iterations}")
         return load_json(self.out / "curve.json")
 
-    def _iterate(self, process: Fit, identity: dict, curve: list[list[float]]) -> None:
+    def _iterate(self, process: Tuning, identity: dict, curve: list[list[float]]) -> None:
         with bar() as progress:
             task = progress.add_task(
                 f"fit N={self.config.steps}", total=self.config.fit.iterations, completed=process.step

@@ -7,8 +7,8 @@ is a bug and keeps its traceback.
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
-from typing import Annotated, Any
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, Union
 
 import tyro
 
@@ -16,7 +16,7 @@ from indis.cli.console import say
 from indis.cli.demo import Demo
 from indis.cli.evaluate import Evaluate
 from indis.cli.fashion import FashionCommand
-from indis.cli.fit import FitCommand
+from indis.cli.fit import fit_command
 from indis.cli.report import Report
 from indis.cli.sample import Sample
 from indis.cli.teach import Teach
@@ -25,17 +25,17 @@ from indis.cli.train_model import TrainModel
 
 MENDABLE = (ValueError, OSError, FloatingPointError, ImportError)
 
-Command = (
-    Annotated[Teach, tyro.conf.subcommand("teach")]
-    | Annotated[FitCommand, tyro.conf.subcommand("fit")]
-    | Annotated[Sample, tyro.conf.subcommand("sample")]
-    | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
-    | Annotated[Report, tyro.conf.subcommand("report")]
-    | Annotated[ToyCommand, tyro.conf.subcommand("toy")]
-    | Annotated[FashionCommand, tyro.conf.subcommand("fashion")]
-    | Annotated[Demo, tyro.conf.subcommand("demo")]
-    | Annotated[TrainModel, tyro.conf.subcommand("train-model")]
-)
+COMMANDS: dict[str, Callable[[Sequence[str]], Any]] = {
+    "teach": lambda arguments: Teach,
+    "fit": fit_command,
+    "sample": lambda arguments: Sample,
+    "evaluate": lambda arguments: Evaluate,
+    "report": lambda arguments: Report,
+    "toy": lambda arguments: ToyCommand,
+    "fashion": lambda arguments: FashionCommand,
+    "demo": lambda arguments: Demo,
+    "train-model": lambda arguments: TrainModel,
+}
 
 DESCRIPTION = """Few-step diffusion and flow sampling with a discretization of its own for every sample.
 
@@ -45,8 +45,9 @@ The path of data: seeds -> teach -> endpoints -> fit -> artifact -> sample | eva
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return the exit code."""
     try:
-        # A union of annotated dataclasses is what tyro takes; configs check themselves when they are built.
-        command: Any = tyro.cli(Command, prog="indis", description=DESCRIPTION, args=arguments)
+        given = sys.argv[1:] if arguments is None else arguments
+        # Configs check themselves when they are built.
+        command = tyro.cli(_union(given), prog="indis", description=DESCRIPTION, args=given)
         command.run()
     except MENDABLE as error:
         say(f"indis: error: {_sentence(error)}")
@@ -55,6 +56,12 @@ def run(arguments: Sequence[str] | None = None) -> int:
         say("indis: interrupted; what was finished is kept")
         return 130
     return 0
+
+
+def _union(arguments: Sequence[str]) -> Any:
+    """All commands as the union that tyro takes; what `fit` accepts depends on the method."""
+    kinds = [Annotated[choose(arguments), tyro.conf.subcommand(name)] for name, choose in COMMANDS.items()]
+    return Union[tuple(kinds)]  # noqa: UP007  # built at run time
 
 
 def main() -> None:

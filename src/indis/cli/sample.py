@@ -11,7 +11,7 @@ from indis import artifact, models
 from indis.cli.console import say, writable_file
 from indis.denoise import Denoiser
 from indis.evaluate import sample_batches
-from indis.methods.indis import heuristic
+from indis.methods import heuristic
 from indis.pixels import to_bytes
 from indis.sampler import Sampler
 from indis.storage import save_tensors, write_aside

@@ -9,9 +9,9 @@ from typing import Annotated
 import tyro
 
 from indis import models
-from indis.artifact import describe
 from indis.cli.console import bar, say, writable
-from indis.methods.indis import heuristic
+from indis.methods import heuristic
+from indis.storage import describe
 from indis.teacher import TeachConfig, teach
 
 

@@ -1,1 +1,20 @@
-"""Methods: one file a paper, each a config and a ``fit``."""
+"""Methods: how a policy is learned from teacher endpoints, one file a paper."""
+
+from indis.methods.god import GOD
+from indis.methods.indis import IndisConfig
+from indis.methods.method import Method, heuristic
+
+__all__ = ["GOD", "METHODS", "IndisConfig", "Method", "heuristic", "named"]
+
+METHODS: dict[str, type[Method]] = {"indis": IndisConfig, "god": GOD}
+
+
+def named(name: str) -> type[Method]:
+    """The method of a name.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    if name not in METHODS:
+        raise ValueError(f"method must be one of {', '.join(METHODS)}, got {name!r}")
+    return METHODS[name]

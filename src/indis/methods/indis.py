@@ -12,7 +12,7 @@ field                                  what it gives
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 
@@ -20,21 +20,22 @@ from indis import grids, solvers
 from indis.denoise import Denoiser
 from indis.discretization import Bounds, Shift
 from indis.losses import Loss
+from indis.methods.method import Method
 from indis.noise import Domain
-from indis.policies import Fixed, Global, Instance, LogitPolicy
+from indis.policies import Global, Instance, LogitPolicy
 from indis.sampler import Sampler
 from indis.teacher import Endpoints
-from indis.training import Fit, FitConfig
+from indis.training import Fit
 
 
 @dataclass(frozen=True)
-class IndisConfig:
-    """One fit. ``None`` bounds mean what suits the denoiser's schedule (see :meth:`Bounds.natural`)."""
+class IndisConfig(Method):
+    """One fit; the base grid is where an untrained phi starts.
 
-    steps: int = 5
-    solver: str = "ipndm:3"  # paper: iPNDM; the order is ours
-    grid: str = "polynomial:7"  # the base grid, where an untrained phi starts
-    analytic_first: bool = False  # paper: "when it helps"
+    Paper: iPNDM, LPIPS, an analytic first step "when it helps"; the order is ours. ``None`` means what suits the
+    denoiser's schedule (see :meth:`Bounds.natural`).
+    """
+
     per_instance: bool = True
     use_condition: bool = True
     dtau: float = 0.5  # b of Eq. 6; ours
@@ -44,14 +45,6 @@ class IndisConfig:
     domain: Domain | None = None
     width: int = 128
     depth: int = 3
-    loss: str = "mse"  # paper: LPIPS
-    fit: FitConfig = field(default_factory=FitConfig)
-
-    def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise ValueError(f"steps must be at least 1, got {self.steps}")
-        solvers.named(self.solver)
-        grids.named(self.grid)
 
     def bounds(self, denoiser: Denoiser) -> Bounds:
         """The bounds in the terms of a denoiser's schedule."""
@@ -60,34 +53,24 @@ class IndisConfig:
         sizes = {"dtau": self.dtau, "gamma": self.gamma, "weights": self.weights}
         return Bounds.natural(denoiser.schedule, **sizes, **chosen)
 
+    def untrained(self, denoiser: Denoiser) -> Sampler:
+        """The sampler before any tuning: equal to its base solver, bit for bit."""
+        solver = solvers.named(self.solver)
+        base = grids.named(self.grid)(denoiser.schedule, self.steps)
+        return Sampler(_policy(self, denoiser, base, solver.memory), solver, self.analytic_first)
 
-def heuristic(denoiser: Denoiser, *, solver: str, grid: str, steps: int, analytic_first: bool = False) -> Sampler:
-    """A plain sampler on a named grid: no learning."""
-    tau = grids.named(grid)(denoiser.schedule, steps)
-    return Sampler(Fixed(tau), solvers.named(solver), analytic_first)
+    def tuning(self, denoiser: Denoiser, data: Endpoints, loss: Loss, *, start: Sampler | None = None) -> Fit:
+        """Gradient descent. ``start`` is a fitted global plan that phi begins at, to learn what an instance adds.
 
-
-def untrained(config: IndisConfig, denoiser: Denoiser) -> Sampler:
-    """The sampler of a config before any tuning: equal to its base solver, bit for bit."""
-    solver = solvers.named(config.solver)
-    base = grids.named(config.grid)(denoiser.schedule, config.steps)
-    return Sampler(_policy(config, denoiser, base, solver.memory), solver, config.analytic_first)
-
-
-def fit(config: IndisConfig, denoiser: Denoiser, data: Endpoints, loss: Loss, *, start: Sampler | None = None) -> Fit:
-    """A fit that is ready to :meth:`~indis.training.Fit.run`.
-
-    ``start`` is a fitted global plan that phi begins at, so that it need only learn what an instance adds.
-
-    Raises:
-        ValueError: if ``start`` is not a global plan, or phi cannot begin there.
-    """
-    sampler = untrained(config, denoiser)
-    if start is not None:
-        if not (isinstance(sampler.policy, Instance) and isinstance(start.policy, Global)):
-            raise ValueError("start must be a fitted global plan, and the policy to fit per instance")
-        sampler.policy.start_at(start.policy)
-    return Fit(sampler, denoiser, data, loss, config.fit)
+        Raises:
+            ValueError: if ``start`` is not a global plan, or phi cannot begin there.
+        """
+        sampler = self.untrained(denoiser)
+        if start is not None:
+            if not (isinstance(sampler.policy, Instance) and isinstance(start.policy, Global)):
+                raise ValueError("start must be a fitted global plan, and the policy to fit per instance")
+            sampler.policy.start_at(start.policy)
+        return Fit(sampler, denoiser, data, loss, self.fit)
 
 
 def _policy(config: IndisConfig, denoiser: Denoiser, base: torch.Tensor, order: int) -> LogitPolicy:

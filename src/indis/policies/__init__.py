@@ -3,4 +3,7 @@
 from indis.policies.instance import Instance
 from indis.policies.policy import Fixed, Global, LogitPolicy, PerSample, Policy
 
-__all__ = ["Fixed", "Global", "Instance", "LogitPolicy", "PerSample", "Policy"]
+__all__ = ["POLICIES", "Fixed", "Global", "Instance", "LogitPolicy", "PerSample", "Policy"]
+
+# What stored names may become.
+POLICIES: dict[str, type[Policy]] = {c.__name__: c for c in (Fixed, Global, PerSample, Instance)}

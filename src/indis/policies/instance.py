@@ -7,6 +7,9 @@ The last layer starts at zero, so an untrained phi is its base solver exactly an
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -61,6 +64,15 @@ class Instance(LogitPolicy):
             raise ValueError("start must be a global plan on the same base grid with the same bounds and freedoms")
         with torch.no_grad():
             self.head.bias.copy_(plan.free.flatten())
+
+    def describe(self) -> dict[str, Any]:
+        """Also how the network is built."""
+        names = ("shape", "condition_dim", "width", "depth")
+        return super().describe() | {"network": {name: getattr(self, name) for name in names}}
+
+    @classmethod
+    def _own(cls, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+        return config["network"] | {"shape": tuple(config["network"]["shape"])}
 
     def rates(self) -> list[tuple[list[nn.Parameter], float]]:
         """The shared offset of the logits learns like a global plan, the network's weights more slowly.

@@ -15,22 +15,46 @@ All learned ones produce logits around a base grid; zero logits are the base sol
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
-from indis.discretization import LOGIT_ROWS, Bounds, Discretization, from_logits
-from indis.noise import NoiseSchedule
+from indis.discretization import LOGIT_ROWS, Bounds, Discretization, Plan, from_logits
+from indis.noise import SCHEDULES, NoiseSchedule
+from indis.storage import describe, rebuild
 
 
 class Policy(nn.Module, ABC):
-    """Maps unit noise ``(batch, *shape)`` and condition features ``(batch, dim)`` to a plan with ``steps`` steps."""
+    """Maps unit noise ``(batch, *shape)`` and condition features ``(batch, dim)`` to a plan with ``steps`` steps.
+
+    A policy is stored as :meth:`describe` and its :meth:`~torch.nn.Module.state_dict`; :meth:`rebuild` undoes it.
+    """
 
     steps: int
 
     @abstractmethod
-    def forward(self, noise: Tensor, features: Tensor | None = None, index: Tensor | None = None) -> Discretization:
+    def forward(self, noise: Tensor, features: Tensor | None = None, index: Tensor | None = None) -> Plan:
         """The plan. ``index`` ``(batch,)`` names the samples within their data set; only PerSample reads it."""
+
+    def describe(self) -> dict[str, Any]:
+        """Its hyper-parameters as JSON.
+
+        Raises:
+            TypeError: if this kind of policy is not stored.
+        """
+        raise TypeError(f"policy {type(self).__name__} cannot be saved")
+
+    @classmethod
+    def rebuild(cls, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Self:
+        """The policy with these hyper-parameters and this state."""
+        raise TypeError(f"policy {cls.__name__} cannot be loaded: {sorted(config)}, {sorted(tensors)}")
+
+    def frozen(self) -> Policy:
+        """What is kept once it is tuned; a plan that everybody shares needs no parametrisation any more."""
+        return self
 
     def rates(self) -> list[tuple[list[nn.Parameter], float]]:
         """Groups of parameters and how fast each learns, relative to the learning rate of a bare logit."""
@@ -44,10 +68,31 @@ class Policy(nn.Module, ABC):
 class Fixed(Policy):
     """A given plan, shared by all samples."""
 
+    tau: Tensor
+    dtau: Tensor
+    gamma: Tensor
+    weights: Tensor | None
+
     def __init__(self, plan: Discretization | Tensor) -> None:
         super().__init__()
-        self.plan = Discretization.plain(plan) if isinstance(plan, Tensor) else plan
-        self.steps = self.plan.steps
+        plan = Discretization.plain(plan) if isinstance(plan, Tensor) else plan
+        self.steps = plan.steps
+        for name, value in vars(plan).items():
+            self.register_buffer(name, value)
+
+    @property
+    def plan(self) -> Discretization:
+        """The plan, whatever the sample."""
+        return Discretization(self.tau, self.dtau, self.gamma, self.weights)
+
+    def describe(self) -> dict[str, Any]:
+        """Nothing but the plan itself, which is its state."""
+        return {}
+
+    @classmethod
+    def rebuild(cls, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Self:
+        """A plan from its columns."""
+        return cls(Discretization(**tensors))
 
     def forward(self, noise: Tensor, features: Tensor | None = None, index: Tensor | None = None) -> Discretization:
         """The plan, whatever the sample."""
@@ -79,6 +124,24 @@ class LogitPolicy(Policy):
         """Eq. 6-7 of the logits."""
         return from_logits(self.logits(noise, features, index), self.base, self.schedule, self.bounds)
 
+    def describe(self) -> dict[str, Any]:
+        """Schedule, bounds and order; subclasses add what else they are built from."""
+        return {"schedule": describe(self.schedule), "bounds": asdict(self.bounds), "order": self.order}
+
+    @classmethod
+    def rebuild(cls, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Self:
+        """Built like the original, then given its state."""
+        schedule: NoiseSchedule = rebuild(config["schedule"], SCHEDULES)
+        shared = {"schedule": schedule, "bounds": Bounds(**config["bounds"]), "order": config["order"]}
+        policy = cls(base=tensors["base"], **shared, **cls._own(config, tensors))
+        policy.load_state_dict(dict(tensors))
+        return policy
+
+    @classmethod
+    def _own(cls, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+        """Further arguments of the constructor."""
+        return {}
+
 
 class Global(LogitPolicy):
     """One learned plan for all samples."""
@@ -98,6 +161,10 @@ class PerSample(LogitPolicy):
     def __init__(self, count: int, base: Tensor, schedule: NoiseSchedule, bounds: Bounds, order: int = 0) -> None:
         super().__init__(base, schedule, bounds, order)
         self.free = nn.Parameter(torch.zeros(count, self.rows, self.steps))
+
+    @classmethod
+    def _own(cls, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+        return {"count": len(tensors["free"])}
 
     def logits(self, noise: Tensor, features: Tensor | None, index: Tensor | None) -> Tensor:
         """The rows that ``index`` names, all of them if it is absent."""

@@ -8,7 +8,7 @@ from typing import Any
 from indis.solvers.adams import DEIS, IPNDM, AdamsBashforth, Euler
 from indis.solvers.dpmpp import DPMSolverPP
 from indis.solvers.heun import Heun
-from indis.solvers.loop import Plan, State, solve, trajectory
+from indis.solvers.loop import State, solve, trajectory
 from indis.solvers.solver import Coefficients, Solver
 from indis.solvers.unipc import UniPC
 
@@ -31,7 +31,6 @@ __all__ = [
     "DPMSolverPP",
     "Euler",
     "Heun",
-    "Plan",
     "Solver",
     "State",
     "UniPC",

@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -19,23 +18,10 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint as recompute
 
 from indis.denoise import UNCONDITIONAL, Condition, Denoiser, Form, convert
-from indis.discretization import Decision
+from indis.discretization import Churn, Plan
+from indis.noise import NoiseSchedule
 from indis.numerics import broadcast
 from indis.solvers.solver import Solver
-
-
-class Plan(Protocol):
-    """What the loop asks: first :meth:`start`, then :meth:`decide` once after each evaluation."""
-
-    @property
-    def steps(self) -> int:
-        """The number N of steps."""
-
-    def start(self) -> tuple[Tensor, Tensor]:
-        """The first node and its time shift, each ``(grid,)``."""
-
-    def decide(self, k: int, x: Tensor, answer: Tensor) -> Decision:
-        """What to do with the native ``answer`` at state ``x``, node k."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +88,9 @@ def trajectory(
             if step.trial:
                 trial = ask.usable(ask.native(x, tau), decision.gamma, x, tau)
                 x, finish = finish((trial, *history)), None
+        if decision.churn is not None:
+            x = inflate(x, tau, decision.churn, schedule)
+            tau = nodes[-1] = decision.churn.tau
         yield State(k + 1, tau, x)
 
 
@@ -111,6 +100,19 @@ def combine(carry: Tensor, x: Tensor, weights: Tensor, values: Iterable[Tensor])
     for weight, value in zip(weights.unbind(1), values, strict=False):
         total = total + broadcast(weight, x) * value
     return total
+
+
+def inflate(x: Tensor, tau: Tensor, churn: Churn, schedule: NoiseSchedule) -> Tensor:
+    """``x`` at ``tau`` carried forward to ``churn.tau`` by fresh noise, so that its marginal is that of the new time.
+
+    A step of the forward process: scale by alpha' / alpha, add what variance is missing (EDM, Algorithm 2).
+    """
+    alpha, sigma = schedule.alpha(tau), schedule.sigma(tau)
+    ratio = schedule.alpha(churn.tau) / alpha
+    missing = schedule.sigma(churn.tau) ** 2 - (ratio * sigma) ** 2
+    # The root of an exact zero has no finite slope; the floor is far below the rounding of x.
+    amount = missing.clamp(min=1e-24).sqrt()
+    return broadcast(ratio, x) * x + broadcast(amount, x) * churn.noise
 
 
 def analytic_answer(denoiser: Denoiser, x: Tensor, tau: Tensor) -> Tensor:

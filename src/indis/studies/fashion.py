@@ -20,14 +20,13 @@ from pathlib import Path
 from typing import Any
 
 from indis import artifact, grids, losses, solvers
-from indis.artifact import describe
 from indis.evaluate import counted_nfe, frechet_of_images, frechet_of_seeds, score_pairs
-from indis.methods.indis import IndisConfig, fit, heuristic
+from indis.methods import IndisConfig, heuristic
 from indis.metrics.features import WEIGHTS as FEATURE_WEIGHTS
 from indis.models.fashion import Fashion
 from indis.policies import Fixed
 from indis.sampler import Sampler
-from indis.storage import checksum, digest, load_json, save_json
+from indis.storage import checksum, describe, digest, load_json, save_json
 from indis.teacher import Endpoints, TeachConfig, load_endpoints, teach
 from indis.training import Fit, FitConfig
 
@@ -244,7 +243,7 @@ class FashionStudy:
         if self._finished(cell, identity):
             return
         start = self.sampler(replace(cell, method=STARTS[cell.method])) if cell.method in STARTS else None
-        process = fit(config, self.denoiser, self.data, self.loss, start=start)
+        process = config.tuning(self.denoiser, self.data, self.loss, start=start)
         home = self.folder / "artifacts" / cell.name
         seconds = yield from self._fit(process, home, cell, config)
         provenance = {

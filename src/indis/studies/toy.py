@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from indis.losses import squared_distance
-from indis.methods.indis import IndisConfig, fit, heuristic
+from indis.methods import IndisConfig, heuristic
 from indis.models.toy import load
 from indis.policies import Instance, PerSample
 from indis.sampler import Sampler
@@ -199,7 +199,7 @@ class ToyStudy:
         )
 
     def _fit(self, config: IndisConfig) -> Sampler:
-        process = fit(config, self.toy, self.data["train"], squared_distance)
+        process = config.tuning(self.toy, self.data["train"], squared_distance)
         for _ in process.run():
             pass
         return process.sampler

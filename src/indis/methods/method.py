@@ -1,0 +1,70 @@
+"""What a method is: a frozen config that says where a sampler starts and how it is tuned on teacher endpoints.
+
+A method is one file: a dataclass whose fields are its hyper-parameters, with the paper's values as defaults. It says
+what the sampler is before any tuning (:meth:`Method.untrained`) and, unless plain descent on the loss is all there is
+to it, how it is tuned (:meth:`Method.tuning`). Everything else, commands and comparisons included, is shared.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+
+from indis import grids, solvers
+from indis.denoise import Denoiser
+from indis.losses import Loss
+from indis.policies import Fixed
+from indis.sampler import Sampler
+from indis.teacher import Endpoints
+from indis.training import Fit, FitConfig, Tuning
+
+
+@dataclass(frozen=True)
+class Method(ABC):
+    """The fields that all methods share; subclasses change defaults and add their own.
+
+    Raises:
+        ValueError: for an unknown solver or grid, or fewer than one step.
+    """
+
+    steps: int = 5
+    solver: str = "ipndm:3"
+    grid: str = "polynomial:7"
+    analytic_first: bool = False
+    loss: str = "mse"
+    fit: FitConfig = field(default_factory=FitConfig)
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise ValueError(f"steps must be at least 1, got {self.steps}")
+        solvers.named(self.solver)
+        grids.named(self.grid)
+
+    @abstractmethod
+    def untrained(self, denoiser: Denoiser) -> Sampler:
+        """The sampler before any tuning."""
+
+    def tuning(self, denoiser: Denoiser, data: Endpoints, loss: Loss, *, start: Sampler | None = None) -> Tuning:
+        """A tuning that is ready to run; gradient descent on the loss unless a method has its own way.
+
+        Raises:
+            ValueError: if ``start``, a fitted sampler to begin at, is given to a method that has no use for it.
+        """
+        if start is not None:
+            raise ValueError(f"start must be left out for {type(self).__name__}, which begins at its own base")
+        return Fit(self.untrained(denoiser), denoiser, data, loss, self.fit)
+
+    @staticmethod
+    def steps_for(nfe: int, *, analytic_first: bool = False) -> int:
+        """The number of steps that costs ``nfe`` network evaluations one after another.
+
+        Raises:
+            ValueError: if no number of steps does.
+        """
+        return nfe + analytic_first
+
+
+def heuristic(denoiser: Denoiser, *, solver: str, grid: str, steps: int, analytic_first: bool = False) -> Sampler:
+    """A plain sampler on a named grid: no learning."""
+    tau = grids.named(grid)(denoiser.schedule, steps)
+    return Sampler(Fixed(tau), solvers.named(solver), analytic_first)

@@ -1,0 +1,12 @@
+"""A small instance of every method, tuned on the toy in a second or two."""
+
+from indis.methods import METHODS, Method
+from indis.training import FitConfig
+
+SMALL = FitConfig(iterations=40, batch=32, lr=0.05, holdout=32, validate_every=10)
+TOY = {"solver": "euler", "grid": "uniform", "loss": "squared", "fit": SMALL}
+
+CASES: dict[str, Method] = {
+    "indis": METHODS["indis"](steps=3, width=16, depth=2, **TOY),
+    "god": METHODS["god"](steps=3, **TOY),
+}

@@ -1,0 +1,84 @@
+"""What every method promises, whatever it does inside: it helps, it repeats itself, and it is kept as it is."""
+
+from functools import cache
+
+import pytest
+import torch
+
+from indis import Counted, artifact, losses, noise_from_seeds
+from indis.evaluate import counted_nfe, score_pairs
+from indis.methods import METHODS
+from methods.cases import CASES
+from small_cases import same_tensors, toy, toy_pairs
+
+UNSEEN = range(5000, 5064)
+EVERY = pytest.mark.parametrize("name", list(METHODS))
+
+
+def tune(name):
+    method = CASES[name]
+    process = method.tuning(toy(), toy_pairs(256), losses.named(method.loss))
+    states = list(process.run())
+    return process, states
+
+
+@cache
+def tuned(name):
+    return tune(name)
+
+
+def draw(sampler):
+    with torch.no_grad():
+        return sampler(toy(), noise_from_seeds(UNSEEN, toy().shape))
+
+
+def test_every_method_has_a_case():
+    assert set(CASES) == set(METHODS)
+
+
+@EVERY
+def test_it_beats_its_own_start_on_seeds_it_has_not_seen(name):
+    unseen, loss = toy_pairs(256, first=5000), losses.named(CASES[name].loss)
+    before = score_pairs(toy(), CASES[name].untrained(toy()), unseen, loss).heldout_loss
+    assert score_pairs(toy(), tuned(name)[0].sampler, unseen, loss).heldout_loss < 0.97 * before
+
+
+@EVERY
+def test_it_counts_its_calls_and_says_how_many(name):
+    sampler = tuned(name)[0].sampler
+    assert counted_nfe(toy(), sampler) == sampler.nfe
+    counter = Counted(toy())
+    with torch.no_grad():
+        sampler(counter, noise_from_seeds(range(3), toy().shape))
+    assert counter.samples == 3 * sampler.nfe
+
+
+@EVERY
+def test_it_repeats_itself(name):
+    again = tune(name)[0].sampler
+    assert same_tensors(dict(again.policy.state_dict()), dict(tuned(name)[0].sampler.policy.state_dict()))
+    assert torch.equal(draw(again), draw(again))
+
+
+@EVERY
+def test_a_row_does_not_depend_on_its_batch(name):
+    sampler = tuned(name)[0].sampler
+    with torch.no_grad():
+        alone = torch.cat([sampler(toy(), noise_from_seeds([seed], toy().shape)) for seed in UNSEEN[:4]])
+    assert torch.allclose(alone, draw(sampler)[:4], atol=1e-5)
+
+
+@EVERY
+def test_it_comes_back_from_disk_with_the_same_bits(name, tmp_path):
+    sampler = tuned(name)[0].sampler
+    artifact.save(sampler, tmp_path / "a")
+    back = artifact.load(tmp_path / "a")
+    assert torch.equal(draw(back), draw(sampler))
+    assert back.nfe == sampler.nfe
+
+
+@EVERY
+def test_progress_ends_where_it_said_it_would(name):
+    _, states = tuned(name)
+    assert states[-1].step == states[-1].iterations == len(states)
+    assert states[-1].best == min(state.best for state in states)
