@@ -24,11 +24,12 @@ from indis import (
     noise_from_seeds,
     solvers,
 )
+from indis.policies import ClosedLoop
 from small_cases import TinyClasses, contents, same_tensors, sentence, toy
 
 SEEDS = list(range(6))
 STEPS, ORDER = 4, 3
-CASES = ["fixed", "fixed+weights", "global", "per sample", "instance", "instance+class"]
+CASES = ["fixed", "fixed+weights", "global", "per sample", "instance", "instance+class", "closed"]
 
 
 def learned(policy, seed=0):
@@ -51,6 +52,9 @@ def build(case):
         policy = learned(PerSample(len(SEEDS), *shared, ORDER))
     elif case == "instance":
         policy = learned(Instance(*shared, shape=(2,), **reader))
+    elif case == "closed":
+        looking = {"native": denoiser.native, "look": "every"}
+        policy = learned(ClosedLoop(*shared, shape=(2,), **looking, **reader))
     elif case == "instance+class":
         policy = learned(Instance(*shared, shape=(1, 4, 4), condition_dim=10, **reader))
     else:

@@ -194,6 +194,21 @@ def from_logits(logits: Tensor, base: Tensor, schedule: NoiseSchedule, bounds: B
     return Discretization(tau, dtau, gamma, weights)
 
 
+def restart(base: Tensor, k: int, tau: Tensor, schedule: NoiseSchedule, bounds: Bounds) -> Tensor:
+    """What remains of a base grid ``(1, steps + 1)`` from node k on, when that node came to lie at ``tau`` ``(grid,)``.
+
+    ``(grid, steps + 1 - k)``: the intervals keep their proportions in the bounds' domain, and the end stays.
+    """
+    to, back = (schedule.log_snr, schedule.time) if bounds.domain == "log_snr" else (_same, _same)
+    planned, level = to(base[:, k:]), to(tau)[:, None]
+    passed = (planned - planned[:, :1]) / (planned[:, -1:] - planned[:, :1])
+    inside = back(level + passed[:, 1:-1] * (planned[:, -1:] - level))
+    # As in _nodes: where nothing has moved the last bit is restored, gradient kept.
+    still = tau[:, None] == base[:, k : k + 1]
+    inside = inside + torch.where(still, base[:, k + 1 : -1] - inside.detach(), 0)
+    return torch.cat([tau[:, None], inside, base[:, -1:].expand(len(inside), 1)], dim=1)
+
+
 def _bounded(logits: Tensor, bound: float) -> Tensor:
     """b tanh(o / 2)."""
     return bound * torch.tanh(logits / 2)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 from indis.denoise import UNCONDITIONAL, Condition, Denoiser
+from indis.discretization import Decision, Discretization, Plan
 from indis.noise import prior
 from indis.policies import Policy
 from indis.solvers import Solver, solve
@@ -39,9 +41,59 @@ class Sampler:
         Raises:
             ValueError: if the noise does not fit the denoiser.
         """
-        if tuple(noise.shape[1:]) != tuple(denoiser.shape):
-            raise ValueError(f"noise must be (batch, *{tuple(denoiser.shape)}), got {tuple(noise.shape)}")
-        plan = self.policy(noise, condition.features, index)
+        plan = self._plan(denoiser, noise, condition, index)
         start = prior(denoiser.schedule, noise)
         options = {"analytic_first": self.analytic_first, "checkpoint": checkpoint}
         return solve(denoiser, start, plan, self.solver, condition, **options)
+
+    def realised(self, denoiser: Denoiser, noise: Tensor, condition: Condition = UNCONDITIONAL) -> Discretization:
+        """The discretization that each sample ends up with, closed-loop decisions included; takes a whole run.
+
+        Raises:
+            ValueError: if the noise does not fit the denoiser.
+        """
+        plan = self._plan(denoiser, noise, condition, None)
+        if isinstance(plan, Discretization):
+            return plan
+        record = _Record(plan)
+        start = prior(denoiser.schedule, noise)
+        solve(denoiser, start, record, self.solver, condition, analytic_first=self.analytic_first)
+        return record.discretization(len(noise))
+
+    def _plan(self, denoiser: Denoiser, noise: Tensor, condition: Condition, index: Tensor | None) -> Plan:
+        if tuple(noise.shape[1:]) != tuple(denoiser.shape):
+            raise ValueError(f"noise must be (batch, *{tuple(denoiser.shape)}), got {tuple(noise.shape)}")
+        return self.policy(noise, condition.features, index)
+
+
+@dataclass
+class _Record:
+    """Passes a plan's decisions on and remembers them."""
+
+    plan: Plan
+    first: tuple[Tensor, Tensor] | None = None
+    decisions: list[Decision] = field(default_factory=list)
+
+    @property
+    def steps(self) -> int:
+        return self.plan.steps
+
+    def start(self) -> tuple[Tensor, Tensor]:
+        self.first = self.plan.start()
+        return self.first
+
+    def decide(self, k: int, x: Tensor, answer: Tensor) -> Decision:
+        self.decisions.append(self.plan.decide(k, x, answer))
+        return self.decisions[-1]
+
+    def discretization(self, batch: int) -> Discretization:
+        """Side by side, one row a sample."""
+        assert self.first is not None
+        tau, dtau = ([v] for v in self.first)
+        tau += [d.tau for d in self.decisions]
+        dtau += [d.dtau for d in self.decisions[:-1]]
+        gamma = [d.gamma for d in self.decisions]
+        columns = [torch.stack([v.expand(batch) for v in part], dim=1) for part in (tau, dtau, gamma)]
+        weights = [d.weights for d in self.decisions if d.weights is not None]
+        stacked = torch.stack([w.expand(batch, -1) for w in weights], dim=1) if weights else None
+        return Discretization(columns[0], columns[1], columns[2], stacked)

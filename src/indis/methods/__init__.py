@@ -2,11 +2,12 @@
 
 from indis.methods.god import GOD
 from indis.methods.indis import IndisConfig
+from indis.methods.look import Look
 from indis.methods.method import Method, heuristic
 
-__all__ = ["GOD", "METHODS", "IndisConfig", "Method", "heuristic", "named"]
+__all__ = ["GOD", "METHODS", "IndisConfig", "Look", "Method", "heuristic", "named"]
 
-METHODS: dict[str, type[Method]] = {"indis": IndisConfig, "god": GOD}
+METHODS: dict[str, type[Method]] = {"indis": IndisConfig, "god": GOD, "look": Look}
 
 
 def named(name: str) -> type[Method]:

@@ -7,12 +7,14 @@ field                                  what it gives
 ``dtau=0``, ``gamma=0``                without time shifts, without scales
 ``use_condition=False``                phi sees the noise alone
 ``weights=b``                          also corrects multistep weights by up to b
+``look="first"``, ``look="every"``     decides after evaluations too (closed loop)
 =====================================  =======================================
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 
@@ -22,7 +24,7 @@ from indis.discretization import Bounds, Shift
 from indis.losses import Loss
 from indis.methods.method import Method
 from indis.noise import Domain
-from indis.policies import Global, Instance, LogitPolicy
+from indis.policies import ClosedLoop, Global, Instance, LogitPolicy
 from indis.sampler import Sampler
 from indis.teacher import Endpoints
 from indis.training import Fit
@@ -43,6 +45,7 @@ class IndisConfig(Method):
     weights: float = 0.0  # not in the paper
     shift: Shift | None = None
     domain: Domain | None = None
+    look: Literal["never", "first", "every"] = "never"  # "never": the paper's open loop; the others are ours
     width: int = 128
     depth: int = 3
 
@@ -78,16 +81,16 @@ def _policy(config: IndisConfig, denoiser: Denoiser, base: torch.Tensor, order: 
     if not config.per_instance:
         return Global(base, denoiser.schedule, bounds, order)
     features = denoiser.condition([0]).features if config.use_condition else None
+    network: dict[str, Any] = {
+        "shape": denoiser.shape,
+        "condition_dim": 0 if features is None else features.shape[-1],
+        "width": config.width,
+        "depth": config.depth,
+        "order": order,
+    }
     # The initial weights of phi are part of the experiment's seed, and drawing them must not disturb the caller's.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.fit.seed)
-        return Instance(
-            base,
-            denoiser.schedule,
-            bounds,
-            shape=denoiser.shape,
-            condition_dim=0 if features is None else features.shape[-1],
-            width=config.width,
-            depth=config.depth,
-            order=order,
-        )
+        if config.look == "never":
+            return Instance(base, denoiser.schedule, bounds, **network)
+        return ClosedLoop(base, denoiser.schedule, bounds, native=denoiser.native, look=config.look, **network)

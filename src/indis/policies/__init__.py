@@ -1,9 +1,10 @@
 """Policies: what turns (x_T, c) into a discretization."""
 
+from indis.policies.closed import ClosedLoop
 from indis.policies.instance import Instance
 from indis.policies.policy import Fixed, Global, LogitPolicy, PerSample, Policy
 
-__all__ = ["POLICIES", "Fixed", "Global", "Instance", "LogitPolicy", "PerSample", "Policy"]
+__all__ = ["POLICIES", "ClosedLoop", "Fixed", "Global", "Instance", "LogitPolicy", "PerSample", "Policy"]
 
 # What stored names may become.
-POLICIES: dict[str, type[Policy]] = {c.__name__: c for c in (Fixed, Global, PerSample, Instance)}
+POLICIES: dict[str, type[Policy]] = {c.__name__: c for c in (Fixed, Global, PerSample, Instance, ClosedLoop)}

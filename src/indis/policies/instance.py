@@ -25,6 +25,8 @@ WEIGHT_RATE = 0.1
 class Instance(LogitPolicy):
     """The learned policy. ``condition_dim`` 0 means that phi sees the noise alone."""
 
+    views = 1  # how many tensors of the sample's shape the trunk sees side by side
+
     def __init__(
         self,
         base: Tensor,
@@ -39,7 +41,7 @@ class Instance(LogitPolicy):
     ) -> None:
         super().__init__(base, schedule, bounds, order)
         self.shape, self.condition_dim, self.width, self.depth = tuple(shape), condition_dim, width, depth
-        self.trunk = trunk_for(self.shape, width, depth)
+        self.trunk = trunk_for((self.views * self.shape[0], *self.shape[1:]), width, depth)
         self.condition = nn.Linear(condition_dim, width) if condition_dim else None
         self.mix = nn.Linear(width, width)
         self.head = nn.Linear(width, self.rows * self.steps)
@@ -48,7 +50,13 @@ class Instance(LogitPolicy):
 
     def logits(self, noise: Tensor, features: Tensor | None, index: Tensor | None) -> Tensor:
         """One set of logits a sample."""
-        hidden = self.trunk(noise.to(self.head.weight.dtype))
+        return self.read(noise, features)
+
+    def read(self, seen: Tensor, features: Tensor | None, place: Tensor | None = None) -> Tensor:
+        """Logits ``(batch, rows, steps)`` from what the trunk sees; ``place`` is added to what it makes of that."""
+        hidden = self.trunk(seen.to(self.head.weight.dtype))
+        if place is not None:
+            hidden = hidden + place
         if self.condition is not None:
             hidden = hidden + self.condition(self._checked(features))
         hidden = F.silu(self.mix(hidden))

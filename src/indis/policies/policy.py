@@ -120,7 +120,7 @@ class LogitPolicy(Policy):
     def logits(self, noise: Tensor, features: Tensor | None, index: Tensor | None) -> Tensor:
         """``(grid, rows, steps)``."""
 
-    def forward(self, noise: Tensor, features: Tensor | None = None, index: Tensor | None = None) -> Discretization:
+    def forward(self, noise: Tensor, features: Tensor | None = None, index: Tensor | None = None) -> Plan:
         """Eq. 6-7 of the logits."""
         return from_logits(self.logits(noise, features, index), self.base, self.schedule, self.bounds)
 

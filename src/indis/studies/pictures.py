@@ -49,7 +49,7 @@ def write_plans(denoiser: Denoiser, data: Endpoints, pictures: list[Picture], fo
         if picture.sampler is None:
             continue
         with torch.inference_mode():
-            plan = picture.sampler.policy(part.noise, part.condition.features)
+            plan = picture.sampler.realised(denoiser, part.noise, part.condition)
         columns = {name: getattr(plan, name) for name in ("tau", "dtau", "gamma")}
         if isinstance(picture.sampler.policy, Instance):
             tensors |= {f"{name} N={picture.nfe}": value for name, value in columns.items()}

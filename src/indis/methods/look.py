@@ -1,0 +1,16 @@
+"""Look, then plan: INDIS that decides after evaluations too, and corrects multistep weights. Beyond the paper."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from indis.methods.indis import IndisConfig
+
+
+@dataclass(frozen=True)
+class Look(IndisConfig):
+    """INDIS with a closed loop (see :mod:`indis.policies.closed`) and all freedoms."""
+
+    look: Literal["never", "first", "every"] = "every"
+    weights: float = 0.5

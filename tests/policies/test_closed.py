@@ -1,0 +1,166 @@
+"""Closed loops: decisions after evaluations cost no call, stay monotone, and begin as the base solver."""
+
+import pytest
+import torch
+
+from indis import (
+    EDM,
+    IPNDM,
+    Bounds,
+    Counted,
+    Discretization,
+    Euler,
+    Fixed,
+    Global,
+    Instance,
+    RectifiedFlow,
+    Sampler,
+    grids,
+    prior,
+    solve,
+)
+from indis.discretization import restart
+from indis.policies import ClosedLoop
+from problems import Bumpy, GoldenMixture, seeded
+
+PROBLEM, FLOW = GoldenMixture(), Bumpy(RectifiedFlow())
+LOOKS = pytest.mark.parametrize("look", ["first", "every"])
+STEPS = 4
+
+
+def closed(problem, look, *, seed=None, scale=0.5, floor=1e-4, steps=STEPS):
+    """A policy whose last layer is zero, or random under ``seed``."""
+    base = grids.named("polynomial" if problem is PROBLEM else "flow_shift")(problem.schedule, steps)
+    bounds = Bounds.natural(problem.schedule, weights=0.2, floor=floor)
+    torch.manual_seed(seed or 0)
+    network = {"shape": problem.shape, "width": 16, "order": 3}
+    policy = ClosedLoop(base, problem.schedule, bounds, native=problem.native, look=look, **network)
+    if seed is not None:
+        torch.nn.init.normal_(policy.head.weight, std=scale)
+        torch.nn.init.normal_(policy.head.bias, std=scale)
+    return policy
+
+
+@LOOKS
+@pytest.mark.parametrize("problem", [PROBLEM, FLOW], ids=["edm", "flow"])
+def test_untrained_it_is_its_base_solver_bit_for_bit(problem, look):
+    noise, policy = seeded(6, *problem.shape, seed=1, dtype=torch.float32), closed(problem, look)
+    plain = Sampler(Fixed(policy.base), IPNDM(3))(problem, noise)
+    assert torch.equal(Sampler(policy, IPNDM(3))(problem, noise), plain)
+
+
+@LOOKS
+def test_looking_costs_no_call(look):
+    counter = Counted(PROBLEM)
+    Sampler(closed(PROBLEM, look, seed=1), IPNDM(3))(counter, seeded(5, *PROBLEM.shape))
+    assert counter.calls == STEPS
+
+
+@LOOKS
+@pytest.mark.parametrize("problem", [PROBLEM, FLOW], ids=["edm", "flow"])
+@pytest.mark.parametrize("scale", [1.0, 1e3])
+def test_times_fall_strictly_and_end_exactly_for_any_logits(problem, look, scale):
+    sampler = Sampler(closed(problem, look, seed=2, scale=scale), IPNDM(3))
+    plan = sampler.realised(problem, seeded(8, *problem.shape, seed=3)).check(problem.schedule)
+    assert (plan.tau.diff(dim=1) < 0).all()
+    base = sampler.policy.base
+    assert torch.equal(plan.tau[:, [0, -1]], base[:, [0, -1]].expand(8, 2))
+
+
+@LOOKS
+def test_what_was_decided_is_what_realised_says(look):
+    """Replaying the record as an open-loop plan ends at the same point."""
+    sampler, noise = Sampler(closed(PROBLEM, look, seed=4), IPNDM(3)), seeded(6, *PROBLEM.shape, seed=5)
+    plan = sampler.realised(PROBLEM, noise)
+    assert isinstance(plan, Discretization) and plan.weights.shape == (6, STEPS, 3)
+    replayed = solve(PROBLEM, prior(PROBLEM.schedule, noise), plan, IPNDM(3))
+    assert torch.equal(replayed, sampler(PROBLEM, noise))
+    assert plan.tau[:, 1].std() > 1e-6 * plan.tau[:, 1].mean()
+
+
+def test_with_one_look_later_states_do_not_matter():
+    """Two paths that agree at the first node get the same plan; with a look at every node they do not."""
+    noise = seeded(2, *PROBLEM.shape, seed=6)
+    x, answer = noise * 80, PROBLEM(noise * 80, torch.full((2,), 80.0).double(), None)
+    for look, same in (("first", True), ("every", False)):
+        plans = [closed(PROBLEM, look, seed=7)(noise) for _ in range(2)]
+        for plan in plans:
+            plan.start()
+            plan.decide(0, x, answer)
+        decisions = [plan.decide(1, x * factor, answer) for plan, factor in zip(plans, (0.1, 0.2), strict=True)]
+        assert torch.equal(decisions[0].gamma, decisions[1].gamma) is same
+
+
+@LOOKS
+def test_a_row_is_alone_what_it_is_in_a_batch(look):
+    sampler, noise = Sampler(closed(PROBLEM, look, seed=8), IPNDM(3)), seeded(5, *PROBLEM.shape, seed=9)
+    alone = torch.cat([sampler(PROBLEM, noise[i : i + 1]) for i in range(5)])
+    torch.testing.assert_close(sampler(PROBLEM, noise), alone, rtol=1e-6, atol=1e-6)
+
+
+@LOOKS
+def test_gradients_reach_every_parameter_through_the_decisions(look):
+    policy = closed(PROBLEM, look, seed=10)
+    Sampler(policy, IPNDM(3))(PROBLEM, seeded(6, *PROBLEM.shape, seed=11)).square().sum().backward()
+    for name, parameter in policy.named_parameters():
+        assert parameter.grad is not None and parameter.grad.abs().max() > 0, name
+
+
+def test_the_gradient_is_that_of_finite_differences():
+    policy = closed(PROBLEM, "every", seed=12, scale=0.2, steps=3).double()
+    noise = seeded(2, *PROBLEM.shape, seed=13)
+    bias = policy.head.bias
+    loss = Sampler(policy, IPNDM(3))(PROBLEM, noise).square().sum()
+    (slope,) = torch.autograd.grad(loss, bias)
+    step = torch.zeros_like(bias)
+    for i in range(0, len(bias), 4):
+        step.zero_()[i] = 1e-5
+        with torch.no_grad():
+            bias += step
+            up = Sampler(policy, IPNDM(3))(PROBLEM, noise).square().sum()
+            bias -= 2 * step
+            down = Sampler(policy, IPNDM(3))(PROBLEM, noise).square().sum()
+            bias += step
+        torch.testing.assert_close(slope[i], (up - down) / 2e-5, rtol=1e-4, atol=1e-6)
+
+
+def test_one_look_at_nothing_new_is_the_open_loop():
+    """With the network's weights at zero both kinds are the plan of their bias (but for the floor)."""
+    policy = closed(PROBLEM, "first", seed=14, floor=0.0)
+    torch.nn.init.zeros_(policy.head.weight)
+    shared = Global(policy.base, policy.schedule, policy.bounds, 3)
+    shared.free.data.copy_(policy.head.bias.unflatten(0, (policy.rows, STEPS))[None])
+    noise = seeded(4, *PROBLEM.shape, seed=15)
+    expected = Sampler(shared, IPNDM(3))(PROBLEM, noise)
+    for look in ("first", "every"):
+        policy.look = look
+        policy.place = torch.nn.Linear(STEPS + 1, 16, bias=False) if look == "every" else None
+        torch.testing.assert_close(Sampler(policy, IPNDM(3))(PROBLEM, noise), expected, rtol=1e-6, atol=1e-6)
+
+
+def test_it_begins_at_a_fitted_global_plan():
+    policy = closed(PROBLEM, "every", floor=0.0)
+    shared = Global(policy.base, policy.schedule, policy.bounds, 3)
+    torch.nn.init.normal_(shared.free, std=0.3)
+    policy.start_at(shared)
+    noise = seeded(4, *PROBLEM.shape, seed=16)
+    expected = Sampler(shared, IPNDM(3))(PROBLEM, noise)
+    torch.testing.assert_close(Sampler(policy, IPNDM(3))(PROBLEM, noise), expected, rtol=1e-6, atol=1e-6)
+
+
+def test_restart_keeps_proportions_and_the_end():
+    base, bounds = grids.polynomial(EDM(), 4), Bounds()
+    tau = torch.tensor([base[0, 2], 1.0], dtype=torch.float64)
+    rest = restart(base, 2, tau, EDM(), bounds)
+    assert rest.shape == (2, 3) and torch.equal(rest[0], base[0, 2:])
+    assert torch.equal(rest[:, -1], base[:, -1].expand(2))
+    share = (rest[1].log()[1] - rest[1].log()[0]) / (rest[1].log()[2] - rest[1].log()[0])
+    planned = (base.log()[0, 3] - base.log()[0, 2]) / (base.log()[0, 4] - base.log()[0, 2])
+    torch.testing.assert_close(share, planned)
+
+
+def test_realised_of_an_open_loop_is_its_plan():
+    policy = Instance(grids.polynomial(EDM(), 3), EDM(), Bounds(), shape=PROBLEM.shape, width=8)
+    noise = seeded(3, *PROBLEM.shape)
+    plan = Sampler(policy, Euler()).realised(PROBLEM, noise)
+    assert torch.equal(plan.tau, policy(noise).tau)
