@@ -10,20 +10,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from indis import FitConfig, Global, artifact, heuristic, models, noise_from_seeds
+from indis import Global, artifact, models, noise_from_seeds
 from indis.cli import main as entry
-from indis.cli.fashion import draw
 from indis.cli.sample import save_grid
 from indis.storage import load_json, load_tensors, save_json
-from indis.studies.fashion import FashionConfig, FashionStudy
 from indis.teacher import load_endpoints
 from indis.training import Fit
-from small_cases import TinyClasses, contents, flip_last_byte
+from small_cases import contents, flip_last_byte
 
 TEACH = "teach --model toy --solver euler --grid uniform --steps 12 --shard 16"
 STUDENT = "--steps 3 --solver euler --grid uniform --loss squared --width 8 --depth 1"
 FIT = f"{STUDENT} --fit.iterations 8 --fit.batch 16 --fit.holdout 16 --fit.validate-every 2 --fit.lr 0.02"
-COMMANDS = ["teach", "fit", "sample", "evaluate", "report", "toy", "fashion", "demo", "train-model"]
+COMMANDS = ["teach", "fit", "sample", "evaluate", "report", "toy", "compare", "demo", "train-model"]
 
 
 @pytest.fixture
@@ -236,9 +234,12 @@ BAD = {
     "toy: unknown class": ("toy --classes C", ["'C'", "AB"]),
     "toy: below a file": ("toy --quick --out fit.json/x", ["fit.json/x"]),
     "toy: json below a file": ("toy --quick --json fit.json/x", ["fit.json is a file"]),
-    "fashion: unknown method": ("fashion --out x --methods sigma", ["sigma", "global", "indis"]),
-    "fashion: unknown grid": ("fashion --out x --grids even", ["'even'", "uniform"]),
-    "fashion: no calls": ("fashion --out x --nfe 0", ["nfe must be at least 1"]),
+    "compare: unknown model": ("compare --out x --model flux", ["'flux'", "toy", "fashion"]),
+    "compare: unknown method": ("compare --out x --methods sigma", ["sigma", "god", "indis", "ablation"]),
+    "compare: unknown grid": ("compare --out x --grids even", ["'even'", "uniform"]),
+    "compare: no calls": ("compare --out x --steps 0", ["nfe must be at least 1"]),
+    "compare: bf16 without network": ("compare --out x --model toy --bf16", ["bf16 must be left out for toy"]),
+    "fit: unknown method": ("fit --method sigma --data data --out x", ["'sigma'", "indis", "god", "look"]),
     "report: no folder": ("report --run nowhere", ["nowhere"]),
     "report: nothing in it": ("report --run data", ["data", "nothing|no results"]),
     "train-model: no data": ("train-model --out x --data test", ["train-images-idx3-ubyte.gz is missing"]),
@@ -417,73 +418,3 @@ def test_a_report_of_the_toy_study_names_its_policies(indis, toy_run):
     assert code == 0 and "toy" in said
     page = (toy_run / "report.html").read_text()
     assert all(name in page for name in ("uniform", "global", "instance", "oracle"))
-
-
-class Pictures(TinyClasses):
-    """The tiny model at Fashion-MNIST's size."""
-
-    shape = (1, 28, 28)
-
-
-STUDY = FashionConfig(
-    grids=("polynomial:7", "uniform"),
-    nfe=(2,),
-    afs=(False, True),
-    samples=4,
-    endpoints=12,
-    heldout=6,
-    teacher_steps=5,
-    width=8,
-    fit=FitConfig(iterations=4, batch=4, holdout=4, validate_every=2),
-)
-
-
-def test_the_image_study_finishes_after_an_interrupt_and_repeats_no_cell(tmp_path):
-    straight = FashionStudy(STUDY, Pictures(), tmp_path / "straight")
-    assert all(p.done <= p.total for p in straight.run())
-    begun = FashionStudy(STUDY, Pictures(), tmp_path / "begun")
-    for progress in begun.run():
-        if progress.doing.startswith("fit indis") and progress.done == 3:
-            break
-    assert {row["method"] for row in begun.rows()} == {"teacher", "global"}
-    list(FashionStudy(STUDY, Pictures(), tmp_path / "begun").run())
-    rows = [{k: v for k, v in row.items() if k != "fit_seconds"} for row in begun.rows()]
-    assert rows == [{k: v for k, v in row.items() if k != "fit_seconds"} for row in straight.rows()]
-    curves = [load_json(tmp_path / name / "curves.json")["curves"] for name in ("begun", "straight")]
-    assert [c["iteration"] for c in curves[0]] == [[2, 4]] * 4
-    assert [c["heldout"] for c in curves[0]] == [c["heldout"] for c in curves[1]]
-    again = Pictures()
-    list(FashionStudy(STUDY, again, tmp_path / "begun").run())
-    assert again.asked == 0
-
-    table = load_json(tmp_path / "begun" / "fashion.json")
-    assert table["teacher"]["nfe"] == 5
-    cells = {(r["method"], r["afs"]): r for r in table["rows"]}
-    assert len(cells) == len(table["rows"]) == 8
-    for (method, afs), row in cells.items():
-        assert row["nfe"] == 2 and row["steps"] == 2 + afs
-        assert (row["fd"] is None) == (method in STUDY.grids and row["heldout_loss"] > best_grid(cells, afs))
-        assert row["parameters"] == {"global": 3 * (2 + afs)}.get(method, row["parameters"])
-    assert not list((tmp_path / "begun").rglob("checkpoint.safetensors"))
-
-
-def best_grid(cells, afs):
-    return min(row["heldout_loss"] for (method, own), row in cells.items() if method in STUDY.grids and own == afs)
-
-
-def test_the_image_study_draws_rows_from_the_same_noise(tmp_path):
-    study = FashionStudy(STUDY, Pictures(), tmp_path)
-    list(study.run())
-    draw(study)
-    rows, meta = load_tensors(tmp_path / "samples.safetensors")
-    assert set(rows) == set(meta["order"])
-    titles = [title.split(",")[0] for title in meta["order"]]
-    assert titles[0] == "teacher" and set(titles[2:]) == {"global", "indis"}
-    plain = heuristic(Pictures(), solver="ipndm:3", grid=titles[1], steps=2)
-    noise, condition = noise_from_seeds(range(1_000_000, 1_000_006), (1, 28, 28)), Pictures().condition(range(6))
-    expected = (plain(Pictures(), noise, condition) * 127.5 + 128).clamp(0, 255).to(torch.uint8)
-    torch.testing.assert_close(rows[meta["order"][1]], expected, rtol=0, atol=1)
-    plans, shared = load_tensors(tmp_path / "plans.safetensors")
-    assert plans["tau N=2"].shape == (6, 3)
-    assert plans["tau N=2"][:, [0, -1]].unique(dim=0).tolist() == [[80, 0.002]]
-    assert set(shared) == {"base N=2", "global N=2"}

@@ -6,13 +6,17 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from indis.cli import fashion, toy
+from indis.cli import compare, toy
 from indis.cli.console import command_line, say, writable
-from indis.models.fashion import load
-from indis.storage import load_json, save_json
-from indis.studies.fashion import FashionConfig, FashionStudy
+from indis.storage import save_json
+from indis.studies.bench import FashionBench
+from indis.studies.compare import CompareConfig, Comparison
 from indis.studies.toy import ToyConfig, ToyStudy
-from indis.training import FitConfig
+
+# A comparison small enough for two cores and a coffee.
+DEMO = CompareConfig(
+    methods=("god", "indis"), grids=("polynomial:7", "log_snr", "vp_time:2", "uniform"), nfe=(3, 5), shipped=True
+)
 
 
 @dataclass(frozen=True)
@@ -36,16 +40,14 @@ class Demo:
         say(
             "2/3 Fashion-MNIST: teacher end points, then a short fit of phi and of one global plan, 3 and 5 evaluations"
         )
-        config = demo_config()
-        study = FashionStudy(config, load(), self.out)
-        fashion.run_study(study)
-        fashion.draw(study)
+        comparison = Comparison(DEMO, FashionBench(), FashionBench.brief, self.out)
+        compare.run_comparison(comparison)
         say("3/3 report")
         seconds = time.perf_counter() - started
-        run = {"command": command_line(), "config": asdict(config), "seconds": seconds, "versions": _versions()}
+        run = {"command": command_line(), "config": asdict(DEMO), "seconds": seconds, "versions": _versions()}
         save_json(self.out / "run.json", run)
         write_report(self.out, self.out / "report.html")
-        for line in fashion.lines(load_json(self.out / "fashion.json")):
+        for line in compare.lines(comparison.collect()):
             say(line)
         say(f"report: {self.out / 'report.html'} ({seconds:.0f} s)")
 
@@ -54,20 +56,6 @@ class Demo:
             study = ToyStudy(ToyConfig().quick())
             toy.run_study(study)
             toy.write(study, self.out)
-
-
-def demo_config() -> FashionConfig:
-    """A study small enough for two cores and a coffee."""
-    return FashionConfig(
-        methods=("global", "indis"),
-        grids=("polynomial:7", "log_snr", "vp_time:2", "uniform"),
-        nfe=(3, 5),
-        samples=600,
-        endpoints=600,
-        heldout=300,
-        shipped=True,
-        fit=FitConfig(iterations=60, batch=32, holdout=100, validate_every=20),
-    )
 
 
 def _versions() -> dict[str, str]:

@@ -12,10 +12,10 @@ from typing import Annotated, Any, Union
 
 import tyro
 
+from indis.cli.compare import Compare
 from indis.cli.console import say
 from indis.cli.demo import Demo
 from indis.cli.evaluate import Evaluate
-from indis.cli.fashion import FashionCommand
 from indis.cli.fit import fit_command
 from indis.cli.report import Report
 from indis.cli.sample import Sample
@@ -32,7 +32,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], Any]] = {
     "evaluate": lambda arguments: Evaluate,
     "report": lambda arguments: Report,
     "toy": lambda arguments: ToyCommand,
-    "fashion": lambda arguments: FashionCommand,
+    "compare": lambda arguments: Compare,
     "demo": lambda arguments: Demo,
     "train-model": lambda arguments: TrainModel,
 }

@@ -9,7 +9,7 @@ import torch
 
 from indis.denoise import Denoiser
 from indis.pixels import to_bytes
-from indis.policies import Fixed, Instance
+from indis.policies import Fixed, Global, Instance
 from indis.sampler import Sampler
 from indis.storage import save_tensors
 from indis.teacher import Endpoints
@@ -51,9 +51,9 @@ def write_plans(denoiser: Denoiser, data: Endpoints, pictures: list[Picture], fo
         with torch.inference_mode():
             plan = picture.sampler.realised(denoiser, part.noise, part.condition)
         columns = {name: getattr(plan, name) for name in ("tau", "dtau", "gamma")}
-        if isinstance(picture.sampler.policy, Instance):
+        if type(picture.sampler.policy) is Instance:
             tensors |= {f"{name} N={picture.nfe}": value for name, value in columns.items()}
-        else:
+        elif isinstance(picture.sampler.policy, Fixed | Global):
             kind = "base" if isinstance(picture.sampler.policy, Fixed) else "global"
             shared[f"{kind} N={picture.nfe}"] = {name: value[0].tolist() for name, value in columns.items()}
     save_tensors(folder / "plans.safetensors", tensors, shared)

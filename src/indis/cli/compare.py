@@ -1,0 +1,151 @@
+"""``indis compare``: every system on one solver core under one protocol."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from indis.cli.console import bar, command_line, emit, say, writable, writable_file
+from indis.storage import save_json
+from indis.studies import bench
+from indis.studies.compare import CompareConfig, Comparison
+from indis.studies.pictures import Picture, write_plans, write_samples
+
+
+@dataclass(frozen=True)
+class Compare:
+    """Methods x evaluations x seeds on a model, cell by cell; finished cells are kept, run again to go on.
+
+    Example: indis compare --model toy --steps 3 5 --methods all --quick --json out.json
+
+    Example: indis compare --model fashion --steps 3 5 7 --methods god indis look --seeds 0 1 2 --afs False True
+    """
+
+    model: tuple[str, ...] = ("toy",)
+    """Models: toy, fashion."""
+    methods: tuple[str, ...] = ("all",)
+    """Names, or groups: all, published, ours, ablation."""
+    steps: tuple[int, ...] = (3, 5, 7)
+    """Network evaluations, one after another; with the analytic first step a sampler takes one step more."""
+    seeds: tuple[int, ...] = (0,)
+    """Seeds of the fits."""
+    afs: tuple[bool, ...] = (False,)
+    """Without and with the analytic first step."""
+    grids: tuple[str, ...] = ("all",)
+    """Heuristic grids; "all" are those worth a row for the model."""
+    out: Path = Path("runs/compare")
+    """Folder; one below it for each model."""
+    resume: bool = True
+    """Go on from finished cells; `--no-resume` computes all of the models' cells again."""
+    quick: bool = False
+    """Small sizes: minutes instead of hours."""
+    bf16: bool = False
+    """Run the teacher and draw samples under bfloat16 autocast; fits and pairs stay float32."""
+    shipped: bool = False
+    """Also judge the fitted samplers that come with the package."""
+    sizes: Annotated[SizeOptions, tyro.conf.arg(name="")] = field(default_factory=lambda: SizeOptions())
+    """In place of the model's own sizes."""
+    json: Path | None = None
+    """Write all rows to this file."""
+
+    def run(self) -> None:
+        """Run the missing cells, then print the tables."""
+        writable_file(self.json)
+        rows: list[dict[str, Any]] = []
+        comparisons = [self._comparison(name) for name in self.model]
+        for comparison in comparisons:
+            rows += self._run(comparison)["rows"]
+        emit({"rows": rows}, self.json)
+
+    def _comparison(self, name: str) -> Comparison:
+        folder = self.out / name
+        kind = bench.named(name)
+        config = CompareConfig(self.methods, self.grids, self.steps, self.afs, self.seeds, self.shipped)
+        sizes = bench.resized(kind.brief if self.quick else kind.full, asdict(self.sizes))
+        if not self.resume:
+            shutil.rmtree(folder, ignore_errors=True)
+        writable(folder)
+        return Comparison(config, kind(bf16=self.bf16 and name == "fashion"), sizes, folder)
+
+    def _run(self, comparison: Comparison) -> dict[str, Any]:
+        run_comparison(comparison)
+        settings = {"config": asdict(comparison.config), "sizes": asdict(comparison.sizes)}
+        save_json(comparison.folder / "run.json", {"command": command_line(), "config": settings})
+        table = comparison.collect()
+        for line in lines(table):
+            say(line)
+        return table
+
+
+@dataclass(frozen=True)
+class SizeOptions:
+    """Sizes of a comparison; what is left out is the model's default."""
+
+    endpoints: int | None = None
+    """Teacher end points for tuning."""
+    heldout: int | None = None
+    """Other end points, for the reported distances."""
+    samples: int | None = None
+    """Samples for the distance to the data; 0 leaves it out."""
+    iterations: int | None = None
+    """Of every learned method."""
+    batch: int | None = None
+    """Of every learned method."""
+    holdout: int | None = None
+    """Tuning end points that choose the best iteration."""
+    validate_every: int | None = None
+    """Iterations between two looks at them."""
+
+
+def run_comparison(comparison: Comparison) -> None:
+    """Run under one progress bar, then draw what the report shows besides numbers."""
+    name = comparison.bench.name
+    with bar() as progress:
+        task = progress.add_task(name, total=1)
+        for state in comparison.run():
+            progress.update(task, completed=state.done, total=state.total, description=f"{name}: {state.doing}")
+    if len(comparison.denoiser.shape) == 3:
+        draw(comparison)
+
+
+def draw(comparison: Comparison) -> None:
+    """Samples from the same noise, and plans of held-out instances."""
+    pictures = [Picture("teacher", comparison.bench.teacher_steps, None)]
+    for nfe in comparison.config.nfe:
+        pictures += [Picture(label, nfe, sampler) for label, sampler in comparison.shown(nfe)]
+    write_samples(comparison.denoiser, comparison.heldout, pictures, comparison.folder)
+    write_plans(comparison.denoiser, comparison.heldout, pictures, comparison.folder)
+
+
+COLUMNS = {
+    "heldout_loss": ("held out", "10.5f"),
+    "teacher_mse": ("MSE", "9.5f"),
+    "fd": ("FD", "8.3f"),
+    "kl": ("KL", "7.3f"),
+    "w1": ("W1", "7.4f"),
+    "fit_seconds": ("fit s", "7.0f"),
+    "parameters": ("params", "7d"),
+    "calls": ("calls", "5d"),
+}
+
+
+def lines(table: dict[str, Any]) -> list[str]:
+    """The rows as aligned text, best first within each number of evaluations."""
+    shown = {k: v for k, v in COLUMNS.items() if any(row.get(k) is not None for row in table["rows"])}
+    head = f"{'method':22} {'nfe':>3} {'afs':>5} {'seed':>4} " + " ".join(_right(t, f) for t, f in shown.values())
+    ordered = sorted(table["rows"], key=lambda row: (row["nfe"], row["afs"], row["heldout_loss"]))
+    return [head, *(_line(row, shown) for row in ordered)]
+
+
+def _line(row: dict[str, Any], shown: dict[str, tuple[str, str]]) -> str:
+    seed = "" if row["seed"] is None else row["seed"]
+    values = [_right("" if row.get(k) is None else format(row[k], f), f) for k, (_, f) in shown.items()]
+    return f"{row['method']:22} {row['nfe']:3d} {row['afs']!s:>5} {seed!s:>4} " + " ".join(values)
+
+
+def _right(text: str, form: str) -> str:
+    return text.strip().rjust(int(form.split(".")[0].rstrip("d")))

@@ -1,0 +1,299 @@
+"""The comparison: methods x network evaluations x analytic first step x seeds on one bench, cell by cell.
+
+Cells are compared at equal *NFE*: with the analytic first step a sampler takes one step more for the same number of
+calls. Every learned method gets the same end points, loss, batch and iterations, so a gain is the method's.
+
+    folder/endpoints, folder/heldout   teacher end points for tuning, and others that no fit has seen
+    folder/artifacts/<cell>            fitted samplers
+    folder/cells/<cell>.json           one result row each; a finished one is not computed again
+    folder/results.json, curves.json   everything together, what the report reads
+
+A row is reused only for the same weights, end points, sizes and configuration; anything else is computed anew.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator, Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from indis import artifact, grids
+from indis.evaluate import counted_nfe
+from indis.methods import Method
+from indis.policies import Fixed
+from indis.sampler import Sampler
+from indis.storage import digest, load_json, save_json
+from indis.studies.bench import Bench, Sizes
+from indis.studies.variants import VARIANTS, chosen
+from indis.teacher import TeachConfig, load_endpoints, teach
+from indis.training import Tuning
+
+# Samplers that come with the package, by the model they are for; the number of evaluations goes into the braces.
+SHIPPED = {"fashion": {"indis (shipped)": "fashion-nfe{}", "god (shipped)": "fashion-nfe{}-global"}}
+TEACHER = "teacher"
+
+
+@dataclass(frozen=True)
+class CompareConfig:
+    """Which cells.
+
+    Raises:
+        ValueError: for unknown methods or grids, or fewer than one evaluation.
+    """
+
+    methods: tuple[str, ...] = ("all",)
+    """Names or groups: all, published, ours, ablation."""
+    grids: tuple[str, ...] = ("all",)
+    """Heuristic grids; "all" are those of the bench."""
+    nfe: tuple[int, ...] = (3, 5, 7)
+    """Network evaluations, one after another."""
+    afs: tuple[bool, ...] = (False,)
+    """Without and with the analytic first step."""
+    seeds: tuple[int, ...] = (0,)
+    shipped: bool = False
+    """Also judge the fitted samplers that come with the package."""
+
+    def __post_init__(self) -> None:
+        chosen(self.methods)
+        if not self.nfe or min(self.nfe) < 1:
+            raise ValueError(f"nfe must be at least 1, got {self.nfe}")
+        for grid in self.grids:
+            if grid != "all":
+                grids.named(grid)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One entry of the table."""
+
+    method: str
+    nfe: int
+    afs: bool
+    seed: int | None  # None where nothing is learned
+
+    @property
+    def name(self) -> str:
+        """A file name."""
+        seed = "" if self.seed is None else f" s{self.seed}"
+        text = f"{self.method} nfe{self.nfe}{' afs' if self.afs else ''}{seed}"
+        return text.translate(str.maketrans(" ", "-", ":()"))
+
+
+@dataclass(frozen=True)
+class CompareProgress:
+    """What is being done, how far that piece is, and which cell of how many it belongs to."""
+
+    doing: str
+    done: int
+    total: int
+
+
+class Comparison:
+    """Iterate :meth:`run`; stop whenever, run again to go on."""
+
+    def __init__(self, config: CompareConfig, bench: Bench, sizes: Sizes, folder: Path) -> None:
+        self.config, self.bench, self.sizes, self.folder = config, bench, sizes, folder
+        self.denoiser = bench.denoiser
+        self.grids = bench.grids if "all" in config.grids else config.grids
+        self.skipped: dict[str, str] = {}
+
+    def run(self) -> Iterator[CompareProgress]:
+        """Make end points, then every cell; the collected files are rewritten after each."""
+        yield from self._endpoints("endpoints", self.sizes.endpoints, 0)
+        yield from self._endpoints("heldout", self.sizes.heldout, 1_000_000)
+        self.data, _ = load_endpoints(self.folder / "endpoints")
+        self.heldout, _ = load_endpoints(self.folder / "heldout")
+        yield from self._teacher()
+        for nfe, afs in ((n, a) for n in self.config.nfe for a in self.config.afs):
+            yield from self._heuristics(nfe, afs)
+        cells = self.learned()
+        for number, cell in enumerate(cells, 1):
+            yield from self._learn(cell, f"{number}/{len(cells)} {cell.name}")
+        if self.config.shipped:
+            yield from self._shipped()
+        self.collect()
+
+    def learned(self) -> list[Cell]:
+        """The cells of the chosen methods; what a method cannot do is noted in ``skipped``."""
+        c, cells = self.config, []
+        for seed in c.seeds:
+            for nfe in c.nfe:
+                for afs in c.afs:
+                    cells += [Cell(m, nfe, afs, seed) for m in chosen(c.methods)]
+        return [cell for cell in cells if self._possible(cell)]
+
+    def method(self, cell: Cell) -> Method:
+        """The configured method of a learned cell.
+
+        Raises:
+            ValueError: if the method cannot spend that many evaluations.
+        """
+        variant = VARIANTS[cell.method]
+        fitting = replace(self.sizes.fit, seed=int(cell.seed or 0))
+        shared = self.bench.shared_by(variant.method)
+        return variant.config(shared, fitting, nfe=cell.nfe, analytic_first=cell.afs)
+
+    def sampler(self, cell: Cell) -> Sampler:
+        """The fitted, plain or shipped sampler of a finished cell."""
+        shipped = SHIPPED.get(self.bench.name, {})
+        if cell.method in shipped:
+            return artifact.load(artifact.shipped(shipped[cell.method].format(cell.nfe)))
+        if cell.seed is not None:
+            return artifact.load(self.folder / "artifacts" / cell.name)
+        return self.bench.grid_sampler(cell.method, cell.nfe + cell.afs, analytic_first=cell.afs)
+
+    def shown(self, nfe: int) -> list[tuple[str, Sampler]]:
+        """What is worth a picture at one NFE, without AFS: the best grid, then each main method's first seed."""
+        here = [row for row in self.rows() if row["nfe"] == nfe and not row["afs"] and row["method"] != TEACHER]
+        best = sorted((row for row in here if row["method"] in self.grids), key=lambda row: row["heldout_loss"])[:1]
+        main = ("god", "indis", "look", *SHIPPED.get(self.bench.name, {}))
+        learned = [r for m in main for r in here if r["method"] == m and r["seed"] in (None, self.config.seeds[0])]
+        cells = [Cell(row["method"], nfe, False, row["seed"]) for row in (*best, *learned)]
+        return [(cell.method, self.sampler(cell)) for cell in cells]
+
+    def rows(self) -> list[dict[str, Any]]:
+        """All finished rows, this run's and those of earlier runs in the same folder."""
+        return [load_json(path)["row"] for path in sorted((self.folder / "cells").glob("*.json"))]
+
+    def collect(self) -> dict[str, Any]:
+        """Write ``results.json`` and ``curves.json``; the former is returned."""
+        rows = self.rows()
+        teacher = [row for row in rows if row["method"] == TEACHER]
+        table = [row for row in rows if row["method"] != TEACHER]
+        result = {"rows": table, "teacher": teacher[0] if teacher else None, "notes": self._notes()}
+        save_json(self.folder / "results.json", result)
+        curves = [load_json(path) for path in sorted(self.folder.glob("artifacts/*/curve.json"))]
+        save_json(self.folder / "curves.json", {"curves": curves})
+        return result
+
+    def _notes(self) -> list[str]:
+        b, s = self.bench, self.sizes
+        skipped = [f"Not run: {name}, {reason}." for name, reason in self.skipped.items()]
+        return [
+            f"Teacher: {b.teacher_solver}, {b.teacher_grid}, {b.teacher_steps} steps; {s.endpoints} end points for "
+            f"tuning (seeds from 0), {s.heldout} for the distances (seeds from 1000000).",
+            f"Learned rows: {s.fit.iterations} iterations of {s.fit.batch}; the iteration with the best loss on "
+            f"{s.fit.holdout} of the tuning end points is kept. Times are processor seconds.",
+            *b.notes(s),
+            *skipped,
+        ]
+
+    def _possible(self, cell: Cell) -> bool:
+        try:
+            self.method(cell)
+        except ValueError as error:
+            self.skipped[f"{cell.method} at {cell.nfe} NFE{' with AFS' if cell.afs else ''}"] = str(error)
+            return False
+        return True
+
+    def _endpoints(self, name: str, count: int, first_seed: int) -> Iterator[CompareProgress]:
+        config = TeachConfig(count, first_seed, shard=min(count, 500 if self.bench.name == "fashion" else 4096))
+        provenance = self.bench.provenance() | {"bf16": self.bench.drawing is not self.denoiser}
+        for state in teach(config, self.bench.drawing, self.bench.teacher, self.folder / name, provenance=provenance):
+            yield CompareProgress(f"teacher {name}", state.done, state.count)
+
+    def _teacher(self) -> Iterator[CompareProgress]:
+        """The teacher's own distance to the data, from the end points that exist anyway."""
+        cell = Cell(TEACHER, self.bench.teacher_steps, False, None)
+        if not self._finished(cell, {"samples": self.sizes.samples}):
+            yield CompareProgress("teacher", 0, 1)
+            row = {"model": self.bench.name, "method": TEACHER, "nfe": cell.nfe}
+            scores = self.bench.judge_teacher(self.data, self.sizes.samples)
+            self._finish(cell, {"samples": self.sizes.samples}, row | scores)
+
+    def _heuristics(self, nfe: int, afs: bool) -> Iterator[CompareProgress]:
+        """Every grid pair by pair; the distance to the data for the best one alone, where it takes samples."""
+        cells = [Cell(grid, nfe, afs, None) for grid in self.grids]
+        for cell in cells:
+            yield from self._plain(cell, samples=0)
+        for best in sorted(cells, key=lambda cell: self._row(cell)["heldout_loss"])[:1]:
+            yield from self._plain(best, samples=self.sizes.samples)
+
+    def _shipped(self) -> Iterator[CompareProgress]:
+        for nfe in self.config.nfe:
+            for method in SHIPPED.get(self.bench.name, {}):
+                yield from self._plain(Cell(method, nfe, False, None), samples=self.sizes.samples)
+
+    def _plain(self, cell: Cell, *, samples: int) -> Iterator[CompareProgress]:
+        identity = {"heldout": self.sizes.heldout, "samples": samples, "shared": self.bench.shared}
+        better = identity | {"samples": self.sizes.samples}
+        if not (self._finished(cell, identity) or self._finished(cell, better)):
+            yield CompareProgress(cell.name, 0, 1)
+            self._finish(cell, identity, self._judge(cell, self.sampler(cell), samples))
+
+    def _learn(self, cell: Cell, doing: str) -> Iterator[CompareProgress]:
+        method = self.method(cell)
+        sizes = {name: getattr(self.sizes, name) for name in ("endpoints", "heldout", "samples")}
+        identity = {"method": VARIANTS[cell.method].method, "config": asdict(method), **sizes}
+        if self._finished(cell, identity):
+            return
+        start = VARIANTS[cell.method].start
+        begin = self.sampler(replace(cell, method=start)) if start else None
+        process = method.tuning(self.denoiser, self.data, self.bench.loss, start=begin)
+        home = self.folder / "artifacts" / cell.name
+        seconds = yield from self._tune(process, home, cell, identity, doing)
+        provenance = {**self.bench.provenance(), **identity, "validation_loss": process.best}
+        artifact.save(process.sampler, home, provenance)
+        yield CompareProgress(f"{doing} judged", 1, 1)
+        row = self._judge(cell, process.sampler, self.sizes.samples)
+        self._finish(cell, identity, row | {"fit_seconds": round(seconds, 1), "iterations": process.step})
+
+    def _tune(
+        self, process: Tuning, home: Path, cell: Cell, identity: Any, doing: str
+    ) -> Generator[CompareProgress, None, float]:
+        """Iterate with checkpoints; the generator's value is the processor time it took, earlier runs included."""
+        checkpoint, whose = home / "checkpoint.safetensors", self._digest(identity)
+        curve: dict[str, Any] = {"label": cell.name, "steps": cell.nfe, "iteration": [], "heldout": [], "seconds": 0.0}
+        if checkpoint.exists():
+            process.resume(checkpoint, whose)
+            curve = load_json(home / "curve.json")
+        before, started = curve["seconds"], time.process_time()
+        for state in process.run():
+            yield CompareProgress(f"{doing} best {state.best:.4f}", state.step, state.iterations)
+            if state.heldout is not None:
+                curve["iteration"].append(state.step)
+                curve["heldout"].append(state.heldout)
+                curve["seconds"] = before + time.process_time() - started
+                save_json(home / "curve.json", curve)
+                process.save(checkpoint, whose)
+        checkpoint.unlink(missing_ok=True)
+        return before + time.process_time() - started
+
+    def _judge(self, cell: Cell, sampler: Sampler, samples: int) -> dict[str, Any]:
+        learned = cell.seed is not None
+        return {
+            "model": self.bench.name,
+            "method": cell.method,
+            "freedoms": self._freedoms(cell) if learned else "none",
+            "steps": self.method(cell).steps if learned else sampler.policy.steps,
+            "afs": cell.afs,
+            "seed": cell.seed,
+            "nfe": cell.nfe,
+            "calls": counted_nfe(self.denoiser, sampler),
+            **self.bench.judge(sampler, self.heldout, samples),
+            "parameters": 0 if isinstance(sampler.policy, Fixed) else sampler.policy.parameter_count(),
+        }
+
+    def _freedoms(self, cell: Cell) -> str:
+        method = self.method(cell)
+        sizes = {name: getattr(method, name, 0) for name in ("dtau", "gamma", "weights")}
+        return "+".join(["tau", *(name for name, size in sizes.items() if size)])
+
+    def _path(self, cell: Cell) -> Path:
+        return self.folder / "cells" / f"{cell.name}.json"
+
+    def _row(self, cell: Cell) -> dict[str, Any]:
+        return load_json(self._path(cell))["row"]
+
+    def _finished(self, cell: Cell, identity: Any) -> bool:
+        path = self._path(cell)
+        return path.exists() and load_json(path)["identity"] == self._digest(identity)
+
+    def _digest(self, identity: Any) -> str:
+        return digest([*self.bench.identity(), identity])
+
+    def _finish(self, cell: Cell, identity: Any, row: dict[str, Any]) -> None:
+        save_json(self._path(cell), {"identity": self._digest(identity), "row": row})
+        self.collect()

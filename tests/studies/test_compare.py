@@ -1,0 +1,150 @@
+"""The comparison on a tiny bench: it resumes, reuses only what is the same, and says what it cannot do."""
+
+import pytest
+import torch
+
+from indis import FitConfig, heuristic, noise_from_seeds
+from indis.cli.compare import draw, lines
+from indis.methods import IndisConfig
+from indis.storage import load_json, load_tensors
+from indis.studies import bench
+from indis.studies.bench import FashionBench, Sizes, ToyBench
+from indis.studies.compare import CompareConfig, Comparison
+from indis.studies.variants import VARIANTS, Variant, chosen
+from small_cases import TinyClasses
+
+SIZES = Sizes(12, 6, 4, FitConfig(iterations=4, batch=4, holdout=4, validate_every=2))
+CONFIG = CompareConfig(methods=("god", "indis"), grids=("polynomial:7", "uniform"), nfe=(2,), afs=(False, True))
+
+
+class Pictures(TinyClasses):
+    """The tiny model at Fashion-MNIST's size."""
+
+    shape = (1, 28, 28)
+
+
+class SmallBench(FashionBench):
+    teacher_steps = 5
+    shared = FashionBench.shared | {"width": 8}
+
+    def __init__(self):
+        self.denoiser = self.drawing = Pictures()
+
+
+def small(folder, config=CONFIG, sizes=SIZES):
+    return Comparison(config, SmallBench(), sizes, folder)
+
+
+def without_time(rows):
+    return [{k: v for k, v in row.items() if k != "fit_seconds"} for row in rows]
+
+
+def test_it_finishes_after_an_interrupt_and_repeats_no_cell(tmp_path):
+    straight = small(tmp_path / "straight")
+    assert all(p.done <= p.total for p in straight.run())
+    begun = small(tmp_path / "begun")
+    for progress in begun.run():
+        if "indis" in progress.doing and progress.done == 3:
+            break
+    assert {row["method"] for row in begun.rows()} == {"teacher", "god", *CONFIG.grids}
+    list(small(tmp_path / "begun").run())
+    assert without_time(begun.rows()) == without_time(straight.rows())
+    curves = [load_json(tmp_path / name / "curves.json")["curves"] for name in ("begun", "straight")]
+    assert [c["iteration"] for c in curves[0]] == [[2, 4]] * 4
+    assert [c["heldout"] for c in curves[0]] == [c["heldout"] for c in curves[1]]
+    again = small(tmp_path / "begun")
+    list(again.run())
+    assert again.denoiser.asked == 0
+    assert not list((tmp_path / "begun").rglob("checkpoint.safetensors"))
+
+
+def test_rows_say_what_they_are(tmp_path):
+    comparison = small(tmp_path)
+    list(comparison.run())
+    table = load_json(tmp_path / "results.json")
+    assert table["teacher"]["nfe"] == 5
+    cells = {(r["method"], r["afs"]): r for r in table["rows"]}
+    assert len(cells) == len(table["rows"]) == 8
+    for (method, afs), row in cells.items():
+        assert row["nfe"] == row["calls"] == 2 and row["steps"] == 2 + afs
+        best = min(r["heldout_loss"] for (m, a), r in cells.items() if m in CONFIG.grids and a == afs)
+        assert (row["fd"] is None) == (method in CONFIG.grids and row["heldout_loss"] > best)
+        assert row["parameters"] == {"god": 3 * (2 + afs), "indis": row["parameters"]}.get(method, 0)
+        assert row["freedoms"] == ("none" if method in CONFIG.grids else "tau+dtau+gamma")
+    printed = lines(table)
+    assert len(printed) == 9 and len({len(line) for line in printed}) == 1
+
+
+@pytest.mark.parametrize(
+    "sizes", [Sizes(16, 6, 4, SIZES.fit), Sizes(12, 8, 4, SIZES.fit), Sizes(12, 6, 4, FitConfig(2, 4, holdout=4))]
+)
+def test_other_sizes_are_other_cells(tmp_path, sizes):
+    config = CompareConfig(methods=("god",), grids=("uniform",), nfe=(2,))
+    first = small(tmp_path / "a", config)
+    list(first.run())
+    other = small(tmp_path / "a" if sizes.endpoints == 12 and sizes.heldout == 6 else tmp_path / "b", config, sizes)
+    list(other.run())
+    assert other.denoiser.asked > 0
+    assert without_time(other.rows()) != without_time(first.rows()) or other.folder == first.folder
+
+
+def test_what_a_method_cannot_spend_is_said_and_left_out(tmp_path, monkeypatch):
+    class Pairs(IndisConfig):
+        @staticmethod
+        def steps_for(nfe, *, analytic_first=False):
+            if nfe % 2:
+                raise ValueError(f"nfe must be even, got {nfe}")
+            return nfe
+
+    monkeypatch.setattr(Variant, "type", property(lambda self: Pairs))
+    comparison = small(tmp_path, CompareConfig(methods=("indis",), grids=("uniform",), nfe=(2, 3)))
+    assert [cell.nfe for cell in comparison.learned()] == [2]
+    assert comparison.skipped == {"indis at 3 NFE": "nfe must be even, got 3"}
+
+
+def test_groups_and_names_choose_variants():
+    published = [name for name, v in VARIANTS.items() if v.kind == "published"]
+    assert chosen(["published"]) == published
+    assert "god tau" in chosen(["ablation"]) and "god tau" not in chosen(["all"])
+    assert chosen(["look", "god"]) == ["god", "look"]
+    assert set(chosen(["all"])) >= set(published) | {"look"}
+
+
+def test_a_variant_keeps_its_own_rate_and_takes_the_budget_of_all():
+    fit = FitConfig(7, 8, lr=9.0, holdout=1)
+    config = Variant("god").config({"solver": "euler", "nothing": 1}, fit, nfe=4, analytic_first=True)
+    assert (config.steps, config.analytic_first, config.solver) == (5, True, "euler")
+    assert (config.fit.iterations, config.fit.batch, config.fit.lr) == (7, 8, 0.05)
+    assert Variant("god", {"lr": 0.3}).config({}, fit, nfe=4, analytic_first=False).fit.lr == 0.3
+
+
+def test_given_sizes_replace_the_defaults():
+    sizes = bench.resized(FashionBench.brief, {"endpoints": 5, "iterations": 3, "samples": None})
+    assert (sizes.endpoints, sizes.heldout, sizes.samples) == (5, 300, 600)
+    assert (sizes.fit.iterations, sizes.fit.batch) == (3, 32)
+
+
+def test_it_draws_rows_from_the_same_noise(tmp_path):
+    comparison = small(tmp_path)
+    list(comparison.run())
+    draw(comparison)
+    rows, meta = load_tensors(tmp_path / "samples.safetensors")
+    assert set(rows) == set(meta["order"])
+    titles = [title.split(",")[0] for title in meta["order"]]
+    assert titles[0] == "teacher" and set(titles[2:]) == {"god", "indis"}
+    plain = heuristic(Pictures(), solver="ipndm:3", grid=titles[1], steps=2)
+    noise, condition = noise_from_seeds(range(1_000_000, 1_000_006), (1, 28, 28)), Pictures().condition(range(6))
+    expected = (plain(Pictures(), noise, condition) * 127.5 + 128).clamp(0, 255).to(torch.uint8)
+    torch.testing.assert_close(rows[meta["order"][1]], expected, rtol=0, atol=1)
+    plans, shared = load_tensors(tmp_path / "plans.safetensors")
+    assert plans["tau N=2"].shape == (6, 3)
+    assert plans["tau N=2"][:, [0, -1]].unique(dim=0).tolist() == [[80, 0.002]]
+    assert set(shared) == {"base N=2", "global N=2"}
+
+
+def test_the_toy_bench_measures_distances_to_the_truth():
+    toy = ToyBench()
+    exact = toy._exact(2000, seed=3)
+    floor = toy._distances(exact)
+    assert floor["w1"] < 0.05 < toy._distances(exact + 0.2)["w1"]
+    assert floor["kl"] < 0.4 < toy._distances(exact * 0.5)["kl"]
