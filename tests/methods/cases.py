@@ -6,7 +6,10 @@ from indis.training import FitConfig
 SMALL = FitConfig(iterations=40, batch=32, lr=0.05, holdout=32, validate_every=10)
 TOY = {"solver": "euler", "grid": "uniform", "loss": "squared", "fit": SMALL}
 
+UNIPC = TOY | {"solver": "unipc:3:bh1"}
+
 CASES: dict[str, Method] = {
     "indis": METHODS["indis"](steps=3, width=16, depth=2, **TOY),
     "god": METHODS["god"](steps=3, **TOY),
+    "ld3": METHODS["ld3"](steps=3, pairs=224, **UNIPC),
 }

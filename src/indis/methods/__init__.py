@@ -2,11 +2,16 @@
 
 from indis.methods.god import GOD
 from indis.methods.indis import IndisConfig
+from indis.methods.ld3 import LD3
 from indis.methods.method import Method, heuristic
 
-__all__ = ["GOD", "METHODS", "IndisConfig", "Method", "heuristic", "named"]
+__all__ = ["GOD", "LD3", "METHODS", "IndisConfig", "Method", "heuristic", "named"]
 
-METHODS: dict[str, type[Method]] = {"indis": IndisConfig, "god": GOD}
+METHODS: dict[str, type[Method]] = {
+    "indis": IndisConfig,
+    "god": GOD,
+    "ld3": LD3,
+}
 
 
 def named(name: str) -> type[Method]:
