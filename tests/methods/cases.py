@@ -12,4 +12,5 @@ CASES: dict[str, Method] = {
     "indis": METHODS["indis"](steps=3, width=16, depth=2, **TOY),
     "god": METHODS["god"](steps=3, **TOY),
     "ld3": METHODS["ld3"](steps=3, pairs=224, **UNIPC),
+    "dyweight": METHODS["dyweight"](steps=3, analytic_first=False, **TOY | {"solver": "ipndm:3"}),
 }

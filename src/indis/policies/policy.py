@@ -7,6 +7,7 @@ policy                  a plan of its own for                                   
 :class:`Global`         everybody the same, learned (GOD)                          (1, rows, steps)
 :class:`PerSample`      each sample of one data set, overfitted (the oracle)       (count, rows, steps)
 LD3Policy               everybody the same, learned: stamps and shifts             2 steps - 1
+DyWeightPolicy          everybody the same, learned: weights and time scales       (steps, history), steps
 Instance                each sample, as a function phi(x_T, c) of what it is       a small network
 ======================  =========================================================  =====================
 
