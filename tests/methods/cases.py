@@ -13,4 +13,5 @@ CASES: dict[str, Method] = {
     "god": METHODS["god"](steps=3, **TOY),
     "ld3": METHODS["ld3"](steps=3, pairs=224, **UNIPC),
     "dyweight": METHODS["dyweight"](steps=3, analytic_first=False, **TOY | {"solver": "ipndm:3"}),
+    "ald3": METHODS["ald3"](steps=3, width=16, depth=2, **UNIPC),
 }

@@ -9,6 +9,7 @@ policy                  a plan of its own for                                   
 LD3Policy               everybody the same, learned: stamps and shifts             2 steps - 1
 DyWeightPolicy          everybody the same, learned: weights and time scales       (steps, history), steps
 Instance                each sample, as a function phi(x_T, c) of what it is       a small network
+OneShot                 each sample, as a function of x_T: timesteps alone         a small network
 ======================  =========================================================  =====================
 
 All learned ones start at a base grid. Where they produce logits around it, zero logits are the base solver bit for bit.
