@@ -16,6 +16,7 @@ finite.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
@@ -148,7 +149,8 @@ class Bounds:
     Sizes seen in peers' learned values: relative shifts up to 0.25, scales 0.6 ... 1.3 (DyWeight's released weights).
 
     Raises:
-        ValueError: if a bound is negative, gamma could reach zero, or a gap shift could pass the next node.
+        ValueError: if a bound is negative, gamma could reach zero, a gap shift could pass the next node, or the domain
+            is unknown.
     """
 
     dtau: float = 0.5
@@ -171,12 +173,21 @@ class Bounds:
                 raise ValueError(f"bounds.{name} must be in [{low}, {high}), got {getattr(self, name)}")
         if self.shift == "gap" and self.dtau >= 1:
             raise ValueError(f"bounds.dtau must be below 1 for shift 'gap', got {self.dtau}")
+        if self.domain not in ("time", "log_snr"):
+            raise ValueError(f"domain must be time or log_snr, got {self.domain!r}")
 
     @classmethod
     def natural(cls, schedule: NoiseSchedule, **fields: Any) -> Bounds:
         """Bounds in the terms that suit a schedule: log-SNR where sigma spans decades, local time for flows."""
         shift: Shift = "relative" if schedule.domain == "log_snr" else "gap"
         return replace(cls(shift=shift, domain=schedule.domain), **fields)
+
+
+def coordinate(
+    schedule: NoiseSchedule, domain: Domain
+) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
+    """The way from a time into a domain, and back."""
+    return (schedule.log_snr, schedule.time) if domain == "log_snr" else (_same, _same)
 
 
 def from_logits(logits: Tensor, base: Tensor, schedule: NoiseSchedule, bounds: Bounds) -> Discretization:
@@ -216,7 +227,7 @@ def _bounded(logits: Tensor, bound: float) -> Tensor:
 
 def _nodes(logits: Tensor, base: Tensor, schedule: NoiseSchedule, bounds: Bounds) -> Tensor:
     """Cumulated interval fractions: those of the base grid, reweighed. Zero logits give the base grid itself."""
-    to, back = (schedule.log_snr, schedule.time) if bounds.domain == "log_snr" else (_same, _same)
+    to, back = coordinate(schedule, bounds.domain)
     level = to(base)
     start, span = level[:, :1], level[:, -1:] - level[:, :1]
     fractions = level.diff(dim=1) / span

@@ -143,11 +143,7 @@ class Fit(Tuning):
     def __init__(self, sampler: Sampler, denoiser: Denoiser, data: Endpoints, loss: Loss, config: FitConfig) -> None:
         super().__init__(sampler, denoiser, data, loss, config)
         self.best_state = _copy(sampler.policy)
-        learned = [([p for p in group if p.requires_grad], rate) for group, rate in sampler.policy.rates()]
-        groups = [{"params": parameters, "rate": rate} for parameters, rate in learned if parameters]
-        if not groups:
-            raise ValueError("policy has nothing to learn")
-        self.optimizer = torch.optim.Adam(groups, lr=config.lr)
+        self.optimizer = self._optimizer()
 
     def run(self) -> Iterator[Progress]:
         """Iterate to the end of the config.
@@ -168,11 +164,8 @@ class Fit(Tuning):
 
     def save(self, path: Path, meta: Any = None) -> None:
         """Write a checkpoint that :meth:`resume` continues from, bit for bit."""
-        current = {f"policy.{k}": v for k, v in self.sampler.policy.state_dict().items()}
-        best = {f"best.{k}": v for k, v in self.best_state.items()}
-        best_loss = self.best if math.isfinite(self.best) else None
-        header = {"config": asdict(self.config), "step": self.step, "best": best_loss, "meta": meta}
-        save_tensors(path, current | best | pack_optimizer(self.optimizer), header)
+        tensors, numbers = self._state()
+        save_tensors(path, tensors, {"config": self._identity(), "meta": meta, **numbers})
 
     def resume(self, path: Path, meta: Any = None) -> None:
         """Continue from a checkpoint of the same configuration (``meta`` included).
@@ -181,12 +174,34 @@ class Fit(Tuning):
             ValueError: if it belongs to another one.
         """
         tensors, header = load_tensors(path)
-        if header["config"] != asdict(self.config) or header["meta"] != meta:
+        if header["config"] != self._identity() or header["meta"] != meta:
             raise ValueError(f"{path} was written with another configuration; give the same one or another folder")
+        self._restore(tensors, header)
+
+    def _identity(self) -> dict[str, Any]:
+        """What a checkpoint must have been made with, as JSON."""
+        return asdict(self.config)
+
+    def _state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """All that changes during a run: tensors, and numbers as JSON."""
+        current = {f"policy.{k}": v for k, v in self.sampler.policy.state_dict().items()}
+        best = {f"best.{k}": v for k, v in self.best_state.items()}
+        numbers = {"step": self.step, "best": self.best if math.isfinite(self.best) else None}
+        return current | best | pack_optimizer(self.optimizer), numbers
+
+    def _restore(self, tensors: dict[str, Tensor], numbers: dict[str, Any]) -> None:
+        """Undo :meth:`_state`."""
         self.sampler.policy.load_state_dict(section(tensors, "policy."))
         self.best_state = section(tensors, "best.")
         unpack_optimizer(self.optimizer, tensors)
-        self.step, self.best = header["step"], math.inf if header["best"] is None else header["best"]
+        self.step, self.best = numbers["step"], math.inf if numbers["best"] is None else numbers["best"]
+
+    def _optimizer(self) -> torch.optim.Optimizer:
+        learned = [([p for p in group if p.requires_grad], rate) for group, rate in self.sampler.policy.rates()]
+        groups = [{"params": parameters, "rate": rate} for parameters, rate in learned if parameters]
+        if not groups:
+            raise ValueError("policy has nothing to learn")
+        return torch.optim.Adam(groups, lr=self.config.lr)
 
     def _iterate(self) -> float:
         for group in self.optimizer.param_groups:
@@ -196,14 +211,18 @@ class Fit(Tuning):
         loss = self._losses(self.train[index], index).mean()
         loss.backward()
         norm = nn.utils.clip_grad_norm_(self.sampler.policy.parameters(), self.config.clip)
-        if not (torch.isfinite(loss) and torch.isfinite(norm)):
-            # The step is not taken, so the parameters are the last good ones; the best held-out ones are better still.
-            if self.config.holdout:
-                self.sampler.policy.load_state_dict(self.best_state)
-            raise FloatingPointError(f"the loss or its gradient is not finite at iteration {self.step + 1}")
+        self._require_finite(loss, norm)
         self.optimizer.step()
         self.step += 1
         return loss.item()
+
+    def _require_finite(self, *values: Tensor) -> None:
+        """Called before a step is taken, so the parameters are the last good ones; the best ones are better still."""
+        if all(bool(torch.isfinite(value)) for value in values):
+            return
+        if self.config.holdout:
+            self.sampler.policy.load_state_dict(self.best_state)
+        raise FloatingPointError(f"the loss or its gradient is not finite at iteration {self.step + 1}")
 
     def _batch(self) -> Tensor:
         """Indices of this iteration: a fresh permutation each epoch, a pure function of (seed, step)."""

@@ -6,8 +6,13 @@ from indis.training import FitConfig
 SMALL = FitConfig(iterations=40, batch=32, lr=0.05, holdout=32, validate_every=10)
 TOY = {"solver": "euler", "grid": "uniform", "loss": "squared", "fit": SMALL}
 
+UNIPC = TOY | {"solver": "unipc:3:bh1"}
+
 CASES: dict[str, Method] = {
     "indis": METHODS["indis"](steps=3, width=16, depth=2, **TOY),
     "god": METHODS["god"](steps=3, **TOY),
     "look": METHODS["look"](steps=3, width=16, depth=2, **TOY),
+    "ld3": METHODS["ld3"](steps=3, pairs=224, **UNIPC),
+    "dyweight": METHODS["dyweight"](steps=3, analytic_first=False, **TOY | {"solver": "ipndm:3"}),
+    "ald3": METHODS["ald3"](steps=3, width=16, depth=2, **UNIPC),
 }

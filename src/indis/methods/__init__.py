@@ -1,13 +1,23 @@
 """Methods: how a policy is learned from teacher endpoints, one file a paper."""
 
+from indis.methods.ald3 import ALD3
+from indis.methods.dyweight import DyWeight
 from indis.methods.god import GOD
 from indis.methods.indis import IndisConfig
+from indis.methods.ld3 import LD3
 from indis.methods.look import Look
 from indis.methods.method import Method, heuristic
 
-__all__ = ["GOD", "METHODS", "IndisConfig", "Look", "Method", "heuristic", "named"]
+__all__ = ["ALD3", "GOD", "LD3", "METHODS", "DyWeight", "IndisConfig", "Look", "Method", "heuristic", "named"]
 
-METHODS: dict[str, type[Method]] = {"indis": IndisConfig, "god": GOD, "look": Look}
+METHODS: dict[str, type[Method]] = {
+    "indis": IndisConfig,
+    "god": GOD,
+    "look": Look,
+    "ld3": LD3,
+    "dyweight": DyWeight,
+    "ald3": ALD3,
+}
 
 
 def named(name: str) -> type[Method]:

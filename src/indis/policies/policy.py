@@ -4,12 +4,15 @@ r"""Policies: from a sample's starting noise and condition to its discretization
 policy                  a plan of its own for                                      parameters
 ======================  =========================================================  =====================
 :class:`Fixed`          everybody the same, given                                  none
-:class:`Global`         everybody the same, learned (GOD; LD3 in spirit)           (1, rows, steps)
+:class:`Global`         everybody the same, learned (GOD)                          (1, rows, steps)
 :class:`PerSample`      each sample of one data set, overfitted (the oracle)       (count, rows, steps)
+LD3Policy               everybody the same, learned: stamps and shifts             2 steps - 1
+DyWeightPolicy          everybody the same, learned: weights and time scales       (steps, history), steps
 Instance                each sample, as a function phi(x_T, c) of what it is       a small network
+OneShot                 each sample, as a function of x_T: timesteps alone         a small network
 ======================  =========================================================  =====================
 
-All learned ones produce logits around a base grid; zero logits are the base solver bit for bit.
+All learned ones start at a base grid. Where they produce logits around it, zero logits are the base solver bit for bit.
 """
 
 from __future__ import annotations

@@ -1,0 +1,370 @@
+"""LD3: the published formula, two rounds, latents that move only as far as told and only if it helps."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from indis import EDM, FitConfig, Fixed, RectifiedFlow, grids, noise_from_seeds, solve, solvers
+from indis.losses import squared_distance
+from indis.methods import LD3
+from indis.policies.ld3 import FLOOR, LD3Policy
+from problems import Bumpy, GoldenMixture, seeded
+from small_cases import same_tensors, sentence, toy, toy_pairs
+
+GOLDEN = GoldenMixture()
+FLOW = RectifiedFlow(0.02, 0.95)
+STEPS = 4
+SMALL = FitConfig(iterations=14, batch=8, holdout=32, validate_every=1)
+
+
+def policy_with(stamps, shifts=None, schedule=None, domain="log_snr", win_rate=0.5):
+    schedule = schedule or EDM()
+    base = (grids.log_snr if domain == "log_snr" else grids.uniform)(schedule, STEPS)
+    policy = LD3Policy(base, schedule, domain, win_rate)
+    with torch.no_grad():
+        policy.stamps.copy_(stamps)
+        if shifts is not None:
+            policy.shifts.copy_(shifts)
+    return policy
+
+
+def start(loss=squared_distance, **changes):
+    method = LD3(**{"steps": 3, "fit": SMALL, "pairs": 24, "radius": 0.05} | changes)
+    return method.tuning(toy(), toy_pairs(), loss)
+
+
+def advance(process, steps):
+    """Stop after some iterations, as an interrupt would."""
+    run = process.run()
+    states = [next(run) for _ in range(steps)]
+    run.close()
+    return states
+
+
+def state(process):
+    return {k: v.detach().clone() for k, v in process.sampler.policy.state_dict().items()}
+
+
+def losses_at(process, latents):
+    """Of every training pair, from these latents."""
+    with torch.no_grad():
+        end = process.sampler(toy(), latents, process.train.condition)
+    return squared_distance(end, process.train.target)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "domain", "ends"),
+    [
+        (EDM(), "log_snr", (-math.log(80.0), -math.log(0.002))),
+        (EDM(), "time", (80.0, 0.002)),
+        (FLOW, "time", (0.95, 0.02)),
+    ],
+)
+def test_stamps_are_the_cumulated_softmax_of_the_logits(schedule, domain, ends):
+    logits = seeded(1, STEPS, seed=2)
+    tau = policy_with(logits, schedule=schedule, domain=domain).plan.tau[0].detach()
+    share = [math.exp(v) for v in logits[0].tolist()]
+    share = [(1 - FLOOR) * v / sum(share) + FLOOR / STEPS for v in share]
+    level = [ends[0] + (ends[1] - ends[0]) * sum(share[:k]) for k in range(STEPS + 1)]
+    expected = [math.exp(-v) for v in level] if domain == "log_snr" else level
+    torch.testing.assert_close(tau, torch.tensor(expected, dtype=torch.float64), rtol=1e-11, atol=0)
+
+
+@pytest.mark.parametrize("dead", [-3.0, 1.0, 5.0])
+def test_the_published_formula_with_its_dead_logit_gives_the_same_stamps(dead):
+    """There: N + 1 logits, cumulated, then stretched so that the first is 0 and the last is 1."""
+    logits = seeded(1, STEPS, seed=3)
+    cumulated = torch.softmax(torch.cat([torch.tensor([dead]), logits[0]]), 0).cumsum(0)
+    u = (cumulated - cumulated[0]) / (cumulated[-1] - cumulated[0])
+    expected = (math.log(80) + u * (math.log(0.002) - math.log(80))).exp()
+    torch.testing.assert_close(policy_with(logits).plan.tau[0].detach(), expected, rtol=2e-5, atol=0)
+
+
+def test_shifts_move_the_told_time_in_the_domain_and_leave_the_stamps():
+    logits, shifts = seeded(1, STEPS, seed=2), torch.tensor([[0.02, -0.03, 0.01]], dtype=torch.float64)
+    plain, plan = policy_with(logits).plan.detach(), policy_with(logits, shifts).plan.detach()
+    assert torch.equal(plan.tau, plain.tau)
+    asked = plan.tau[:, :-1] + plan.dtau
+    torch.testing.assert_close(asked[:, 1:].log(), plan.tau[:, 1:-1].log() - shifts, rtol=1e-12, atol=1e-12)
+    assert plan.dtau[0, 0] == 0
+    assert torch.equal(plan.gamma, torch.ones(1, STEPS, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("win_rate", [0.0, 0.3, 0.5])
+def test_a_shift_ends_at_a_part_of_the_smallest_gap_of_the_stamps(win_rate):
+    """Also for equal logits, whose own gaps are zero: the published slip is not imitated."""
+    for logits in (torch.zeros(1, STEPS), seeded(1, STEPS, seed=2)):
+        shifts = torch.tensor([[9.0, -9.0, 9.0]])
+        plan = policy_with(logits, shifts, win_rate=win_rate).plan.detach()
+        level = -plan.tau.log()
+        most = win_rate * level.diff(dim=1).min()
+        moved = -(plan.tau[:, 1:-1] + plan.dtau[:, 1:]).log() - level[:, 1:-1]
+        torch.testing.assert_close(moved, most * shifts.sign().double(), rtol=1e-9, atol=1e-12)
+
+
+def test_a_clamped_shift_has_no_gradient_and_a_free_one_has():
+    policy = policy_with(torch.zeros(1, STEPS), torch.tensor([[9.0, 0.1, -9.0]]))
+    policy.plan.dtau.sum().backward()
+    assert torch.equal(policy.shifts.grad != 0, torch.tensor([[False, True, False]]))
+
+
+def test_the_limit_of_a_shift_is_no_way_to_move_the_stamps():
+    policy = policy_with(seeded(1, STEPS, seed=2), torch.full((1, STEPS - 1), 9.0))
+    plan = policy.plan
+    (plan.tau[:, :-1].log() - (plan.tau[:, :-1] + plan.dtau).log()).sum().backward()
+    torch.testing.assert_close(policy.stamps.grad, torch.zeros(1, STEPS).double(), rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("size", [30.0, 1e3, 1e30])
+def test_extreme_logits_leave_a_sound_plan(size):
+    for seed in range(3):
+        policy = policy_with(size * seeded(1, STEPS, seed=seed), size * seeded(1, STEPS - 1, seed=9 + seed))
+        policy.plan.check(EDM())
+        end = solve(GOLDEN, 80 * seeded(2, 3), policy.plan, solvers.named("unipc:3:bh1"))
+        end.sum().backward()
+        assert end.isfinite().all() and policy.stamps.grad.isfinite().all()
+
+
+@pytest.mark.parametrize(("denoiser", "even"), [(GOLDEN, grids.log_snr), (Bumpy(FLOW), grids.uniform)])
+def test_it_starts_even_in_log_snr_for_edm_and_in_time_for_the_rest(denoiser, even):
+    plan = LD3(steps=STEPS).untrained(denoiser).policy.plan
+    assert torch.equal(plan.tau.detach(), even(denoiser.schedule, STEPS))
+    assert float(plan.dtau.detach().abs().max()) == 0
+
+
+def test_another_grid_is_another_start_and_another_domain_another_coordinate():
+    start = LD3(steps=STEPS, grid="polynomial:7").untrained(GOLDEN).policy
+    assert torch.equal(start.plan.tau.detach(), grids.polynomial(EDM(), STEPS))
+    in_time = LD3(steps=STEPS, domain="time").untrained(GOLDEN).policy
+    assert torch.equal(in_time.plan.tau.detach(), grids.uniform(EDM(), STEPS))
+
+
+def test_it_is_kept_as_a_fixed_plan():
+    policy = policy_with(seeded(1, STEPS, seed=2), seeded(1, STEPS - 1, seed=3))
+    frozen = policy.frozen()
+    assert isinstance(frozen, Fixed) and frozen.parameter_count() == 0
+    for name in ("tau", "dtau", "gamma"):
+        assert torch.equal(getattr(frozen.plan, name), getattr(policy.plan, name))
+    assert policy.parameter_count() == 2 * STEPS - 1
+
+
+def test_the_first_round_moves_stamps_alone_and_the_second_both():
+    process = start()
+    before = state(process)
+    advance(process, 4)
+    assert process.method.stamp_iterations == 4
+    middle = state(process)
+    assert not torch.equal(middle["stamps"], before["stamps"])
+    assert torch.equal(middle["shifts"], before["shifts"])
+    advance(process, 1)
+    assert not torch.equal(state(process)["shifts"], before["shifts"])
+
+
+def test_the_second_round_begins_at_the_best_of_the_first():
+    process = start(stamp_lr=3.0, patience=100)
+    advance(process, 4)
+    assert not same_tensors(state(process), process.best_state)
+    expected = process.best_state["stamps"].clone()
+    process._descend = lambda: None
+    advance(process, 1)
+    assert torch.equal(state(process)["stamps"], expected)
+
+
+def test_the_second_round_begins_with_rates_and_momentum_afresh():
+    process = start()
+    advance(process, 4)
+    process.slowed, process.worse = 0.1, 2
+    process._keep_best = lambda heldout: None
+    advance(process, 1)
+    assert (process.slowed, process.worse) == (1.0, 0)
+    assert [slots["step"].item() for slots in process.optimizer.state.values()] == [1]
+
+
+def test_first_steps_have_the_published_sizes():
+    """RMSprop's first step is ten times the rate a stamp; plain descent of a clipped gradient is at most the rate."""
+    process = start(loss=lambda a, b: 1e6 * squared_distance(a, b), fit=replace(SMALL, holdout=0), objective="hard")
+    advance(process, 1)
+    assert state(process)["stamps"].abs().tolist()[0] == pytest.approx([5e-2] * 3, rel=1e-3)
+    advance(process, 4)
+    assert float(state(process)["shifts"].norm()) == pytest.approx(0.001 / 3, rel=1e-3)
+    wider = start(
+        loss=lambda a, b: 1e6 * squared_distance(a, b), fit=replace(SMALL, holdout=0, clip=0.5), shift_lr=0.06
+    )
+    advance(wider, 5)
+    assert float(state(wider)["shifts"].norm()) == pytest.approx(0.5 * 0.06 / 3, rel=1e-3)
+
+
+def test_a_stuck_fit_goes_back_to_the_best_plan_with_smaller_rates():
+    process = start(stamp_lr=50.0, patience=3, stamp_rounds=1, shift_rounds=0, objective="hard")
+    states = advance(process, 2)
+    assert min(s.heldout for s in states) > process.best
+    assert not same_tensors(state(process), process.best_state)
+    advance(process, 1)
+    assert same_tensors(state(process), process.best_state)
+    assert (process.worse, process.slowed) == (0, 0.8)
+    advance(process, 1)
+    assert process.optimizer.param_groups[0]["lr"] == pytest.approx(40.0)
+
+
+def test_rates_do_not_fall_below_the_published_least():
+    process = start(stamp_lr=6e-5, decay=1e-3)
+    process.slowed = 1e-3
+    advance(process, 1)
+    assert process.optimizer.param_groups[0]["lr"] == 5e-5
+
+
+def test_with_a_plan_that_stands_still_no_latent_leaves_its_ball_and_no_loss_rises():
+    process = start(fit=replace(SMALL, iterations=30))
+    process._descend = lambda: None
+    origin = process.train.noise.clone()
+    before = first = losses_at(process, process.latents)
+    for _ in process.run():
+        after = losses_at(process, process.latents)
+        assert (after <= before * (1 + 1e-5)).all()
+        before = after
+    away = (process.latents - origin).norm(dim=1)
+    assert process.radius == pytest.approx(0.05 * 2 / 9)
+    assert float(away.max()) <= process.radius * (1 + 1e-4)
+    assert float(away.max()) > 0.99 * process.radius
+    assert (after < 0.995 * first).all()
+    assert torch.equal(process.train.noise, origin)
+
+
+def test_a_latent_that_oversteps_stays_where_it_is():
+    """In a ball that never ends the published rate is far too large for some pairs and not for others."""
+    process = start(fit=replace(SMALL, batch=24, holdout=0), radius=1e6, latent_lr=60.0)
+    process._descend = lambda: None
+    before = losses_at(process, process.latents)
+    advance(process, 1)
+    moved = (process.latents != process.train.noise).any(1)
+    after = losses_at(process, process.latents)
+    assert 0 < int(moved.sum()) < 24
+    assert torch.equal(after < before, moved)
+
+
+def test_a_step_that_does_not_help_is_not_taken():
+    """The trial asks for a loss of its own; here it is always told that things got worse."""
+
+    def sceptical(student, teacher):
+        value = squared_distance(student, teacher)
+        return value if student.requires_grad else value + 1e3
+
+    process = start(loss=sceptical)
+    advance(process, 6)
+    assert torch.equal(process.latents, process.train.noise)
+
+
+def test_a_latent_moves_by_its_own_gradient_whatever_the_batch():
+    """With a ball that never ends and a plan that stands still, one step of plain descent."""
+    moved = []
+    for batch in (8, 24):
+        process = start(fit=replace(SMALL, batch=batch, holdout=0), radius=1e6, latent_lr=0.03)
+        process._descend = lambda: None
+        advance(process, 24 // batch)
+        moved.append(process.latents)
+    latent = toy_pairs().noise[:24].clone().requires_grad_()
+    squared_distance(process.sampler(toy(), latent), toy_pairs().target[:24]).sum().backward()
+    for latents in moved:
+        torch.testing.assert_close(latents, latent.detach() - 0.03 / 3 * latent.grad, rtol=1e-4, atol=1e-5)
+
+
+def test_the_hard_objective_leaves_the_latents_and_the_soft_one_does_not():
+    soft, hard = start(objective="soft"), start(objective="hard")
+    for process in (soft, hard):
+        list(process.run())
+        assert torch.equal(process.train.noise, toy_pairs().noise[:24])
+    assert torch.equal(hard.latents, hard.train.noise)
+    assert not torch.equal(soft.latents, soft.train.noise)
+    assert not same_tensors(state(soft), state(hard))
+
+
+def test_it_is_judged_on_latents_that_have_not_moved():
+    process = start()
+    list(process.run())
+    with torch.no_grad():
+        end = process.sampler(toy(), noise_from_seeds(range(64, 96), toy().shape))
+    assert process.best == pytest.approx(squared_distance(end, toy_pairs().target[64:]).mean().item(), rel=1e-5)
+
+
+def test_it_learns_from_the_first_pairs_alone():
+    assert len(start(pairs=24).train) == 24
+    assert len(start(pairs=1000).train) == len(toy_pairs()) - 32
+
+
+@pytest.mark.parametrize("objective", ["soft", "hard"])
+@pytest.mark.parametrize("holdout", [0, 32])
+@pytest.mark.parametrize("stop", [2, 4, 9])
+def test_a_resumed_fit_repeats_the_uninterrupted_one_bit_for_bit(tmp_path, stop, holdout, objective):
+    """In the middle of the first round, between the two, and in the middle of the second."""
+    changes = {"fit": replace(SMALL, holdout=holdout), "objective": objective, "stamp_lr": 0.1, "patience": 2}
+    straight = start(**changes)
+    expected = list(straight.run())
+    first = start(**changes)
+    begun = advance(first, stop)
+    first.save(tmp_path / "checkpoint.safetensors", {"data": "toy"})
+    second = start(**changes)
+    second.resume(tmp_path / "checkpoint.safetensors", {"data": "toy"})
+    assert second.step == stop
+    assert begun + list(second.run()) == expected
+    assert same_tensors(state(second), state(straight))
+    assert torch.equal(second.latents, straight.latents)
+    assert (second.worse, second.slowed) == (straight.worse, straight.slowed)
+    assert holdout == 0 or straight.slowed < 1
+
+
+def test_resuming_under_another_method_is_refused(tmp_path):
+    process = start()
+    advance(process, 2)
+    process.save(tmp_path / "checkpoint.safetensors")
+    with pytest.raises(ValueError, match="another configuration"):
+        start(radius=0.06).resume(tmp_path / "checkpoint.safetensors")
+
+
+def test_a_loss_that_is_not_finite_stops_with_the_best_plan():
+    asked = iter(range(100))
+
+    def spoiled(student, teacher):
+        value = squared_distance(student, teacher)
+        return value * math.nan if student.requires_grad and next(asked) == 2 else value
+
+    process = start(loss=spoiled)
+    with pytest.raises(FloatingPointError, match="not finite at iteration 3"):
+        list(process.run())
+    assert same_tensors(state(process), process.best_state)
+
+
+def test_a_start_is_refused():
+    with pytest.raises(ValueError) as error:
+        LD3(steps=3).tuning(toy(), toy_pairs(), squared_distance, start=LD3(steps=3).untrained(toy()))
+    assert "start must be left out for LD3" in sentence(error)
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({"steps": 1}, "steps must be at least 2, got 1"),
+        ({"pairs": 0}, "pairs must be at least 1, got 0"),
+        ({"patience": 0}, "patience must be at least 1, got 0"),
+        ({"stamp_rounds": -1}, "stamp_rounds must be at least 0, got -1"),
+        ({"stamp_rounds": 0, "shift_rounds": 0}, "stamp_rounds + shift_rounds must be at least 1, got 0"),
+        ({"stamp_lr": 0.0}, "stamp_lr must be positive and finite, got 0.0"),
+        ({"shift_lr": -1.0}, "shift_lr must be positive and finite, got -1.0"),
+        ({"latent_lr": math.inf}, "latent_lr must be positive and finite, got inf"),
+        ({"radius": math.nan}, "radius must be positive and finite, got nan"),
+        ({"win_rate": 1.0}, "win_rate must be in [0, 1), got 1.0"),
+        ({"decay": 0.0}, "decay must be in (0, 1], got 0.0"),
+        ({"objective": "firm"}, "objective must be soft or hard, got 'firm'"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(fields, told):
+    with pytest.raises(ValueError) as error:
+        LD3(**fields)
+    assert sentence(error) == told
+
+
+def test_an_unknown_domain_is_refused():
+    with pytest.raises(ValueError) as error:
+        LD3(steps=3, domain="lambda").untrained(toy())
+    assert sentence(error) == "domain must be time or log_snr, got 'lambda'"
