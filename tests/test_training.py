@@ -14,7 +14,7 @@ SMALL = {"iterations": 12, "batch": 16, "lr": 2e-2, "holdout": 32, "validate_eve
 
 def start(per_instance=True, loss=squared_distance, denoiser=None, **changes) -> Fit:
     fitting = FitConfig(**SMALL | changes)
-    config = IndisConfig(3, "euler", "uniform", per_instance=per_instance, width=16, depth=2, fit=fitting)
+    config = IndisConfig(3, "euler", "uniform", per_instance=per_instance, width=16, depth=2, probes=0, fit=fitting)
     return config.tuning(denoiser or toy(), toy_pairs(), loss)
 
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from indis.denoise import Denoiser
 from indis.losses import Loss
-from indis.policies import Policy
+from indis.policies import LogitPolicy, PerSample, Policy
 from indis.sampler import Sampler
 from indis.storage import load_tensors, pack_optimizer, save_tensors, section, unpack_optimizer
 from indis.teacher import Endpoints
@@ -242,6 +242,37 @@ class Fit(Tuning):
     def _keep_best(self, heldout: float) -> None:
         if heldout < self.best:
             self.best, self.best_state = heldout, _copy(self.sampler.policy)
+
+
+def sensitivity(sampler: Sampler, denoiser: Denoiser, data: Endpoints, loss: Loss) -> Tensor:
+    """How strongly each logit of a plan moves a sample's loss, ``(1, rows, steps)``: root mean square over samples.
+
+    It is measured at the sampler's shared plan, which an untrained per-instance policy has too: at each sample's own
+    copy of the logits, so that gradients of opposite signs do not cancel. Logits that do nothing have zero.
+
+    Raises:
+        TypeError: if the policy has no logits.
+    """
+    policy = sampler.policy
+    if not isinstance(policy, LogitPolicy):
+        raise TypeError(f"policy must have logits, got {type(policy).__name__}")
+    own = PerSample(len(data), policy.base, policy.schedule, policy.bounds, policy.order)
+    probe = Sampler(own, sampler.solver, sampler.analytic_first)
+    student = probe(denoiser, data.noise, data.condition)
+    loss(denoiser.decode(student), denoiser.decode(data.target)).sum().backward()
+    assert own.free.grad is not None
+    return own.free.grad.square().mean(0, keepdim=True).sqrt()
+
+
+def even_scale(rms: Tensor) -> Tensor:
+    """Factors that make all logits about as sensitive as the least sensitive ones; at most 1, and 1 for idle logits.
+
+    With Adam, whose steps have the size of the rate whatever the gradient, this is a diagonal preconditioner.
+    """
+    active = rms[rms > 0]
+    if not active.numel():
+        return torch.ones_like(rms)
+    return (active.quantile(0.1) / rms.clamp_min(active.min())).clamp(max=1.0)
 
 
 def _copy(policy: nn.Module) -> dict[str, Tensor]:

@@ -27,7 +27,7 @@ from indis.noise import Domain
 from indis.policies import ClosedLoop, Global, Instance, LogitPolicy
 from indis.sampler import Sampler
 from indis.teacher import Endpoints
-from indis.training import Fit
+from indis.training import Fit, even_scale, sensitivity
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,7 @@ class IndisConfig(Method):
     shift: Shift | None = None
     domain: Domain | None = None
     look: Literal["never", "first", "every"] = "never"  # "never": the paper's open loop; the others are ours
+    probes: int = 64  # endpoints that measure how sensitive each logit is (ours); 0 gives all logits the same rate
     width: int = 128
     depth: int = 3
 
@@ -73,6 +74,9 @@ class IndisConfig(Method):
             if not (isinstance(sampler.policy, Instance) and isinstance(start.policy, Global)):
                 raise ValueError("start must be a fitted global plan, and the policy to fit per instance")
             sampler.policy.start_at(start.policy)
+        elif self.probes:
+            rms = sensitivity(sampler, denoiser, data[: self.probes], loss)
+            sampler.policy.get_buffer("scale").copy_(even_scale(rms))
         return Fit(sampler, denoiser, data, loss, self.fit)
 
 

@@ -49,14 +49,14 @@ class ClosedLoop(Instance):
     def shared(self) -> Discretization:
         """The plan before anything was seen: what all samples have in common."""
         logits = self.head.bias.unflatten(0, (self.rows, self.steps))[None]
-        return from_logits(logits, self.base, self.schedule, self.bounds)
+        return self.plan(logits)
 
     def rest(self, k: int, tau: Tensor, x: Tensor, answer: Tensor, features: Tensor | None) -> Discretization:
         """The plan of steps k ... N-1 from node ``tau`` ``(grid,)``, given the native ``answer`` at ``x``."""
         place = self._place(k, tau, len(x)) if self.place is not None else None
         logits = self.read(self._seen(tau, x, answer), features, place)
         base = restart(self.base, k, tau, self.schedule, self.bounds)
-        return from_logits(logits[:, :, k:], base, self.schedule, self.bounds)
+        return from_logits((self.scale * logits)[:, :, k:], base, self.schedule, self.bounds)
 
     def describe(self) -> dict[str, Any]:
         """Also what it looks at and when."""

@@ -71,6 +71,7 @@ class Instance(LogitPolicy):
         if plan.bounds != self.bounds or plan.rows != self.rows or not torch.equal(plan.base, self.base):
             raise ValueError("start must be a global plan on the same base grid with the same bounds and freedoms")
         with torch.no_grad():
+            self.scale.copy_(plan.scale)
             self.head.bias.copy_(plan.free.flatten())
 
     def describe(self) -> dict[str, Any]:

@@ -106,9 +106,13 @@ class LogitPolicy(Policy):
     """A policy that moves logits around a base grid within bounds. Subclasses say where the logits come from.
 
     ``order`` is how many multistep weights a step may correct; they exist only if ``bounds.weights`` is positive.
+    ``scale`` ``(1, rows, steps)`` multiplies the logits: end points are orders of magnitude more sensitive to some
+    of them than to others, and a learning rate that suits the former would never move the latter (see
+    :func:`~indis.training.sensitivity`).
     """
 
     base: Tensor
+    scale: Tensor
 
     def __init__(self, base: Tensor, schedule: NoiseSchedule, bounds: Bounds, order: int = 0) -> None:
         super().__init__()
@@ -118,6 +122,7 @@ class LogitPolicy(Policy):
         self.schedule, self.bounds = schedule, bounds
         self.order = order if bounds.weights > 0 else 0
         self.steps, self.rows = base.shape[1] - 1, LOGIT_ROWS + self.order
+        self.register_buffer("scale", torch.ones(1, self.rows, self.steps))
 
     @abstractmethod
     def logits(self, noise: Tensor, features: Tensor | None, index: Tensor | None) -> Tensor:
@@ -125,7 +130,11 @@ class LogitPolicy(Policy):
 
     def forward(self, noise: Tensor, features: Tensor | None = None, index: Tensor | None = None) -> Plan:
         """Eq. 6-7 of the logits."""
-        return from_logits(self.logits(noise, features, index), self.base, self.schedule, self.bounds)
+        return self.plan(self.logits(noise, features, index))
+
+    def plan(self, logits: Tensor) -> Discretization:
+        """The discretization of raw logits ``(grid, rows, steps)``."""
+        return from_logits(self.scale * logits, self.base, self.schedule, self.bounds)
 
     def describe(self) -> dict[str, Any]:
         """Schedule, bounds and order; subclasses add what else they are built from."""
@@ -137,7 +146,8 @@ class LogitPolicy(Policy):
         schedule: NoiseSchedule = rebuild(config["schedule"], SCHEDULES)
         shared = {"schedule": schedule, "bounds": Bounds(**config["bounds"]), "order": config["order"]}
         policy = cls(base=tensors["base"], **shared, **cls._own(config, tensors))
-        policy.load_state_dict(dict(tensors))
+        # Artifacts written before there was a scale have none.
+        policy.load_state_dict({"scale": policy.scale, **tensors})
         return policy
 
     @classmethod
