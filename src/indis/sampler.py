@@ -9,7 +9,7 @@ from torch import Tensor
 from indis.denoise import UNCONDITIONAL, Condition, Denoiser
 from indis.noise import prior
 from indis.policies import Policy
-from indis.solvers import Solver, solve
+from indis.solvers import Parallel, Solver, solve
 
 
 @dataclass
@@ -24,6 +24,12 @@ class Sampler:
     def nfe(self) -> int:
         """Network evaluations a sample."""
         return self.solver.nfe(self.policy.steps) - self.analytic_first
+
+    @property
+    def depth(self) -> int:
+        """Network evaluations one after another, fewer than :attr:`nfe` if some can be made at the same time."""
+        count = self.solver.depth if isinstance(self.solver, Parallel) else self.solver.nfe
+        return count(self.policy.steps) - self.analytic_first
 
     def __call__(
         self,
