@@ -8,7 +8,7 @@ from torch import Tensor
 
 from indis.denoise import UNCONDITIONAL, Condition, Denoiser
 from indis.noise import prior
-from indis.policies import Policy
+from indis.policies import Attentive, Policy
 from indis.solvers import Parallel, Solver, solve
 
 
@@ -43,11 +43,13 @@ class Sampler:
         """Samples from unit ``noise`` ``(batch, *shape)``; same shape, in the denoiser's space.
 
         Raises:
-            ValueError: if the noise does not fit the denoiser.
+            ValueError: if the noise does not fit the denoiser, or the denoiser lacks what the policy reads.
         """
         if tuple(noise.shape[1:]) != tuple(denoiser.shape):
             raise ValueError(f"noise must be (batch, *{tuple(denoiser.shape)}), got {tuple(noise.shape)}")
         plan = self.policy(noise, condition.features, index)
+        if isinstance(plan, Attentive):
+            plan.attach(denoiser, analytic_first=self.analytic_first)
         start = prior(denoiser.schedule, noise)
         options = {"analytic_first": self.analytic_first, "checkpoint": checkpoint}
         return solve(denoiser, start, plan, self.solver, condition, **options)

@@ -7,9 +7,12 @@ policy                  a plan of its own for                                   
 :class:`Global`         everybody the same, learned (GOD; LD3 in spirit)           (1, rows, steps)
 :class:`PerSample`      each sample of one data set, overfitted (the oracle)       (count, rows, steps)
 Instance                each sample, as a function phi(x_T, c) of what it is       a small network
+MidpointTable           everybody the same, learned (EPD-Solver, AdaSDE)           (steps, points) each
+MidpointPredictor       each sample, step by step from the answers (AMED)          a small network
 ======================  =========================================================  =====================
 
-All learned ones produce logits around a base grid; zero logits are the base solver bit for bit.
+The first four produce logits around a base grid; zero logits are the base solver bit for bit. The midpoint policies
+leave the base grid where it is and ask inside its steps; untrained ones are the midpoint rule.
 """
 
 from __future__ import annotations
@@ -17,14 +20,27 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Any, Self
+from typing import Any, Protocol, Self, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
+from indis.denoise import Denoiser
 from indis.discretization import LOGIT_ROWS, Bounds, Discretization, Plan, from_logits
 from indis.noise import SCHEDULES, NoiseSchedule
 from indis.storage import describe, rebuild
+
+
+@runtime_checkable
+class Attentive(Protocol):
+    """A closed-loop plan that reads more from the denoiser than its answers."""
+
+    def attach(self, denoiser: Denoiser, *, analytic_first: bool) -> None:
+        """Told before the first evaluation who is asked, and whether the first answer is analytic.
+
+        Raises:
+            ValueError: if the denoiser lacks what the plan reads.
+        """
 
 
 class Policy(nn.Module, ABC):
@@ -63,6 +79,17 @@ class Policy(nn.Module, ABC):
     def parameter_count(self) -> int:
         """How many numbers are learned."""
         return sum(p.numel() for p in self.parameters())
+
+
+def shared_grid(base: Tensor) -> Tensor:
+    """An own copy of a base grid ``(1, steps + 1)``.
+
+    Raises:
+        ValueError: if it has another shape.
+    """
+    if base.ndim != 2 or base.shape[0] != 1 or base.shape[1] < 2:
+        raise ValueError(f"base must be a shared grid (1, steps + 1), got {tuple(base.shape)}")
+    return base.detach().clone()
 
 
 class Fixed(Policy):
@@ -109,9 +136,7 @@ class LogitPolicy(Policy):
 
     def __init__(self, base: Tensor, schedule: NoiseSchedule, bounds: Bounds, order: int = 0) -> None:
         super().__init__()
-        if base.ndim != 2 or base.shape[0] != 1 or base.shape[1] < 2:
-            raise ValueError(f"base must be a shared grid (1, steps + 1), got {tuple(base.shape)}")
-        self.register_buffer("base", base.detach().clone())
+        self.register_buffer("base", shared_grid(base))
         self.schedule, self.bounds = schedule, bounds
         self.order = order if bounds.weights > 0 else 0
         self.steps, self.rows = base.shape[1] - 1, LOGIT_ROWS + self.order
