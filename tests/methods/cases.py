@@ -9,4 +9,9 @@ TOY = {"solver": "euler", "grid": "uniform", "loss": "squared", "fit": SMALL}
 CASES: dict[str, Method] = {
     "indis": METHODS["indis"](steps=3, width=16, depth=2, **TOY),
     "god": METHODS["god"](steps=3, **TOY),
+    "amed": METHODS["amed"](steps=2, **TOY | {"solver": "midpoint"}),
+    "amed-plugin": METHODS["amed-plugin"](steps=2, **TOY | {"solver": "ipndm:4"}),
+    "epd": METHODS["epd"](steps=2, **TOY | {"solver": "midpoint:2"}),
+    "epd-plugin": METHODS["epd-plugin"](steps=2, **TOY | {"solver": "midpoint:2:4"}),
+    "adasde": METHODS["adasde"](steps=2, **TOY | {"solver": "midpoint"}),
 }

@@ -1,12 +1,35 @@
 """Methods: how a policy is learned from teacher endpoints, one file a paper."""
 
+from indis.methods.adasde import AdaSDE
+from indis.methods.amed import AMED, AMEDPlugin
+from indis.methods.epd import EPD, EPDPlugin
 from indis.methods.god import GOD
 from indis.methods.indis import IndisConfig
 from indis.methods.method import Method, heuristic
 
-__all__ = ["GOD", "METHODS", "IndisConfig", "Method", "heuristic", "named"]
+__all__ = [
+    "AMED",
+    "EPD",
+    "GOD",
+    "METHODS",
+    "AMEDPlugin",
+    "AdaSDE",
+    "EPDPlugin",
+    "IndisConfig",
+    "Method",
+    "heuristic",
+    "named",
+]
 
-METHODS: dict[str, type[Method]] = {"indis": IndisConfig, "god": GOD}
+METHODS: dict[str, type[Method]] = {
+    "indis": IndisConfig,
+    "god": GOD,
+    "amed": AMED,
+    "amed-plugin": AMEDPlugin,
+    "epd": EPD,
+    "epd-plugin": EPDPlugin,
+    "adasde": AdaSDE,
+}
 
 
 def named(name: str) -> type[Method]:
