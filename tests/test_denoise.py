@@ -15,7 +15,9 @@ from indis import (
     RectifiedFlow,
     ScaledLinearVP,
     convert,
+    models,
 )
+from indis.denoise import Revealing
 from problems import FORMS, Bumpy, Gaussian, GoldenMixture, Recording, seeded
 
 SCHEDULES = {
@@ -155,6 +157,16 @@ def test_counting_counts_calls_and_samples_and_changes_no_answer():
     assert (counted.name, counted.fingerprint) == ("gaussian", "formula")
     assert (counted.shape, counted.native) == ((3,), Form.NOISE)
     assert counted.schedule == EDM()
+
+
+def test_a_counter_shows_the_bottleneck_of_what_it_counts_if_there_is_one():
+    model = models.load("toy")
+    x, t = seeded(2, 2, dtype=torch.float32), torch.tensor([0.5, 0.2])
+    counted, plain = Counted(model), Counted(Gaussian(EDM(), Form.NOISE))
+    counted(x, t, UNCONDITIONAL)
+    assert torch.equal(counted.bottleneck(), model.bottleneck())
+    assert isinstance(counted, Revealing) and not isinstance(plain, Revealing)
+    assert counted.calls == 1
 
 
 def test_conditions_are_indexed_row_by_row_and_moved_as_a_whole():

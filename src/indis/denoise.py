@@ -131,6 +131,18 @@ class Denoiser(Protocol):
         """The default condition of each seed, so that a seed names a whole sample."""
 
 
+@runtime_checkable
+class Revealing(Protocol):
+    """A denoiser that shows what its network thought: features of its latest call, at no further call."""
+
+    def bottleneck(self) -> Tensor:
+        """``(batch, size)``, without gradient.
+
+        Raises:
+            ValueError: before the first call.
+        """
+
+
 class Counted:
     """A denoiser that counts its network calls (``calls``) and evaluated samples (``samples``)."""
 
@@ -139,6 +151,8 @@ class Counted:
         self.name, self.fingerprint, self.schedule = denoiser.name, denoiser.fingerprint, denoiser.schedule
         self.shape, self.native = denoiser.shape, denoiser.native
         self.decode, self.condition = denoiser.decode, denoiser.condition
+        if isinstance(denoiser, Revealing):
+            self.bottleneck = denoiser.bottleneck
         self.calls = self.samples = 0
 
     def __call__(self, x: Tensor, t: Tensor, condition: Condition) -> Tensor:

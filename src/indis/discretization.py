@@ -47,6 +47,7 @@ class Decision:
     dtau: Tensor  # (grid,), of node k + 1; zero after the last step, where nothing is asked
     weights: Tensor | None = None  # (grid, order), added to the solver's multistep weights
     churn: Churn | None = None
+    stretch: Tensor | None = None  # (grid,), factor of the step's weights; the answers are kept as they are
 
 
 class Plan(Protocol):

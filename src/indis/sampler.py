@@ -10,8 +10,8 @@ from torch import Tensor
 from indis.denoise import UNCONDITIONAL, Condition, Denoiser
 from indis.discretization import Decision, Discretization, Plan
 from indis.noise import prior
-from indis.policies import Policy
-from indis.solvers import Solver, solve
+from indis.policies import Attentive, Policy
+from indis.solvers import Parallel, Solver, solve
 
 
 @dataclass
@@ -27,6 +27,12 @@ class Sampler:
         """Network evaluations a sample."""
         return self.solver.nfe(self.policy.steps) - self.analytic_first
 
+    @property
+    def depth(self) -> int:
+        """Network evaluations one after another, fewer than :attr:`nfe` if some can be made at the same time."""
+        count = self.solver.depth if isinstance(self.solver, Parallel) else self.solver.nfe
+        return count(self.policy.steps) - self.analytic_first
+
     def __call__(
         self,
         denoiser: Denoiser,
@@ -39,7 +45,7 @@ class Sampler:
         """Samples from unit ``noise`` ``(batch, *shape)``; same shape, in the denoiser's space.
 
         Raises:
-            ValueError: if the noise does not fit the denoiser.
+            ValueError: if the noise does not fit the denoiser, or the denoiser lacks what the policy reads.
         """
         plan = self._plan(denoiser, noise, condition, index)
         start = prior(denoiser.schedule, noise)
@@ -63,7 +69,10 @@ class Sampler:
     def _plan(self, denoiser: Denoiser, noise: Tensor, condition: Condition, index: Tensor | None) -> Plan:
         if tuple(noise.shape[1:]) != tuple(denoiser.shape):
             raise ValueError(f"noise must be (batch, *{tuple(denoiser.shape)}), got {tuple(noise.shape)}")
-        return self.policy(noise, condition.features, index)
+        plan = self.policy(noise, condition.features, index)
+        if isinstance(plan, Attentive):
+            plan.attach(denoiser, analytic_first=self.analytic_first)
+        return plan
 
 
 @dataclass

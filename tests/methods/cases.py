@@ -15,4 +15,9 @@ CASES: dict[str, Method] = {
     "ld3": METHODS["ld3"](steps=3, pairs=224, **UNIPC),
     "dyweight": METHODS["dyweight"](steps=3, analytic_first=False, **TOY | {"solver": "ipndm:3"}),
     "ald3": METHODS["ald3"](steps=3, width=16, depth=2, **UNIPC),
+    "amed": METHODS["amed"](steps=2, **TOY | {"solver": "midpoint"}),
+    "amed-plugin": METHODS["amed-plugin"](steps=2, **TOY | {"solver": "ipndm:4"}),
+    "epd": METHODS["epd"](steps=2, **TOY | {"solver": "midpoint:2"}),
+    "epd-plugin": METHODS["epd-plugin"](steps=2, **TOY | {"solver": "midpoint:2:4"}),
+    "adasde": METHODS["adasde"](steps=2, **TOY | {"solver": "midpoint"}),
 }

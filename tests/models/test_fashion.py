@@ -1,5 +1,6 @@
 """The Fashion-MNIST model: its formulas with random weights, its data files, its training, and what ships."""
 
+import copy
 import gzip
 import struct
 
@@ -97,6 +98,30 @@ def test_each_row_has_its_own_time_and_label(model):
         torch.testing.assert_close(together[i : i + 1], alone, rtol=1e-3, atol=1e-4)
     others = model(x, t, class_condition(torch.tensor(LABELS).flip(0)))
     assert (others - together).abs().amax((1, 2, 3))[[0, 1, 3, 4]].min() > 1e-4
+
+
+def test_its_bottleneck_is_the_channel_mean_of_the_middle_block_in_the_latest_call(model):
+    fresh = Fashion(FashionNetwork())
+    with pytest.raises(ValueError, match="only after the denoiser has been called"):
+        fresh.bottleneck()
+    x, t = noisy()
+    condition, seen = class_condition(torch.tensor(LABELS)), []
+    handle = model.network.unet.mid_block.register_forward_hook(lambda module, inputs, output: seen.append(output))
+    for _ in range(2):
+        model(x.requires_grad_(), t, condition)
+        x = x.detach() / 2
+    handle.remove()
+    assert seen[1].shape == (5, 96, 7, 7) and seen[1].requires_grad
+    torch.testing.assert_close(model.bottleneck(), seen[1].detach().mean(1).reshape(5, 49))
+    assert not model.bottleneck().requires_grad
+    other = copy.deepcopy(model.network)
+    before = model.bottleneck().clone()
+    with torch.inference_mode():
+        half = Fashion(other).in_bf16()
+        half(x, t, condition)
+        assert half.bottleneck().dtype == torch.float32
+        assert not torch.equal(half.bottleneck(), before)
+    assert torch.equal(model.bottleneck(), before)  # a copied network keeps its own
 
 
 def test_the_gradient_in_time_is_that_of_the_differences(precise):

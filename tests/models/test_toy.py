@@ -210,6 +210,19 @@ def test_gradient_reaches_the_times() -> None:
     assert torch.autograd.gradcheck(lambda a, b: model(a, b, UNCONDITIONAL), (x, t))
 
 
+def test_its_bottleneck_is_what_its_latest_call_knew() -> None:
+    model = toy.load()
+    with pytest.raises(ValueError, match="only after the denoiser has been called"):
+        model.bottleneck()
+    x, t = torch.tensor([[0.3, -0.2], [0.1, 0.4]], requires_grad=True), torch.tensor([0.5, 0.2])
+    for state in (2 * x, x):
+        velocity = model(state, t, UNCONDITIONAL)
+    unit, mean = model.bottleneck().split(2, dim=1)
+    assert not unit.requires_grad and not mean.requires_grad
+    torch.testing.assert_close(unit, (x / ((1 - t) ** 2 + t**2).sqrt()[:, None]).detach())
+    torch.testing.assert_close(mean, (x - t[:, None] * velocity).detach())
+
+
 def test_names_tell_models_apart() -> None:
     assert toy.load("AB").name == "toy-AB"
     assert toy.load("B", seed=3).name == "toy-B-seed3"

@@ -1,5 +1,7 @@
 """The one loop: per-sample plans, shifts, scales, weights, counts, dtypes, gradients."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
@@ -376,6 +378,24 @@ def test_gradients_flow_through_a_closed_loop(solver):
     assert torch.autograd.gradcheck(end, [care], eps=1e-6, atol=1e-7, rtol=1e-5)
     (gradient,) = torch.autograd.grad(end(care).sum(), care)
     assert float(gradient.abs()) > 1e-3
+
+
+def test_a_stretch_multiplies_a_steps_weights_and_none_of_the_answers_that_are_kept():
+    class Stretched(Discretization):
+        def decide(self, k: int, x: Tensor, answer: Tensor) -> Decision:
+            return replace(super().decide(k, x, answer), stretch=stretch[:, k])
+
+    problem, solver, x = PROBLEMS["edm"], IPNDM(2), seeded(3, 2, seed=7)
+    plan, stretch = plan_for(problem, 3, 4, 2), 1 + 0.2 * seeded(3, 4, seed=8)
+    expected, older = x, torch.zeros_like(x)
+    for k in range(4):
+        newer = plan.gamma[:, k, None] * problem(expected, plan.tau[:, k] + plan.dtau[:, k], UNCONDITIONAL)
+        new, old = (1.0, 0.0) if k == 0 else (1.5, -0.5)
+        change = (new + plan.weights[:, k, :1]) * newer + (old + plan.weights[:, k, 1:]) * older
+        width = plan.tau[:, k + 1] - plan.tau[:, k]
+        expected, older = expected + (stretch[:, k] * width)[:, None] * change, newer
+    stretched = Stretched(plan.tau, plan.dtau, plan.gamma, plan.weights)
+    torch.testing.assert_close(solve(problem, x, stretched, solver), expected, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize(

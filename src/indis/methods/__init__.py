@@ -1,22 +1,46 @@
 """Methods: how a policy is learned from teacher endpoints, one file a paper."""
 
+from indis.methods.adasde import AdaSDE
 from indis.methods.ald3 import ALD3
+from indis.methods.amed import AMED, AMEDPlugin
 from indis.methods.dyweight import DyWeight
+from indis.methods.epd import EPD, EPDPlugin
 from indis.methods.god import GOD
 from indis.methods.indis import IndisConfig
 from indis.methods.ld3 import LD3
 from indis.methods.look import Look
 from indis.methods.method import Method, heuristic
 
-__all__ = ["ALD3", "GOD", "LD3", "METHODS", "DyWeight", "IndisConfig", "Look", "Method", "heuristic", "named"]
+__all__ = [
+    "ALD3",
+    "AMED",
+    "EPD",
+    "GOD",
+    "LD3",
+    "METHODS",
+    "AMEDPlugin",
+    "AdaSDE",
+    "DyWeight",
+    "EPDPlugin",
+    "IndisConfig",
+    "Look",
+    "Method",
+    "heuristic",
+    "named",
+]
 
 METHODS: dict[str, type[Method]] = {
     "indis": IndisConfig,
-    "god": GOD,
     "look": Look,
+    "god": GOD,
     "ld3": LD3,
     "dyweight": DyWeight,
     "ald3": ALD3,
+    "amed": AMED,
+    "amed-plugin": AMEDPlugin,
+    "epd": EPD,
+    "epd-plugin": EPDPlugin,
+    "adasde": AdaSDE,
 }
 
 

@@ -49,15 +49,22 @@ def backbone() -> UNet2DModel:
 class FashionNetwork(nn.Module):
     """F(c_in x, c_noise, label): the raw network inside the preconditioning."""
 
+    middle: Tensor | None = None
+
     def __init__(self) -> None:
         super().__init__()
         self.unet = backbone()
+        self.unet.mid_block.register_forward_hook(self._remember)
 
     def forward(self, x: Tensor, noise_level: Tensor, label: Tensor) -> Tensor:
         """``x`` ``(batch, 1, 28, 28)``, ``noise_level`` and ``label`` ``(batch,)``; the shape of ``x``."""
         # 250 spreads ln(sigma) / 4 over the range that the sinusoidal embedding resolves.
         blocks = self.unet(F.pixel_unshuffle(x, 2), 250 * noise_level, class_labels=label)
         return F.pixel_shuffle(blocks.sample, 2)
+
+    def _remember(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        # Detached: kept beyond the call, it would hold the graph of a whole batch.
+        self.middle = output.detach().float().mean(1).flatten(1)
 
 
 class Fashion:
@@ -82,6 +89,16 @@ class Fashion:
                 return self.network(scaled, noise_level, label).float()
 
         return edm.noise_prediction(network, x.float(), t.float(), SIGMA_DATA).to(x.dtype)
+
+    def bottleneck(self) -> Tensor:
+        """The latest output of the U-Net's middle block, averaged over its channels: ``(batch, 49)``, a 7 x 7 map.
+
+        Raises:
+            ValueError: before the first call.
+        """
+        if self.network.middle is None:
+            raise ValueError("bottleneck exists only after the denoiser has been called")
+        return self.network.middle
 
     def in_bf16(self) -> Fashion:
         """The same network under bfloat16 autocast: about twice as fast on CPUs that have it."""

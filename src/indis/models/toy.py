@@ -352,11 +352,24 @@ class Toy:
     def __init__(self, mixture: Mixture, name: str = "toy", schedule: RectifiedFlow | None = None) -> None:
         self.mixture, self.name, self.fingerprint = mixture, name, name
         self.schedule = schedule or RectifiedFlow(t_min=0.002 / 1.002, t_max=80 / 81)
+        self._latest: tuple[Tensor, Tensor] | None = None
 
     def __call__(self, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
         """(x - E[x_0 | x]) / t; times beyond the schedule, even t >= 1, are answered exactly."""
         alpha, sigma = self.schedule.alpha(t), self.schedule.sigma(t)
-        return (x - posterior_mean(x, alpha, sigma, self.mixture)) / broadcast(sigma, x)
+        mean = posterior_mean(x, alpha, sigma, self.mixture)
+        self._latest = (x / broadcast((alpha**2 + sigma**2).sqrt(), x)).detach(), mean.detach()
+        return (x - mean) / broadcast(sigma, x)
+
+    def bottleneck(self) -> Tensor:
+        """The latest call's state at unit variance and posterior mean ``(batch, 4)``: all that a network could know.
+
+        Raises:
+            ValueError: before the first call.
+        """
+        if self._latest is None:
+            raise ValueError("bottleneck exists only after the denoiser has been called")
+        return torch.cat(self._latest, dim=1)
 
     def decode(self, x: Tensor) -> Tensor:
         """The identity: points are the data."""

@@ -2,11 +2,27 @@
 
 from indis.policies.closed import ClosedLoop
 from indis.policies.instance import Instance
+from indis.policies.midpoint import MidpointBounds, MidpointTable
 from indis.policies.one_shot import OneShot
-from indis.policies.policy import Fixed, Global, LogitPolicy, PerSample, Policy
+from indis.policies.policy import Attentive, Fixed, Global, LogitPolicy, PerSample, Policy
+from indis.policies.predictor import MidpointPredictor
 
-__all__ = ["POLICIES", "ClosedLoop", "Fixed", "Global", "Instance", "LogitPolicy", "OneShot", "PerSample", "Policy"]
+__all__ = [
+    "POLICIES",
+    "Attentive",
+    "ClosedLoop",
+    "Fixed",
+    "Global",
+    "Instance",
+    "LogitPolicy",
+    "MidpointBounds",
+    "MidpointPredictor",
+    "MidpointTable",
+    "OneShot",
+    "PerSample",
+    "Policy",
+]
 
 # What stored names may become.
-STORED = (Fixed, Global, PerSample, Instance, ClosedLoop, OneShot)
+STORED = (Fixed, Global, PerSample, Instance, ClosedLoop, OneShot, MidpointTable, MidpointPredictor)
 POLICIES: dict[str, type[Policy]] = {c.__name__: c for c in STORED}

@@ -9,10 +9,14 @@ policy                  a plan of its own for                                   
 LD3Policy               everybody the same, learned: stamps and shifts             2 steps - 1
 DyWeightPolicy          everybody the same, learned: weights and time scales       (steps, history), steps
 Instance                each sample, as a function phi(x_T, c) of what it is       a small network
+ClosedLoop              each sample, step by step from states and answers          a small network
 OneShot                 each sample, as a function of x_T: timesteps alone         a small network
+MidpointTable           everybody the same, learned (EPD-Solver, AdaSDE)           (steps, points) each
+MidpointPredictor       each sample, step by step from the answers (AMED)          a small network
 ======================  =========================================================  =====================
 
 All learned ones start at a base grid. Where they produce logits around it, zero logits are the base solver bit for bit.
+The midpoint policies leave the base grid where it is and ask inside its steps; untrained ones are the midpoint rule.
 """
 
 from __future__ import annotations
@@ -20,14 +24,27 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Any, Self
+from typing import Any, Protocol, Self, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
+from indis.denoise import Denoiser
 from indis.discretization import LOGIT_ROWS, Bounds, Discretization, Plan, from_logits
 from indis.noise import SCHEDULES, NoiseSchedule
 from indis.storage import describe, rebuild
+
+
+@runtime_checkable
+class Attentive(Protocol):
+    """A closed-loop plan that reads more from the denoiser than its answers."""
+
+    def attach(self, denoiser: Denoiser, *, analytic_first: bool) -> None:
+        """Told before the first evaluation who is asked, and whether the first answer is analytic.
+
+        Raises:
+            ValueError: if the denoiser lacks what the plan reads.
+        """
 
 
 class Policy(nn.Module, ABC):
@@ -66,6 +83,17 @@ class Policy(nn.Module, ABC):
     def parameter_count(self) -> int:
         """How many numbers are learned."""
         return sum(p.numel() for p in self.parameters())
+
+
+def shared_grid(base: Tensor) -> Tensor:
+    """An own copy of a base grid ``(1, steps + 1)``.
+
+    Raises:
+        ValueError: if it has another shape.
+    """
+    if base.ndim != 2 or base.shape[0] != 1 or base.shape[1] < 2:
+        raise ValueError(f"base must be a shared grid (1, steps + 1), got {tuple(base.shape)}")
+    return base.detach().clone()
 
 
 class Fixed(Policy):
@@ -116,9 +144,7 @@ class LogitPolicy(Policy):
 
     def __init__(self, base: Tensor, schedule: NoiseSchedule, bounds: Bounds, order: int = 0) -> None:
         super().__init__()
-        if base.ndim != 2 or base.shape[0] != 1 or base.shape[1] < 2:
-            raise ValueError(f"base must be a shared grid (1, steps + 1), got {tuple(base.shape)}")
-        self.register_buffer("base", base.detach().clone())
+        self.register_buffer("base", shared_grid(base))
         self.schedule, self.bounds = schedule, bounds
         self.order = order if bounds.weights > 0 else 0
         self.steps, self.rows = base.shape[1] - 1, LOGIT_ROWS + self.order

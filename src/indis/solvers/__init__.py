@@ -9,7 +9,8 @@ from indis.solvers.adams import DEIS, IPNDM, AdamsBashforth, Euler
 from indis.solvers.dpmpp import DPMSolverPP
 from indis.solvers.heun import Heun
 from indis.solvers.loop import State, solve, trajectory
-from indis.solvers.solver import Coefficients, Solver
+from indis.solvers.midpoint import Midpoint
+from indis.solvers.solver import Coefficients, Parallel, Solver
 from indis.solvers.unipc import UniPC
 
 SOLVERS: dict[str, type] = {
@@ -20,6 +21,7 @@ SOLVERS: dict[str, type] = {
     "deis": DEIS,
     "dpmpp": DPMSolverPP,
     "unipc": UniPC,
+    "midpoint": Midpoint,
 }
 
 __all__ = [
@@ -31,6 +33,8 @@ __all__ = [
     "DPMSolverPP",
     "Euler",
     "Heun",
+    "Midpoint",
+    "Parallel",
     "Solver",
     "State",
     "UniPC",

@@ -81,6 +81,8 @@ def trajectory(
         start, weights = x, step.predict
         if decision.weights is not None:
             weights = _corrected(weights, step.unit, decision.weights)
+        if decision.stretch is not None:
+            weights = decision.stretch[:, None] * weights
         x = combine(step.carry, start, weights, history)
         finish = None
         if step.correct is not None:

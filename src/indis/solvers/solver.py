@@ -55,6 +55,14 @@ class Solver(Protocol):
         """Network evaluations of a run without analytic first step."""
 
 
+@runtime_checkable
+class Parallel(Protocol):
+    """A solver some of whose evaluations may be made at the same time."""
+
+    def depth(self, steps: int) -> int:
+        """Evaluations one after another of a run without analytic first step."""
+
+
 def drift_form(native: Form) -> Form:
     """Noise or velocity as the network gives it; noise if it predicts data."""
     return Form.NOISE if native is Form.DATA else native

@@ -1,0 +1,81 @@
+"""AMED (Zhou et al., CVPR 2024; arXiv 2312.00094): a network decides each sample's next midpoint from U-Net features.
+
+AMED-Solver is a midpoint rule whose midpoint, slope scale and time scale the network decides step by step; AMED-Plugin
+is a multistep solver that takes node and midpoint for two steps of its own. ``solver`` says which: "midpoint", or a
+multistep solver's name.
+
+The paper fits each step to the teacher's state with the step's start given. Here, as for all methods, the loss is on
+end points and gradients flow through the whole run, except into the features.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+
+from indis import grids, solvers
+from indis.denoise import Denoiser
+from indis.methods.two_stage import TwoStage
+from indis.policies import MidpointPredictor
+from indis.policies.predictor import Features, pooled, revealing
+from indis.sampler import Sampler
+from indis.solvers import DEIS, IPNDM, AdamsBashforth, DPMSolverPP, Euler, Midpoint, Solver
+from indis.training import FitConfig
+
+MULTISTEP = (Euler, IPNDM, AdamsBashforth, DEIS, DPMSolverPP)
+
+
+@dataclass(frozen=True)
+class AMED(TwoStage):
+    """AMED-Solver, with the paper's values. ``features="answer"`` serves denoisers without a bottleneck."""
+
+    s_dir: float = 0.01
+    s_time: float = 0.0
+    features: Features = "bottleneck"
+    width: int = 128  # of the hidden layer
+    fit: FitConfig = field(default_factory=lambda: FitConfig(lr=5e-3))
+
+    def untrained(self, denoiser: Denoiser) -> Sampler:
+        """The midpoint rule, or the multistep solver on nodes and midpoints."""
+        solver = solvers.named(self.solver)
+        base = grids.named(self.grid)(denoiser.schedule, self.steps)
+        # The network's initial weights are part of the experiment's seed, and must not disturb the caller's generator.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.fit.seed)
+            policy = MidpointPredictor(
+                base,
+                denoiser.schedule,
+                denoiser.native,
+                self.bounds(denoiser),
+                size=_feature_size(denoiser, self.features),
+                features=self.features,
+                plugin=not isinstance(solver, Midpoint),
+                width=self.width,
+            )
+        return Sampler(policy, solver, self.analytic_first)
+
+    def _check_solver(self, solver: Solver) -> None:
+        if solver != Midpoint() and not isinstance(solver, MULTISTEP):
+            raise ValueError(
+                f"solver must be midpoint or a multistep one without corrector for AMED, got {self.solver!r}"
+            )
+
+
+@dataclass(frozen=True)
+class AMEDPlugin(AMED):
+    """On iPNDM, with the authors' values for CIFAR-10."""
+
+    solver: str = "ipndm:4"
+    grid: str = "polynomial:7"
+    s_time: float = 0.2  # 0 for the authors' other data sets
+
+
+def _feature_size(denoiser: Denoiser, features: Features) -> int:
+    """How many features there are, from one call: a network tells only when it is asked."""
+    if features == "bottleneck":
+        revealing(denoiser)
+    with torch.no_grad():
+        times = torch.full((1,), denoiser.schedule.t_max, dtype=torch.float64)
+        answer = denoiser(torch.zeros(1, *denoiser.shape), times, denoiser.condition([0]))
+        return (pooled(answer) if features == "answer" else revealing(denoiser).bottleneck()).shape[1]
