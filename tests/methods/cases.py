@@ -9,4 +9,5 @@ TOY = {"solver": "euler", "grid": "uniform", "loss": "squared", "fit": SMALL}
 CASES: dict[str, Method] = {
     "indis": METHODS["indis"](steps=3, width=16, depth=2, **TOY),
     "god": METHODS["god"](steps=3, **TOY),
+    "gits": METHODS["gits"](steps=3, samples=128, **TOY),
 }

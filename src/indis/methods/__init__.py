@@ -1,12 +1,13 @@
 """Methods: how a policy is learned from teacher endpoints, one file a paper."""
 
+from indis.methods.gits import GITS
 from indis.methods.god import GOD
 from indis.methods.indis import IndisConfig
 from indis.methods.method import Method, heuristic
 
-__all__ = ["GOD", "METHODS", "IndisConfig", "Method", "heuristic", "named"]
+__all__ = ["GITS", "GOD", "METHODS", "IndisConfig", "Method", "heuristic", "named"]
 
-METHODS: dict[str, type[Method]] = {"indis": IndisConfig, "god": GOD}
+METHODS: dict[str, type[Method]] = {"indis": IndisConfig, "god": GOD, "gits": GITS}
 
 
 def named(name: str) -> type[Method]:
