@@ -10,4 +10,6 @@ CASES: dict[str, Method] = {
     "indis": METHODS["indis"](steps=3, width=16, depth=2, **TOY),
     "god": METHODS["god"](steps=3, **TOY),
     "gits": METHODS["gits"](steps=3, samples=128, **TOY),
+    # Its bound is that of a multistep method of the data prediction.
+    "dmn": METHODS["dmn"](steps=4, **(TOY | {"solver": "unipc:3"})),
 }
