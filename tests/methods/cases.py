@@ -12,4 +12,5 @@ CASES: dict[str, Method] = {
     "gits": METHODS["gits"](steps=3, samples=128, **TOY),
     # Its bound is that of a multistep method of the data prediction.
     "dmn": METHODS["dmn"](steps=4, **(TOY | {"solver": "unipc:3"})),
+    "ays": METHODS["ays"](steps=3, samples=128, fine=120, **TOY),
 }

@@ -1,14 +1,15 @@
 """Methods: how a policy is learned from teacher endpoints, one file a paper."""
 
+from indis.methods.ays import AYS
 from indis.methods.dmn import DMN
 from indis.methods.gits import GITS
 from indis.methods.god import GOD
 from indis.methods.indis import IndisConfig
 from indis.methods.method import Method, heuristic
 
-__all__ = ["DMN", "GITS", "GOD", "METHODS", "IndisConfig", "Method", "heuristic", "named"]
+__all__ = ["AYS", "DMN", "GITS", "GOD", "METHODS", "IndisConfig", "Method", "heuristic", "named"]
 
-METHODS: dict[str, type[Method]] = {"indis": IndisConfig, "god": GOD, "gits": GITS, "dmn": DMN}
+METHODS: dict[str, type[Method]] = {"indis": IndisConfig, "god": GOD, "gits": GITS, "dmn": DMN, "ays": AYS}
 
 
 def named(name: str) -> type[Method]:
