@@ -20,4 +20,8 @@ CASES: dict[str, Method] = {
     "epd": METHODS["epd"](steps=2, **TOY | {"solver": "midpoint:2"}),
     "epd-plugin": METHODS["epd-plugin"](steps=2, **TOY | {"solver": "midpoint:2:4"}),
     "adasde": METHODS["adasde"](steps=2, **TOY | {"solver": "midpoint"}),
+    "gits": METHODS["gits"](steps=3, samples=128, **TOY),
+    # Its bound is that of a multistep method of the data prediction.
+    "dmn": METHODS["dmn"](steps=4, **(TOY | {"solver": "unipc:3"})),
+    "ays": METHODS["ays"](steps=3, samples=128, fine=120, **TOY),
 }

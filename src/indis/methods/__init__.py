@@ -3,8 +3,11 @@
 from indis.methods.adasde import AdaSDE
 from indis.methods.ald3 import ALD3
 from indis.methods.amed import AMED, AMEDPlugin
+from indis.methods.ays import AYS
+from indis.methods.dmn import DMN
 from indis.methods.dyweight import DyWeight
 from indis.methods.epd import EPD, EPDPlugin
+from indis.methods.gits import GITS
 from indis.methods.god import GOD
 from indis.methods.indis import IndisConfig
 from indis.methods.ld3 import LD3
@@ -14,6 +17,9 @@ from indis.methods.method import Method, heuristic
 __all__ = [
     "ALD3",
     "AMED",
+    "AYS",
+    "DMN",
+    "GITS",
     "EPD",
     "GOD",
     "LD3",
@@ -41,6 +47,9 @@ METHODS: dict[str, type[Method]] = {
     "epd": EPD,
     "epd-plugin": EPDPlugin,
     "adasde": AdaSDE,
+    "gits": GITS,
+    "dmn": DMN,
+    "ays": AYS,
 }
 
 

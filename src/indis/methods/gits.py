@@ -1,0 +1,205 @@
+r"""GITS (arXiv 2405.11326): the best part of a fine teacher grid, found by dynamic programming; nothing is trained.
+
+Sampling trajectories bend at the same times whatever their start, so where a long step is safe can be measured once.
+A teacher visits :math:`y_0 \dots y_M` with slopes :math:`f_i`. Leaving at i to arrive at j costs what one Euler jump
+
+.. math:: \hat y_{ij} = y_i + (c_j - c_i) f_i
+
+misses of :math:`y_j`, and a grid of N steps is the cheapest path of N jumps from 0 to M,
+
+.. math:: V_1(i) = cost_{iM}, \qquad V_k(i) = \min_j cost_{ij} + coeff \cdot V_{k-1}(j).
+
+Here y = x / s and c are the state over the scale and the clock of the denoiser's drift form (:mod:`indis.denoise`), in
+which an Euler jump is a straight line: the paper's VE variables for noise prediction under any schedule, x and t
+themselves for a rectified flow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from indis import grids, solvers
+from indis.denoise import Denoiser, convert
+from indis.discretization import Decision, Discretization
+from indis.losses import Loss
+from indis.methods.grid import GridMethod
+from indis.noise import prior
+from indis.numerics import broadcast
+from indis.solvers import Solver, solve
+from indis.solvers.solver import drift_form
+from indis.teacher import Endpoints
+
+
+@dataclass(frozen=True)
+class GITS(GridMethod):
+    """Training-free; ``grid`` is the kind of the teacher's grid and of the start.
+
+    With ``analytic_first`` the path has one jump less and one more node goes before its first, the one whose samples
+    end nearest to the teacher's; the first interval is then analytic and a sample still costs as much as the path.
+
+    Raises:
+        ValueError: for a metric, coefficient, number of steps or of samples that is not accepted.
+    """
+
+    metric: Literal["l1", "l2", "dev"] = "dev"  # the published code's default
+    coeff: float = 1.15  # paper; 1.20 in the published code for Stable Diffusion
+    teacher_steps: int = 60  # paper: 61 time stamps
+    teacher_solver: str = "ipndm:4"  # paper
+    samples: int = 256  # paper; all training endpoints if there are fewer
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        solvers.named(self.teacher_solver)
+        if self.metric not in METRICS:
+            raise ValueError(f"metric must be one of {', '.join(METRICS)}, got {self.metric!r}")
+        if not 0 < self.coeff < float("inf"):
+            raise ValueError(f"coeff must be positive and finite, got {self.coeff}")
+        if self.samples < 1:
+            raise ValueError(f"samples must be at least 1, got {self.samples}")
+        low, high = 1 + self.analytic_first, self.teacher_steps
+        if not low <= self.steps <= high:
+            raise ValueError(f"steps must be in [{low}, {high}], up to teacher_steps, got {self.steps}")
+
+    @torch.no_grad()
+    def best(self, denoiser: Denoiser, train: Endpoints, loss: Loss) -> Tensor:
+        """The cheapest path; of the endpoints only noise and condition are used, since the teacher is its own.
+
+        Raises:
+            ValueError: if the teacher's trajectory is not finite.
+        """
+        data = train[: self.samples]
+        tau = grids.named(self.grid)(denoiser.schedule, self.teacher_steps)
+        cost, ends = torch.zeros(()), []
+        for part in self.batches(data):
+            run = follow(denoiser, part, tau, solvers.named(self.teacher_solver))
+            cost = cost + cost_matrix(run, self.metric) * (len(part) / len(data))
+            ends.append(run.end)
+        path = shortest_path(cost, self.steps - self.analytic_first, self.coeff, first=1 + self.analytic_first)
+        if self.analytic_first:
+            path = self._with_analytic_step(path, denoiser, data, tau, torch.cat(ends))
+        return tau[:, path]
+
+    def _with_analytic_step(
+        self, path: list[int], denoiser: Denoiser, data: Endpoints, tau: Tensor, ends: Tensor
+    ) -> list[int]:
+        """The path with the best node between its first two."""
+
+        def miss(k: int) -> float:
+            sampler = self.on(tau[:, [0, k, *path[1:]]])
+            samples = [sampler(denoiser, part.noise, part.condition) for part in self.batches(data)]
+            return (torch.cat(samples) - ends).flatten(1).norm(dim=1).mean().item()
+
+        return [0, min(range(1, path[1]), key=miss), *path[1:]]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A batch of teacher trajectories on M + 1 nodes, in the variables of the drift form."""
+
+    y: Tensor  # (M + 1, batch, dim), states
+    slopes: Tensor  # (M, batch, dim), dy / dc
+    clock: Tensor  # (M + 1,), float64
+    end: Tensor  # (batch, *shape), x at the last node
+
+
+def follow(denoiser: Denoiser, data: Endpoints, tau: Tensor, teacher: Solver) -> Run:
+    """Run the teacher on ``tau`` ``(1, M + 1)`` and keep every state and slope.
+
+    Raises:
+        ValueError: if a state is not finite.
+    """
+    schedule, form = denoiser.schedule, drift_form(denoiser.native)
+    record = _Record(Discretization.plain(tau))
+    end = solve(denoiser, prior(schedule, data.noise), record, teacher, data.condition)
+    states = torch.stack([*record.states, end])
+    at = [{"x": x, "schedule": schedule, "t": t} for x, t in zip(record.states, tau[0, :-1, None], strict=True)]
+    slopes = [convert(a, denoiser.native, form, **here) for a, here in zip(record.answers, at, strict=True)]
+    y = states / broadcast(form.scale(schedule, tau[0]), states)
+    if not bool(y.isfinite().all()):
+        raise ValueError("the teacher of GITS must stay finite, which this denoiser's first time does not allow")
+    return Run(y.flatten(2), torch.stack(slopes).flatten(2), form.clock(schedule, tau[0]), end)
+
+
+@dataclass(frozen=True)
+class _Record:
+    """A plan that notes every state and the answer there, and decides as another plan."""
+
+    inner: Discretization
+    states: list[Tensor] = field(default_factory=list)
+    answers: list[Tensor] = field(default_factory=list)
+
+    @property
+    def steps(self) -> int:
+        return self.inner.steps
+
+    def start(self) -> tuple[Tensor, Tensor]:
+        return self.inner.start()
+
+    def decide(self, k: int, x: Tensor, answer: Tensor) -> Decision:
+        self.states.append(x)
+        self.answers.append(answer)
+        return self.inner.decide(k, x, answer)
+
+
+def cost_matrix(run: Run, metric: str) -> Tensor:
+    """What a jump from node i to node j costs, ``(M + 1, M + 1)`` float64, infinite unless j > i."""
+    size = len(run.clock)
+    cost = torch.full((size, size), torch.inf, dtype=run.clock.dtype)
+    chord = run.y[0], run.y[-1]
+    # One row at a time: the jumps of a row take as much memory as the trajectory, those of all rows M times as much.
+    for i in range(size - 1):
+        jumps = run.y[i] + broadcast(run.clock[i + 1 :] - run.clock[i], run.y) * run.slopes[i]
+        cost[i, i + 1 :] = METRICS[metric](jumps, run.y[i + 1 :], chord).mean(1)
+    return cost
+
+
+Chord = tuple[Tensor, Tensor]
+
+
+def l1(jumps: Tensor, states: Tensor, chord: Chord) -> Tensor:
+    """Sum of absolute differences; all metrics map ``(nodes, batch, dim)`` to ``(nodes, batch)``."""
+    return (jumps - states).abs().sum(-1)
+
+
+def l2(jumps: Tensor, states: Tensor, chord: Chord) -> Tensor:
+    """Euclidean distance."""
+    return (jumps - states).norm(dim=-1)
+
+
+def deviation(jumps: Tensor, states: Tensor, chord: Chord) -> Tensor:
+    """How much farther from the chord of the trajectory the jump ends than the teacher does; may be negative."""
+    return off(chord, jumps) - off(chord, states)
+
+
+def off(chord: Chord, y: Tensor) -> Tensor:
+    """Distance of ``y`` from the line through the two ends of the chord."""
+    start, end = chord
+    along = torch.nn.functional.normalize(start - end, dim=-1)
+    offset = y - end
+    return (offset - (offset * along).sum(-1, keepdim=True) * along).norm(dim=-1)
+
+
+METRICS: dict[str, Callable[[Tensor, Tensor, Chord], Tensor]] = {"l1": l1, "l2": l2, "dev": deviation}
+
+
+def shortest_path(cost: Tensor, steps: int, coeff: float, first: int = 1) -> list[int]:
+    """The nodes of the cheapest path of ``steps`` jumps from node 0 to the last; the first jump skips to ``first``.
+
+    ``cost`` is infinite where no jump goes. Costs of later jumps are multiplied by ``coeff`` once more for each jump.
+    """
+    last = len(cost) - 1
+    cost = cost.clone()
+    cost[0, 1:first] = torch.inf
+    value, choices = cost[:, last], []
+    for _ in range(steps - 1):
+        value, choice = (cost + coeff * value).min(dim=1)
+        choices.append(choice)
+    path = [0]
+    for choice in reversed(choices):
+        path.append(int(choice[path[-1]]))
+    return [*path, last]
