@@ -20,7 +20,7 @@ from small_cases import contents, flip_last_byte
 
 TEACH = "teach --model toy --solver euler --grid uniform --steps 12 --shard 16"
 STUDENT = "--steps 3 --solver euler --grid uniform --loss squared --width 8 --depth 1"
-FIT = f"{STUDENT} --fit.iterations 8 --fit.batch 16 --fit.holdout 16 --fit.validate-every 2 --fit.lr 0.02"
+FIT = f"{STUDENT} --fit.iterations 8 --fit.batch 16 --fit.holdout 16 --fit.validate-every 2 --fit.lr 0.1"
 COMMANDS = ["teach", "fit", "sample", "evaluate", "report", "toy", "compare", "demo", "train-model"]
 
 
@@ -110,7 +110,7 @@ def test_an_artifact_tells_how_it_was_made_without_naming_this_machine(work):
     text = (work / "fitted" / "config.json").read_text()
     provenance = json.loads(text)["provenance"]
     assert provenance["command"].startswith("indis fit --data data --out fitted")
-    assert provenance["config"]["fit"]["lr"] == 0.02
+    assert provenance["config"]["fit"]["lr"] == 0.1
     assert '"/' not in text and str(Path.home()) + "/" not in text
 
 

@@ -69,7 +69,7 @@ class Compare:
         if not self.resume:
             shutil.rmtree(folder, ignore_errors=True)
         writable(folder)
-        return Comparison(config, kind(bf16=self.bf16 and name == "fashion"), sizes, folder)
+        return Comparison(config, kind(bf16=self.bf16), sizes, folder)
 
     def _run(self, comparison: Comparison) -> dict[str, Any]:
         run_comparison(comparison)

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from indis.methods.indis import IndisConfig
-from indis.training import FitConfig
 
 
 @dataclass(frozen=True)
 class GOD(IndisConfig):
-    """The paper's "globally optimised discretization", same freedoms and loss. A few bare logits bear a higher rate."""
+    """The paper's "globally optimised discretization", same freedoms and loss."""
 
     per_instance: bool = False
-    fit: FitConfig = field(default_factory=lambda: FitConfig(lr=0.05))

@@ -13,7 +13,7 @@ field                                  what it gives
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -27,7 +27,7 @@ from indis.noise import Domain
 from indis.policies import ClosedLoop, Global, Instance, LogitPolicy
 from indis.sampler import Sampler
 from indis.teacher import Endpoints
-from indis.training import Fit, even_scale, sensitivity
+from indis.training import Fit, FitConfig, even_scale, sensitivity
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,7 @@ class IndisConfig(Method):
     denoiser's schedule (see :meth:`Bounds.natural`).
     """
 
+    fit: FitConfig = field(default_factory=lambda: FitConfig(lr=0.1))
     per_instance: bool = True
     use_condition: bool = True
     dtau: float = 0.5  # b of Eq. 6; ours

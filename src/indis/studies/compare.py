@@ -24,7 +24,7 @@ from indis.evaluate import counted_nfe
 from indis.methods import Method
 from indis.policies import Fixed
 from indis.sampler import Sampler
-from indis.storage import digest, load_json, save_json
+from indis.storage import describe, digest, load_json, save_json
 from indis.studies.bench import Bench, Sizes
 from indis.studies.variants import VARIANTS, chosen
 from indis.teacher import TeachConfig, load_endpoints, teach
@@ -116,13 +116,20 @@ class Comparison:
         self.collect()
 
     def learned(self) -> list[Cell]:
-        """The cells of the chosen methods; what a method cannot do is noted in ``skipped``."""
+        """The cells of the chosen methods; what a method cannot do is noted in ``skipped``.
+
+        A method of two stages a step spends an odd number of evaluations only with an analytic first step, an even
+        one only without; it then gets the cell that it can do, whatever was asked.
+        """
         c, cells = self.config, []
         for seed in c.seeds:
             for nfe in c.nfe:
-                for afs in c.afs:
-                    cells += [Cell(m, nfe, afs, seed) for m in chosen(c.methods)]
-        return [cell for cell in cells if self._possible(cell)]
+                for name in chosen(c.methods):
+                    asked = [Cell(name, nfe, afs, seed) for afs in c.afs]
+                    possible = [cell for cell in asked if self._possible(cell)]
+                    other = [replace(cell, afs=not cell.afs) for cell in asked[:1]]
+                    cells += possible or [cell for cell in other if self._possible(cell)]
+        return cells
 
     def method(self, cell: Cell) -> Method:
         """The configured method of a learned cell.
@@ -132,8 +139,8 @@ class Comparison:
         """
         variant = VARIANTS[cell.method]
         fitting = replace(self.sizes.fit, seed=int(cell.seed or 0))
-        shared = self.bench.shared_by(variant.method)
-        return variant.config(shared, fitting, nfe=cell.nfe, analytic_first=cell.afs)
+        shared, own = self.bench.shared, self.bench.own(variant.method)
+        return variant.config(shared, own, fitting, nfe=cell.nfe, analytic_first=cell.afs)
 
     def sampler(self, cell: Cell) -> Sampler:
         """The fitted, plain or shipped sampler of a finished cell."""
@@ -272,6 +279,7 @@ class Comparison:
             "seed": cell.seed,
             "nfe": cell.nfe,
             "calls": counted_nfe(self.denoiser, sampler),
+            "solver": describe(sampler.solver)["type"],
             **self.bench.judge(sampler, self.heldout, samples),
             "parameters": 0 if isinstance(sampler.policy, Fixed) else sampler.policy.parameter_count(),
         }

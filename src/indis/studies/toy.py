@@ -222,6 +222,7 @@ class ToyStudy:
         with torch.no_grad():
             start = policy.logits(data.noise, None, None)
         oracle = PerSample(len(data), policy.base, policy.schedule, policy.bounds)
+        oracle.scale.copy_(policy.scale)
         oracle.free.data.copy_(start)
         sampler = Sampler(oracle, learned.solver)
         fitting = FitConfig(c.oracle_iterations, len(data), c.oracle_lr, clip=1e9, holdout=0, seed=c.seed)
