@@ -99,7 +99,16 @@ def test_what_a_method_cannot_spend_is_said_and_left_out(tmp_path, monkeypatch):
     monkeypatch.setattr(Variant, "type", property(lambda self: Pairs))
     comparison = small(tmp_path, CompareConfig(methods=("indis",), grids=("uniform",), nfe=(2, 3)))
     assert [cell.nfe for cell in comparison.learned()] == [2]
-    assert comparison.skipped == {"indis at 3 NFE": "nfe must be even, got 3"}
+    why = "nfe must be even, got 3"
+    assert comparison.skipped == {"indis at 3 NFE": why, "indis at 3 NFE with AFS": why}
+
+
+def test_a_method_of_two_stages_gets_the_cell_that_it_can_do(tmp_path):
+    comparison = small(tmp_path, CompareConfig(methods=("epd",), grids=("uniform",), nfe=(2, 3)))
+    assert [(cell.nfe, cell.afs, comparison.method(cell).steps) for cell in comparison.learned()] == [
+        (2, False, 1),
+        (3, True, 2),
+    ]
 
 
 def test_groups_and_names_choose_variants():
