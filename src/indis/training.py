@@ -207,14 +207,18 @@ class Fit(Tuning):
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.lr_at(self.step) * group["rate"]
         self.optimizer.zero_grad(set_to_none=True)
-        index = self._batch()
-        loss = self._losses(self.train[index], index).mean()
+        loss, value = self._objective(self._batch())
         loss.backward()
         norm = nn.utils.clip_grad_norm_(self.sampler.policy.parameters(), self.config.clip)
         self._require_finite(loss, norm)
         self.optimizer.step()
         self.step += 1
-        return loss.item()
+        return value
+
+    def _objective(self, index: Tensor) -> tuple[Tensor, float]:
+        """What is differentiated for a batch, and the loss to report."""
+        loss = self._losses(self.train[index], index).mean()
+        return loss, loss.item()
 
     def _require_finite(self, *values: Tensor) -> None:
         """Called before a step is taken, so the parameters are the last good ones; the best ones are better still."""

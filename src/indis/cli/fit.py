@@ -30,6 +30,16 @@ def fit_command(arguments: Sequence[str]) -> Any:
     return FitCommand[named(given[-1] if given else "indis")]  # type: ignore[misc]  # a type chosen at run time
 
 
+def spelled_out(arguments: Sequence[str]) -> list[str]:
+    """``--steps 3-10`` means one phi for every N from 3 to 10: the method "every-n"."""
+    words = list(arguments)
+    for i, (option, value) in enumerate(zip(words, words[1:], strict=False)):
+        fewest, dash, steps = value.partition("-")
+        if option == "--steps" and dash and fewest.isdigit() and steps.isdigit():
+            return [*words[:i], "--method", "every-n", "--fewest", fewest, "--steps", steps, *words[i + 2 :]]
+    return words
+
+
 @dataclass(frozen=True)
 class FitCommand(Generic[M]):
     """Tune a method's sampler on teacher endpoints and write an artifact; run again to resume.
@@ -37,6 +47,8 @@ class FitCommand(Generic[M]):
     The options below are those of the method: ask again with `--method NAME --help` for another one's.
 
     Example: indis fit --data runs/endpoints --out runs/indis-n3 --steps 3 --loss fashion
+
+    Example: indis fit --data runs/endpoints --out runs/every --steps 3-10 --loss fashion
 
     Example: indis fit --method god --data runs/endpoints --out runs/god-n3 --steps 3 --loss fashion
     """
@@ -94,13 +106,10 @@ class FitCommand(Generic[M]):
 
     def _iterate(self, process: Tuning, identity: dict, curve: list[list[float]]) -> None:
         with bar() as progress:
-            task = progress.add_task(
-                f"fit N={self.config.steps}", total=self.config.fit.iterations, completed=process.step
-            )
+            task = progress.add_task(f"fit N={self.config.steps}", total=None, completed=process.step)
             for state in process.run():
-                progress.update(
-                    task, completed=state.step, description=f"fit N={self.config.steps} best {state.best:.4f}"
-                )
+                text = f"fit N={self.config.steps} best {state.best:.4f}"
+                progress.update(task, completed=state.step, total=state.iterations, description=text)
                 if state.heldout is not None:
                     curve.append([state.step, state.heldout])
                 if state.step % self.save_every == 0 or state.step == state.iterations:

@@ -16,7 +16,7 @@ from indis.cli.compare import Compare
 from indis.cli.console import say
 from indis.cli.demo import Demo
 from indis.cli.evaluate import Evaluate
-from indis.cli.fit import fit_command
+from indis.cli.fit import fit_command, spelled_out
 from indis.cli.report import Report
 from indis.cli.sample import Sample
 from indis.cli.teach import Teach
@@ -45,7 +45,8 @@ The path of data: seeds -> teach -> endpoints -> fit -> artifact -> sample | eva
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return the exit code."""
     try:
-        given = sys.argv[1:] if arguments is None else arguments
+        given = sys.argv[1:] if arguments is None else list(arguments)
+        given = spelled_out(given) if given[:1] == ["fit"] else given
         # Configs check themselves when they are built.
         command = tyro.cli(_union(given), prog="indis", description=DESCRIPTION, args=given)
         command.run()

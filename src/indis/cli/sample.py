@@ -13,6 +13,7 @@ from indis.denoise import Denoiser
 from indis.evaluate import sample_batches
 from indis.methods import heuristic
 from indis.pixels import to_bytes
+from indis.policies import AnySteps
 from indis.sampler import Sampler
 from indis.storage import save_tensors, write_aside
 
@@ -27,8 +28,8 @@ class SamplerChoice:
     """Solver, as name[:order[:variant]]."""
     grid: str = "polynomial:7"
     """Grid of the plain solver."""
-    steps: int = 5
-    """Steps of the plain solver."""
+    steps: int | None = None
+    """Steps of the plain solver (5 if absent), or which of its numbers an artifact for every N shall take."""
     afs: bool = False
     """Analytic first step of the plain solver: one evaluation less."""
 
@@ -40,13 +41,23 @@ class SamplerChoice:
         """
         if self.artifact is not None:
             folder = self.artifact if self.artifact.exists() else artifact.shipped(str(self.artifact))
-            sampler = artifact.load(folder)
+            sampler = self._choose(artifact.load(folder))
             for name in ("schedule", "shape"):  # of a policy that was learned
                 own, needed = getattr(sampler.policy, name, None), getattr(denoiser, name)
                 if own is not None and own != needed:
                     raise ValueError(f"{self.artifact} needs a model with {name} {own}, {denoiser.name} has {needed}")
             return sampler
-        return heuristic(denoiser, solver=self.solver, grid=self.grid, steps=self.steps, analytic_first=self.afs)
+        steps = 5 if self.steps is None else self.steps
+        return heuristic(denoiser, solver=self.solver, grid=self.grid, steps=steps, analytic_first=self.afs)
+
+    def _choose(self, sampler: Sampler) -> Sampler:
+        if self.steps is not None:
+            if not isinstance(sampler.policy, AnySteps):
+                if self.steps != sampler.policy.steps:
+                    raise ValueError(f"steps must be {sampler.policy.steps} for {self.artifact}, got {self.steps}")
+                return sampler
+            sampler.policy.choose(self.steps)
+        return sampler
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from indis.methods.ays import AYS
 from indis.methods.dmn import DMN
 from indis.methods.dyweight import DyWeight
 from indis.methods.epd import EPD, EPDPlugin
+from indis.methods.every_n import EveryN
 from indis.methods.gits import GITS
 from indis.methods.god import GOD
 from indis.methods.indis import IndisConfig
@@ -28,6 +29,7 @@ __all__ = [
     "AdaSDE",
     "DyWeight",
     "EPDPlugin",
+    "EveryN",
     "IndisConfig",
     "Look",
     "Method",
@@ -38,6 +40,7 @@ __all__ = [
 METHODS: dict[str, type[Method]] = {
     "indis": IndisConfig,
     "look": Look,
+    "every-n": EveryN,
     "god": GOD,
     "ld3": LD3,
     "dyweight": DyWeight,

@@ -1,5 +1,6 @@
 """Policies: what turns (x_T, c) into a discretization."""
 
+from indis.policies.any_steps import AnySteps
 from indis.policies.closed import ClosedLoop
 from indis.policies.instance import Instance
 from indis.policies.midpoint import MidpointBounds, MidpointTable
@@ -9,6 +10,7 @@ from indis.policies.predictor import MidpointPredictor
 
 __all__ = [
     "POLICIES",
+    "AnySteps",
     "Attentive",
     "ClosedLoop",
     "Fixed",
@@ -24,5 +26,5 @@ __all__ = [
 ]
 
 # What stored names may become.
-STORED = (Fixed, Global, PerSample, Instance, ClosedLoop, OneShot, MidpointTable, MidpointPredictor)
+STORED = (Fixed, Global, PerSample, Instance, ClosedLoop, OneShot, AnySteps, MidpointTable, MidpointPredictor)
 POLICIES: dict[str, type[Policy]] = {c.__name__: c for c in STORED}

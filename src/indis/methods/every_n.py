@@ -1,0 +1,111 @@
+"""One phi for every number of steps: ``indis fit --steps 3-10``. Beyond the paper.
+
+An iteration tunes one N, in turn. Losses at different N differ by orders of magnitude, so each is divided by its own
+value: what counts is by how much of itself it falls. The policy that is kept has the best geometric mean over N.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from indis import grids, solvers
+from indis.denoise import Denoiser
+from indis.losses import Loss
+from indis.methods.indis import IndisConfig
+from indis.policies.any_steps import AnySteps
+from indis.sampler import Sampler
+from indis.teacher import Endpoints
+from indis.training import Fit, even_scale, sensitivity
+
+
+@dataclass(frozen=True)
+class EveryN(IndisConfig):
+    """INDIS whose phi serves ``fewest`` ... ``steps`` steps. ``fit.iterations`` are shared out among them.
+
+    Raises:
+        ValueError: if there is no such range, or the plan is to be closed-loop or global.
+    """
+
+    steps: int = 10
+    fewest: int = 3
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 1 <= self.fewest <= self.steps:
+            raise ValueError(f"fewest must be in 1 ... steps = {self.steps}, got {self.fewest}")
+        if self.look != "never" or not self.per_instance:
+            raise ValueError("look and per_instance must be left as they are for one phi for every N")
+
+    def untrained(self, denoiser: Denoiser) -> Sampler:
+        """The base solver at each number of steps, bit for bit; ``steps`` is chosen."""
+        solver, grid = solvers.named(self.solver), grids.named(self.grid)
+        features = denoiser.condition([0]).features if self.use_condition else None
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.fit.seed)
+            policy = AnySteps(
+                [grid(denoiser.schedule, steps) for steps in range(self.fewest, self.steps + 1)],
+                denoiser.schedule,
+                self.bounds(denoiser),
+                shape=denoiser.shape,
+                condition_dim=0 if features is None else features.shape[-1],
+                width=self.width,
+                depth=self.depth,
+                order=solver.memory,
+            )
+        return Sampler(policy, solver, self.analytic_first)
+
+    def tuning(self, denoiser: Denoiser, data: Endpoints, loss: Loss, *, start: Sampler | None = None) -> EveryFit:
+        """Gradient descent over all numbers of steps in turn.
+
+        Raises:
+            ValueError: if ``start`` is given.
+        """
+        if start is not None:
+            raise ValueError("start must be left out for EveryN, which begins at its own base")
+        sampler = self.untrained(denoiser)
+        policy = sampler.policy
+        assert isinstance(policy, AnySteps)
+        for steps in policy.counts if self.probes else ():
+            table = policy.table(steps)
+            probe = Sampler(table, sampler.solver, self.analytic_first)
+            table.scale.copy_(even_scale(sensitivity(probe, denoiser, data[: self.probes], loss)))
+        return EveryFit(sampler, denoiser, data, loss, self.fit)
+
+
+class EveryFit(Fit):
+    """A fit that goes round the numbers of steps."""
+
+    @property
+    def policy(self) -> AnySteps:
+        """The sampler's."""
+        assert isinstance(self.sampler.policy, AnySteps)
+        return self.sampler.policy
+
+    def validate(self) -> float:
+        """Geometric mean of the held-out losses over all numbers of steps."""
+        logs = []
+        for steps in self.policy.counts:
+            with self._at(steps):
+                logs.append(math.log(max(super().validate(), 1e-30)))
+        return math.exp(sum(logs) / len(logs))
+
+    def _objective(self, index: Tensor) -> tuple[Tensor, float]:
+        counts = self.policy.counts
+        with self._at(counts[self.step % len(counts)]):
+            loss, value = super()._objective(index)
+        return loss / max(value, 1e-30), value
+
+    @contextmanager
+    def _at(self, steps: int) -> Iterator[None]:
+        chosen = self.policy.steps
+        self.policy.choose(steps)
+        try:
+            yield
+        finally:
+            self.policy.choose(chosen)

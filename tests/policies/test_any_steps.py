@@ -1,0 +1,106 @@
+"""One phi for every N: the base solver at each N before tuning, one network after it, and the choice is kept."""
+
+import pytest
+import torch
+
+from indis import IPNDM, Bounds, FitConfig, Fixed, Sampler, grids, losses
+from indis.methods import EveryN
+from indis.policies import AnySteps
+from indis.policies.any_steps import WAVES, places
+from problems import GoldenMixture, seeded
+from small_cases import TinyClasses, sentence, toy, toy_pairs
+
+PROBLEM = GoldenMixture()
+COUNTS = (3, 4, 6)
+
+
+def policy(seed=None, weights=0.2):
+    bases = [grids.polynomial(PROBLEM.schedule, n) for n in COUNTS]
+    torch.manual_seed(seed or 0)
+    bounds = Bounds.natural(PROBLEM.schedule, weights=weights)
+    made = AnySteps(bases, PROBLEM.schedule, bounds, shape=PROBLEM.shape, width=16, order=3)
+    if seed is not None:
+        torch.nn.init.normal_(made.head.weight, std=0.3)
+    return made
+
+
+@pytest.mark.parametrize("steps", COUNTS)
+def test_untrained_it_is_the_base_solver_at_every_n(steps):
+    noise = seeded(4, *PROBLEM.shape, dtype=torch.float32)
+    plain = Sampler(Fixed(grids.polynomial(PROBLEM.schedule, steps)), IPNDM(3))(PROBLEM, noise)
+    assert torch.equal(Sampler(policy().choose(steps), IPNDM(3))(PROBLEM, noise), plain)
+
+
+@pytest.mark.parametrize("steps", COUNTS)
+def test_one_network_plans_any_of_its_numbers(steps):
+    made, noise = policy(seed=1).choose(steps), seeded(5, *PROBLEM.shape, seed=2)
+    plan = made(noise).check(PROBLEM.schedule)
+    assert plan.tau.shape == (5, steps + 1) and plan.weights.shape == (5, steps, 3)
+    assert (plan.tau[0] - plan.tau[1])[1:-1].abs().min() > 0
+    assert Sampler(made, IPNDM(3)).nfe == steps
+
+
+def test_columns_know_their_place():
+    encoded = places(5)
+    assert encoded.shape == (5, 4 * WAVES + 1)
+    assert torch.cdist(encoded, encoded).add(torch.eye(5)).min() > 0.1
+    half = 2 * WAVES
+    torch.testing.assert_close(encoded[1:, :half], encoded[:-1, half : 2 * half])
+
+
+def test_numbers_it_was_not_made_for_are_refused():
+    with pytest.raises(ValueError) as error:
+        policy().choose(5)
+    assert sentence(error) == "steps must be one of 3, 4, 6, got 5"
+    with pytest.raises(ValueError, match="different numbers of steps"):
+        AnySteps([policy().table(3).base] * 2, PROBLEM.schedule, Bounds(), shape=(3,))
+
+
+def test_gradients_reach_the_network_and_only_the_table_in_use():
+    made = policy(seed=3).choose(4)
+    Sampler(made, IPNDM(3))(PROBLEM, seeded(6, *PROBLEM.shape)).square().sum().backward()
+    assert made.table(4).free.grad.abs().sum() > 0
+    assert made.table(3).free.grad is None and made.table(6).free.grad is None
+    for name in ("trunk.layers.0.weight", "mix.weight", "place.weight", "second.weight", "head.weight"):
+        assert made.get_parameter(name).grad.abs().sum() > 0, name
+
+
+def test_the_choice_survives_storage():
+    made = policy(seed=4).choose(4)
+    back = AnySteps.rebuild({"type": "AnySteps", **made.describe()}, made.state_dict())
+    noise = seeded(3, *PROBLEM.shape)
+    assert back.steps == 4 and torch.equal(back(noise).tau, made(noise).tau)
+
+
+def test_each_iteration_tunes_one_number_and_the_validation_sees_all():
+    fit = FitConfig(iterations=4, batch=8, lr=0.05, holdout=16, validate_every=2)
+    method = EveryN(steps=4, fewest=3, solver="euler", grid="uniform", width=8, depth=1, probes=8, fit=fit)
+    process = method.tuning(toy(), toy_pairs(48), losses.named("squared"))
+    tables = [process.policy.table(n).free.detach().clone() for n in (3, 4)]
+    process._iterate()
+    moved = [not torch.equal(process.policy.table(n).free, t) for n, t in zip((3, 4), tables, strict=True)]
+    assert moved == [True, False]
+    separate = []
+    for n in (3, 4):
+        process.policy.choose(n)
+        separate.append(super(type(process), process).validate())
+    assert process.validate() == pytest.approx((separate[0] * separate[1]) ** 0.5)
+    assert process.policy.steps == 4  # the last choice, untouched by validation
+    assert process.policy.table(3).scale.max() == 1 and process.policy.table(3).scale.min() < 1
+
+
+def test_condition_features_are_needed_where_it_reads_them():
+    method = EveryN(steps=3, fewest=2, solver="euler", width=8, probes=0)
+    sampler = method.untrained(TinyClasses())
+    with pytest.raises(ValueError, match="features must be .batch, 10., got None"):
+        sampler.policy(torch.zeros(2, 1, 4, 4))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [({"fewest": 0}, "fewest must be in 1"), ({"fewest": 11}, "fewest must be in 1"), ({"look": "every"}, "look and")],
+)
+def test_ranges_that_are_none_are_refused(changes, words):
+    with pytest.raises(ValueError) as error:
+        EveryN(**changes)
+    assert words in sentence(error)
