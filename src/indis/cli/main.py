@@ -12,6 +12,7 @@ from typing import Annotated, Any, Union
 
 import tyro
 
+from indis.cli.budget import Budget
 from indis.cli.compare import Compare
 from indis.cli.console import say
 from indis.cli.demo import Demo
@@ -32,6 +33,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], Any]] = {
     "evaluate": lambda arguments: Evaluate,
     "report": lambda arguments: Report,
     "toy": lambda arguments: ToyCommand,
+    "budget": lambda arguments: Budget,
     "compare": lambda arguments: Compare,
     "demo": lambda arguments: Demo,
     "train-model": lambda arguments: TrainModel,

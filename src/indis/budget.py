@@ -1,0 +1,206 @@
+"""Instance-aware budgets: a sample gets the number of steps that *it* needs. Beyond the paper.
+
+One phi serves every N (:mod:`indis.policies.any_steps`); a second small network foresees a sample's loss at each N.
+With a price per evaluation, sample i takes
+
+    N_i = argmin_N  E[loss_i(N)] + price * N
+
+which is the cheapest way to the lowest mean loss at whatever mean number of evaluations the price leads to. The price
+is set once, on end points, for the mean that is asked for; a sample's N then depends on nothing but the sample.
+
+    measure   the losses of some end points at every N
+    foresee   fit the predictor to them
+    price     find the price for a mean number of evaluations
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from indis import artifact
+from indis.denoise import UNCONDITIONAL, Condition, Denoiser
+from indis.losses import Loss
+from indis.policies import AnySteps
+from indis.policies.errors import ErrorPredictor, deviance
+from indis.sampler import Sampler
+from indis.storage import load_json, load_tensors, save_json, save_tensors
+from indis.teacher import Endpoints
+
+FILE = "budget.json"
+
+
+@dataclass(frozen=True)
+class BudgetConfig:
+    """How the predictor is fitted. Measuring costs all evaluations of all N for every end point; fitting is cheap.
+
+    Raises:
+        ValueError: for a number outside its range.
+    """
+
+    iterations: int = 4000
+    batch: int = 1024
+    lr: float = 3e-3
+    holdout: float = 0.1  # part of the end points that chooses the best state
+    width: int = 128
+    depth: int = 3
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("iterations", "batch", "width", "depth"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not self.lr > 0:
+            raise ValueError(f"lr must be positive, got {self.lr}")
+        if not 0 < self.holdout < 1:
+            raise ValueError(f"holdout must be in (0, 1), got {self.holdout}")
+
+
+def any_steps(sampler: Sampler) -> AnySteps:
+    """The policy of a sampler for every N.
+
+    Raises:
+        ValueError: if it is another kind of sampler.
+    """
+    if not isinstance(sampler.policy, AnySteps):
+        raise ValueError("sampler must have one phi for every N: fit it with `indis fit --steps 3-10`")
+    return sampler.policy
+
+
+def measure(
+    sampler: Sampler, denoiser: Denoiser, data: Endpoints, loss: Loss, batch: int = 500
+) -> Iterator[tuple[int, Tensor]]:
+    """Each number of steps and the losses ``(len(data),)`` there, the smallest number first."""
+    policy = any_steps(sampler)
+    chosen = policy.steps
+    for steps in policy.counts:
+        policy.choose(steps)
+        with torch.no_grad():
+            parts = [_losses(sampler, denoiser, data[i : i + batch], loss) for i in range(0, len(data), batch)]
+        policy.choose(chosen)
+        yield steps, torch.cat(parts)
+
+
+def foresee(sampler: Sampler, data: Endpoints, losses: Tensor, config: BudgetConfig) -> ErrorPredictor:
+    """Fit the predictor to measured ``losses`` ``(len(data), counts)``; the best held-out state is kept."""
+    policy = any_steps(sampler)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        reader = {"condition_dim": policy.condition_dim, "width": config.width, "depth": config.depth}
+        predictor = ErrorPredictor(policy.counts, shape=policy.shape, **reader)
+    # It starts at each number's mean loss, and the scale of a loss does not matter.
+    mean = losses.mean(0).clamp_min(1e-30)
+    with torch.no_grad():
+        predictor.head.bias.copy_(mean.log())
+    split = len(data) - max(1, round(config.holdout * len(data)))
+    _descend(predictor, data, losses, split, config)
+    return predictor.eval().requires_grad_(False)
+
+
+def allocate(log_expected: Tensor, counts: tuple[int, ...], price: float) -> Tensor:
+    """The column ``(batch,)`` that each row takes at a price per step."""
+    cost = torch.tensor(counts, dtype=torch.float64, device=log_expected.device)
+    return (log_expected.double().exp() + price * cost).argmin(1)
+
+
+def price_for(log_expected: Tensor, counts: tuple[int, ...], mean: float) -> float:
+    """The lowest price at which the mean number of steps is at most ``mean``.
+
+    Raises:
+        ValueError: if no mixture of the counts has that mean.
+    """
+    if not min(counts) <= mean <= max(counts):
+        raise ValueError(f"mean must be in {min(counts)} ... {max(counts)}, got {mean}")
+    numbers = torch.tensor(counts, dtype=torch.float64)
+    high = math.log(float(log_expected.double().exp().max()) + 1e-30)
+    low = high - 60  # a price that no loss notices
+    for _ in range(100):
+        middle = (low + high) / 2
+        too_many = numbers[allocate(log_expected, counts, math.exp(middle))].mean() > mean
+        low, high = (middle, high) if too_many else (low, middle)
+    return math.exp(high)
+
+
+@dataclass
+class BudgetSampler:
+    """Samples with a number of steps of their own each. ``mean`` is what the price was set for."""
+
+    sampler: Sampler
+    predictor: ErrorPredictor
+    price: float
+    mean: float
+
+    def steps(self, noise: Tensor, features: Tensor | None = None) -> Tensor:
+        """The number of steps ``(batch,)`` that each sample takes."""
+        with torch.no_grad():
+            column = allocate(self.predictor(noise, features), self.predictor.counts, self.price)
+        return torch.tensor(self.predictor.counts)[column]
+
+    def __call__(self, denoiser: Denoiser, noise: Tensor, condition: Condition = UNCONDITIONAL) -> Tensor:
+        """Samples from unit ``noise`` ``(batch, *shape)``: those of equal number run together."""
+        steps, policy = self.steps(noise, condition.features), any_steps(self.sampler)
+        out = torch.empty_like(noise)
+        for number in steps.unique().tolist():
+            rows = (steps == number).nonzero()[:, 0]
+            policy.choose(number)
+            out[rows] = self.sampler(denoiser, noise[rows], condition[rows])
+        return out
+
+
+def save(budget: BudgetSampler, folder: Path) -> None:
+    """An artifact folder with two files more; ``budget.json`` comes last, so a folder that has it is complete."""
+    artifact.save(budget.sampler, folder)
+    save_tensors(folder / "budget.safetensors", budget.predictor.state_dict())
+    save_json(folder / FILE, {"price": budget.price, "mean": budget.mean, "predictor": budget.predictor.describe()})
+
+
+def load(folder: Path) -> BudgetSampler:
+    """What :func:`save` wrote.
+
+    Raises:
+        FileNotFoundError: if the folder has no budget.
+        ValueError: if a file is damaged.
+    """
+    config, sampler = load_json(folder / FILE), artifact.load(folder)
+    tensors, _ = load_tensors(folder / "budget.safetensors")
+    try:
+        predictor = ErrorPredictor(**config["predictor"])
+        predictor.load_state_dict(tensors)
+        return BudgetSampler(sampler, predictor.eval().requires_grad_(False), config["price"], config["mean"])
+    except (KeyError, TypeError, RuntimeError) as error:
+        raise ValueError(f"{folder / FILE} is not a complete budget: {str(error).splitlines()[0]}") from None
+
+
+def _losses(sampler: Sampler, denoiser: Denoiser, part: Endpoints, loss: Loss) -> Tensor:
+    student = sampler(denoiser, part.noise, part.condition)
+    return loss(denoiser.decode(student), denoiser.decode(part.target))
+
+
+def _descend(predictor: ErrorPredictor, data: Endpoints, losses: Tensor, split: int, config: BudgetConfig) -> None:
+    generator = torch.Generator().manual_seed(config.seed)
+    optimizer = torch.optim.Adam(predictor.parameters(), lr=config.lr)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, config.iterations)
+    best, state = math.inf, predictor.state_dict()
+    heldout = slice(split, len(data))
+    for step in range(config.iterations):
+        index = torch.randint(split, (config.batch,), generator=generator)
+        loss = deviance(predictor(data.noise[index], data.condition[index].features), losses[index]).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        if (step + 1) % 50 == 0 or step + 1 == config.iterations:
+            value = _heldout(predictor, data[heldout], losses[heldout])
+            if value < best:
+                best, state = value, {k: v.detach().clone() for k, v in predictor.state_dict().items()}
+    predictor.load_state_dict(state)
+
+
+def _heldout(predictor: ErrorPredictor, data: Endpoints, losses: Tensor) -> float:
+    with torch.no_grad():
+        return deviance(predictor(data.noise, data.condition.features), losses).mean().item()

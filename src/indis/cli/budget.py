@@ -1,0 +1,99 @@
+"""``indis budget``: give every sample its own number of steps, and compare with the same number for all."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from indis import artifact, budget, losses, models
+from indis.budget import BudgetConfig, BudgetSampler
+from indis.cli.console import emit, say, taught_model, track, writable, writable_file
+from indis.denoise import Counted, Denoiser
+from indis.evaluate import score_pairs
+from indis.losses import Loss
+from indis.sampler import Sampler
+from indis.storage import save_json
+from indis.teacher import Endpoints, load_endpoints
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Fit a predictor of each sample's loss at each N, and spend a mean number of evaluations where it helps most.
+
+    Example: indis fit --data runs/endpoints --out runs/every --steps 3-10 --loss fashion
+
+    Example: indis budget --artifact runs/every --data runs/endpoints --heldout runs/test --mean 4 5 --out runs/budget
+    """
+
+    artifact: Path
+    """Folder of a sampler with one phi for every N."""
+    data: Path
+    """Teacher endpoints to measure losses on."""
+    heldout: Path
+    """Others, for the comparison with a fixed N."""
+    out: Path
+    """Folder; one artifact below it for each mean."""
+    mean: tuple[float, ...] = (5.0,)
+    """Mean numbers of evaluations."""
+    count: int = 10_000
+    """At most so many of the endpoints are measured."""
+    loss: str = "fashion"
+    """What is foreseen and compared."""
+    config: BudgetConfig = field(default_factory=BudgetConfig)
+    """The predictor."""
+    json: Path | None = None
+    """Write the comparison to this file."""
+
+    def run(self) -> None:
+        """Measure, foresee, price, compare."""
+        if self.count < 10:
+            raise ValueError(f"count must be at least 10, got {self.count}")
+        sampler, loss = artifact.load(self.artifact), losses.named(self.loss)
+        policy = budget.any_steps(sampler)
+        writable(self.out)
+        writable_file(self.json)
+        (data, meta), (heldout, _) = load_endpoints(self.data), load_endpoints(self.heldout)
+        denoiser, data = models.load(taught_model(meta, self.data)), data[: self.count]
+        measured = track(budget.measure(sampler, denoiser, data, loss), len(policy.counts), "measure")
+        table = torch.stack([values for _, values in measured], dim=1)
+        predictor = budget.foresee(sampler, data, table, self.config)
+        with torch.no_grad():
+            foreseen = predictor(data.noise, data.condition.features)
+        rows = fixed_rows(sampler, denoiser, heldout, loss)
+        for mean in self.mean:
+            price = budget.price_for(foreseen, predictor.counts, mean)
+            own = BudgetSampler(sampler, predictor, price, mean)
+            budget.save(own, self.out / f"mean{mean:g}")
+            rows.append(budget_row(own, denoiser, heldout, loss))
+        save_json(self.out / "budget_comparison.json", {"loss": self.loss, "rows": rows})
+        for row in rows:
+            say(f"{row['kind']:6} mean NFE {row['nfe']:6.3f}  held-out {self.loss} {row['heldout_loss']:.6f}")
+        emit({"loss": self.loss, "rows": rows}, self.json)
+
+
+def fixed_rows(sampler: Sampler, denoiser: Denoiser, heldout: Endpoints, loss: Loss) -> list[dict[str, Any]]:
+    """The loss at each N for all."""
+    rows = []
+    for steps in budget.any_steps(sampler).counts:
+        budget.any_steps(sampler).choose(steps)
+        scores = score_pairs(denoiser, sampler, heldout, loss)
+        rows.append({"kind": "fixed", "nfe": float(sampler.nfe), **scores.row()})
+    return rows
+
+
+def budget_row(own: BudgetSampler, denoiser: Denoiser, heldout: Endpoints, loss: Loss) -> dict[str, Any]:
+    """The loss with a number for each; evaluations are counted."""
+    counter, total, error = Counted(denoiser), 0.0, 0.0
+    for start in range(0, len(heldout), 500):
+        part = heldout[start : start + 500]
+        with torch.no_grad():
+            end = denoiser.decode(own(counter, part.noise, part.condition))
+            target = denoiser.decode(part.target)
+            total += loss(end, target).double().sum().item()
+            error += ((end - target) ** 2).flatten(1).mean(1).double().sum().item()
+    count = len(heldout)
+    scores = {"heldout_loss": total / count, "teacher_mse": error / count, "pairs": count}
+    return {"kind": "budget", "nfe": counter.samples / count, "asked": own.mean, **scores}

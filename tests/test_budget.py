@@ -1,0 +1,137 @@
+"""Budgets: the price meets the mean, samples keep their own number whatever the batch, and it pays on the toy."""
+
+import pytest
+import torch
+
+from indis import FitConfig, artifact, budget, losses
+from indis.budget import BudgetConfig, BudgetSampler, allocate, price_for
+from indis.denoise import Counted
+from indis.methods import EveryN, IndisConfig
+from indis.policies.errors import ErrorPredictor, deviance
+from small_cases import sentence, toy, toy_pairs
+
+COUNTS = (2, 3, 5)
+
+
+@pytest.fixture(scope="module")
+def fitted():
+    fit = FitConfig(iterations=30, batch=64, lr=0.1, holdout=32, validate_every=15)
+    method = EveryN(steps=4, fewest=2, solver="euler", grid="uniform", width=16, depth=2, fit=fit)
+    process = method.tuning(toy(), toy_pairs(256), losses.named("squared"))
+    list(process.run())
+    return process.sampler
+
+
+@pytest.fixture(scope="module")
+def measured(fitted):
+    data = toy_pairs(1500)
+    table = dict(budget.measure(fitted, toy(), data, losses.named("squared")))
+    return data, torch.stack(list(table.values()), dim=1)
+
+
+@pytest.fixture(scope="module")
+def own(fitted, measured):
+    predictor = budget.foresee(fitted, *measured, BudgetConfig(iterations=400, batch=256, width=32, depth=2))
+    foreseen = predictor(measured[0].noise)
+    return BudgetSampler(fitted, predictor, price_for(foreseen, predictor.counts, 3.0), 3.0)
+
+
+def test_the_allocation_is_that_of_brute_force():
+    generator = torch.Generator().manual_seed(0)
+    expected = torch.rand(40, 3, generator=generator, dtype=torch.float64)
+    for price in (0.0, 0.05, 0.3, 10.0):
+        picked = allocate(expected.log(), COUNTS, price)
+        best = [min(range(3), key=lambda j: row[j] + price * COUNTS[j]) for row in expected.tolist()]
+        assert picked.tolist() == best
+
+
+@pytest.mark.parametrize("mean", [2.0, 2.7, 3.5, 5.0])
+def test_the_price_meets_the_mean_from_below(mean):
+    generator = torch.Generator().manual_seed(1)
+    logs = torch.randn(500, 3, generator=generator).sort(descending=True).values
+    steps = torch.tensor(COUNTS, dtype=torch.float64)[allocate(logs, COUNTS, price_for(logs, COUNTS, mean))]
+    assert mean - 0.05 < steps.mean() <= mean
+
+
+def test_a_mean_that_no_mixture_has_is_refused():
+    with pytest.raises(ValueError) as error:
+        price_for(torch.zeros(4, 3), COUNTS, 6.0)
+    assert sentence(error) == "mean must be in 2 ... 5, got 6.0"
+
+
+def test_the_deviance_is_least_at_the_mean():
+    values = torch.rand(1000, generator=torch.Generator().manual_seed(2)) ** 6  # heavy tails
+    log_mean = torch.tensor(0.0, requires_grad=True)
+    for _ in range(400):
+        (slope,) = torch.autograd.grad(deviance(log_mean, values).mean(), log_mean)
+        log_mean = (log_mean - 0.5 * slope).detach().requires_grad_()
+    assert log_mean.exp().item() == pytest.approx(values.mean().item(), rel=1e-3)
+
+
+def test_measuring_says_what_each_number_costs_and_leaves_the_choice_alone(fitted, measured):
+    assert fitted.policy.steps == 4
+    data, table = measured
+    assert table.shape == (1500, 3)
+    fitted.policy.choose(3)
+    with torch.no_grad():
+        expected = losses.named("squared")(fitted(toy(), data.noise[:500]), data.target[:500])
+    fitted.policy.choose(4)
+    torch.testing.assert_close(table[:500, 1], expected)
+
+
+def test_each_sample_keeps_its_number_whatever_the_batch(own):
+    noise = toy_pairs(40, first=9000).noise
+    together = own.steps(noise)
+    assert len(together.unique()) > 1
+    assert together.tolist() == [own.steps(noise[i : i + 1]).item() for i in range(40)]
+    with torch.no_grad():
+        alone = torch.cat([own(toy(), noise[i : i + 1]) for i in range(40)])
+        torch.testing.assert_close(own(toy(), noise), alone, rtol=1e-4, atol=1e-5)
+
+
+def test_it_counts_what_it_asks_for(own):
+    noise, counter = toy_pairs(64, first=9000).noise, Counted(toy())
+    with torch.no_grad():
+        own(counter, noise)
+    assert counter.samples == own.steps(noise).sum()
+
+
+def test_it_beats_the_same_number_for_all_at_no_more_evaluations(own, fitted):
+    unseen, loss = toy_pairs(1500, first=20_000), losses.named("squared")
+    fixed = dict(budget.measure(fitted, toy(), unseen, loss))[3].mean()
+    with torch.no_grad():
+        mean = loss(own(toy(), unseen.noise), unseen.target).mean()
+    assert own.steps(unseen.noise).double().mean() < 3.1
+    assert mean < 0.95 * fixed
+
+
+def test_it_comes_back_from_disk(own, tmp_path):
+    budget.save(own, tmp_path / "b")
+    back, noise = budget.load(tmp_path / "b"), toy_pairs(30, first=9000).noise
+    assert (back.price, back.mean) == (own.price, own.mean)
+    with torch.no_grad():
+        assert torch.equal(back(toy(), noise), own(toy(), noise))
+    (tmp_path / "b" / "budget.json").write_text('{"price": 1}')
+    with pytest.raises(ValueError, match="is not a complete budget"):
+        budget.load(tmp_path / "b")
+    artifact.load(tmp_path / "b")  # it is still an artifact for every N
+
+
+def test_a_sampler_for_one_n_is_refused():
+    sampler = IndisConfig(steps=3, solver="euler", width=8).untrained(toy())
+    with pytest.raises(ValueError) as error:
+        budget.any_steps(sampler)
+    assert "indis fit --steps 3-10" in sentence(error)
+
+
+@pytest.mark.parametrize("name", ["iterations", "batch", "width", "depth", "lr", "holdout"])
+def test_settings_out_of_range_are_named(name):
+    with pytest.raises(ValueError, match=f"^{name} must be"):
+        BudgetConfig(**{name: 0})
+
+
+def test_a_predictor_that_reads_a_condition_asks_for_it():
+    predictor = ErrorPredictor(COUNTS, shape=(1, 8, 8), condition_dim=4, width=8)
+    assert predictor(torch.zeros(2, 1, 8, 8), torch.zeros(2, 4)).shape == (2, 3)
+    with pytest.raises(ValueError, match="features must be"):
+        predictor(torch.zeros(2, 1, 8, 8))
