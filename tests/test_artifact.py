@@ -189,6 +189,14 @@ def test_weights_of_another_network_are_refused(folder):
     assert "is not a complete artifact" in unreadable(folder)
 
 
+def test_a_folder_that_was_half_overwritten_is_told_from_a_good_one(folder, tmp_path):
+    other = build("instance")[0]
+    other.policy.head.bias.data += 1
+    artifact.save(other, tmp_path / "other")
+    (folder / "policy.safetensors").write_bytes((tmp_path / "other" / "policy.safetensors").read_bytes())
+    assert "is not the one that config.json was written with" in unreadable(folder)
+
+
 @pytest.mark.parametrize("version", [0, 2, "1", None])
 def test_another_format_is_refused(folder, version):
     edit(folder, lambda config: config.update(format=version))

@@ -14,7 +14,7 @@ from typing import Any
 from indis.policies import POLICIES, Policy
 from indis.sampler import Sampler
 from indis.solvers import SOLVERS
-from indis.storage import describe, load_json, load_tensors, rebuild, save_json, save_tensors
+from indis.storage import checksum, describe, load_json, load_tensors, rebuild, save_json, save_tensors
 
 FORMAT = 1
 
@@ -36,19 +36,23 @@ def shipped(name: str) -> Path:
 def save(sampler: Sampler, folder: Path | str, provenance: dict[str, Any] | None = None) -> None:
     """Write a sampler; ``provenance`` (JSON) records how it came about: model, data, losses, seeds.
 
-    The weights are written before the config, so a folder with a config is complete.
+    The weights are written before the config, which has their checksum: a folder with a config is complete, and one
+    that was interrupted while it was overwritten is told from a good one.
     """
     folder = Path(folder)
     policy = sampler.policy.frozen()
+    described = {"type": _registered(policy), **policy.describe()}  # may refuse, so before anything is written
+    weights = folder / "policy.safetensors"
+    save_tensors(weights, policy.state_dict())
     config = {
         "format": FORMAT,
         "solver": describe(sampler.solver),
         "analytic_first": sampler.analytic_first,
         "nfe": sampler.nfe,
-        "policy": {"type": _registered(policy), **policy.describe()},
+        "policy": described,
+        "weights": checksum(weights),
         "provenance": provenance or {},
     }
-    save_tensors(folder / "policy.safetensors", policy.state_dict())
     save_json(folder / "config.json", config)
 
 
@@ -61,7 +65,10 @@ def load(folder: Path | str) -> Sampler:
     """
     folder = Path(folder)
     config = load_config(folder)
-    tensors, _ = load_tensors(folder / "policy.safetensors")
+    weights = folder / "policy.safetensors"
+    tensors, _ = load_tensors(weights)
+    if config.get("weights") not in (None, checksum(weights)):  # absent in artifacts of earlier versions
+        raise ValueError(f"{folder} is damaged: policy.safetensors is not the one that config.json was written with")
     try:
         solver = rebuild(config["solver"], SOLVERS.values())
         policy = _build_policy(config["policy"], tensors)

@@ -90,5 +90,6 @@ def taught_model(meta: dict[str, Any], folder: Path | None) -> str:
 
 
 def command_line() -> str:
-    """How this process was called, for provenance."""
-    return " ".join(["indis", *sys.argv[1:]])
+    """How this process was called, for provenance; of an absolute path the last part, which names no machine."""
+    words = (Path(word).name if word.startswith("/") else word for word in sys.argv[1:])
+    return " ".join(["indis", *words])

@@ -218,7 +218,8 @@ class ToyStudy:
         """Each training prior's own logits, started at phi's answer; the better of before and after, prior by prior."""
         c, data = self.config, self.data["train"]
         policy = learned.policy
-        assert isinstance(policy, Instance)
+        if not isinstance(policy, Instance):
+            raise TypeError(f"learned must have a phi, got {type(policy).__name__}")
         with torch.no_grad():
             start = policy.logits(data.noise, None, None)
         oracle = PerSample(len(data), policy.base, policy.schedule, policy.bounds)
