@@ -34,6 +34,7 @@ class FitConfig:
     iterations: int = 500
     batch: int = 64
     lr: float = 2e-2  # of a bare logit; a network's weights learn more slowly, see Policy.rates
+    warmup: float = 0.1  # part of the iterations; Adam's first steps have full size before it knows any gradient's
     clip: float = 1.0  # of the gradient's norm
     holdout: int = 500  # the last endpoints, never trained on; 0 fits all and keeps the last state
     validate_every: int = 50
@@ -44,12 +45,15 @@ class FitConfig:
         for name, least in (("iterations", 1), ("batch", 1), ("holdout", 0), ("validate_every", 1)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        if not 0 <= self.warmup < 1:
+            raise ValueError(f"warmup must be in [0, 1), got {self.warmup}")
         if not (self.lr > 0 and self.clip > 0):
             raise ValueError(f"lr and clip must be positive, got {self.lr} and {self.clip}")
 
     def lr_at(self, step: int) -> float:
-        """Cosine from ``lr`` to zero."""
-        return self.lr * (1 + math.cos(math.pi * step / self.iterations)) / 2
+        """Up to ``lr`` in a straight line, and along a cosine to zero."""
+        rising = (step + 1) / max(1.0, self.warmup * self.iterations)
+        return min(1.0, rising) * self.lr * (1 + math.cos(math.pi * step / self.iterations)) / 2
 
 
 @dataclass(frozen=True)
