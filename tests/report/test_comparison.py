@@ -4,9 +4,11 @@ import math
 
 import pytest
 
+from indis.cli.compare import Compare, SizeOptions
 from indis.report import comparison, tables
 from indis.report.results_table import results_table, write_markdown
-from indis.storage import save_json
+from indis.storage import load_json, save_json
+from indis.studies.bench import ToyBench
 from report.cases import fashion, report, row, toy_rows
 
 
@@ -155,3 +157,14 @@ def test_results_without_any_distance(tmp_path):
     sections, page = report(tmp_path)
     assert sections == ["results"]
     assert "0.500" in page and "excess FD" not in page
+
+
+def test_compare_leaves_its_tables_as_markdown(tmp_path, monkeypatch):
+    # The exact distances take most of a minute.
+    monkeypatch.setattr(ToyBench, "_distances", lambda self, samples: {"kl": 0.5, "w1": 0.1})
+    sizes = SizeOptions(endpoints=64, heldout=64, samples=64, iterations=2, batch=8, holdout=8, validate_every=1)
+    Compare(methods=("god",), steps=(2,), grids=("uniform",), out=tmp_path, sizes=sizes).run()
+    said = (tmp_path / "toy" / "results.md").read_text(encoding="utf-8")
+    assert said == write_markdown(tmp_path / "toy")
+    assert "**2 NFE**" in said and "| god |" in said and "| *uniform* |" in said
+    assert load_json(tmp_path / "toy" / "results.json")["notes"][0] in said
