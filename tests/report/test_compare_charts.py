@@ -106,6 +106,13 @@ def test_fitting_times_are_means_and_never_zero():
     assert points["god"] == pytest.approx((30.0, 0.52 / 3)) and points["dmn"][0] == 0.1
 
 
+def test_times_that_are_all_but_equal_look_so():
+    rows = [row("god", 3, 0.2, fit_seconds=100.0), row("indis", 3, 0.1, fit_seconds=101.0), row("look", 5, 0.1)]
+    (axes,) = pareto(read({"rows": rows})).axes
+    low, high = axes.get_xlim()
+    assert high / low == pytest.approx(5) and low < 100 < 101 < high
+
+
 def test_dots_fill_without_afs_and_leave_out_poor_grids():
     content = fashion()
     content["rows"] += [row(f"grid:{k}", 3, 0.5 + 0.1 * k, None) for k in range(5)]

@@ -44,7 +44,7 @@ def drawings(results: Results) -> Iterator[Drawing]:
     if len(results.nfes) >= 3:
         caption = f"Error against the number of network evaluations. {chosen}{_dotted(results)}"
         yield Drawing("nfe", nfe_lines(results), "Error against NFE", caption.strip())
-    if any(timed(results, nfe) for nfe in results.nfes):
+    if _timed_nfes(results):
         caption = f"Down and left is better; no method beats those on the stairs in both. {chosen}"
         yield Drawing("pareto", pareto(results), "Held-out loss against fitting time", caption.strip())
     if _ablated(results):
@@ -132,6 +132,11 @@ def timed(results: Results, nfe: int) -> dict[str, tuple[float, float]]:
     return {name: (max(e.mean("fit_seconds"), FASTEST), e.loss) for name, e in entries.items()}
 
 
+def _timed_nfes(results: Results) -> list[int]:
+    """Where there are two to compare."""
+    return [nfe for nfe in results.nfes if len(timed(results, nfe)) >= 2]
+
+
 def front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     """Those that no other beats in both, from the fastest to the best."""
     best: list[tuple[float, float]] = []
@@ -149,7 +154,7 @@ def corners(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
 
 def pareto(results: Results) -> Figure:
     """A point a method, the front, and the best grid, which takes no time; one panel for each NFE."""
-    counts = [nfe for nfe in results.nfes if timed(results, nfe)]
+    counts = _timed_nfes(results)
     columns = min(len(counts), 2)
     figure, axes = panels(-(-len(counts) // columns), columns, _PANEL)
     for panel in axes.flat[len(counts) :]:
@@ -170,16 +175,22 @@ def _pareto_panel(axes: Axes, points: Mapping[str, tuple[float, float]], grid: E
     axes.plot(*zip(*stairs, strict=True), color="#555555", linewidth=1, zorder=1)
     if grid is not None:
         axes.axhline(grid.loss, color=look(BEST_GRID).colour, linestyle="--", linewidth=1)
-    axes.margins(0.12, 0.1)
+    axes.set(xscale="log", yscale="log", xmargin=0.12, ymargin=0.1)
+    axes.set(xlim=_at_least(axes.get_xlim(), 5), ylim=axes.get_ylim())
     for which in "xy":
         log_axis(axes, which)
-    axes.set(xlim=axes.get_xlim(), ylim=axes.get_ylim())
     if grid is not None:
         name = f"{BEST_GRID}, no fit: {grid.name}"
         at: dict[str, Any] = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points", "ha": "right"}
         axes.annotate(name, (0.99, grid.loss), (0, 2), fontsize=SIZE, **at)
     first = dict(sorted(points.items(), key=lambda item: not look(item[0]).main))
     name_points(axes, first, (width, _PANEL - 0.75), stairs)
+
+
+def _at_least(limits: tuple[float, float], ratio: float) -> tuple[float, float]:
+    """Limits of a log axis that do not blow up what is all but equal."""
+    more = max(1.0, (ratio * limits[0] / limits[1]) ** 0.5)
+    return limits[0] / more, limits[1] * more
 
 
 # --- ablations
@@ -211,7 +222,8 @@ def _change_axis(axes: Axes, changes: np.ndarray) -> None:
     beyond = ", logarithmic beyond +100 %" if high > 1 else ""
     axes.set_xlabel(f"change of the held-out loss against {REFERENCE}{beyond}", fontsize=9)
     axes.set_xscale("symlog", linthresh=1)
-    axes.set_xlim(1.25 * low - 0.12 * (min(high, 1) - low), high * (2.2 if high > 1 else 1.18))
+    room = 0.12 * (min(high, 1) - low)
+    axes.set_xlim(1.1 * low - room, 2.2 * high if high > 1 else high + room)
     if high > 1:
         axes.set_xticks([tick for tick in _TICKS if axes.get_xlim()[0] <= tick <= axes.get_xlim()[1]])
     else:
