@@ -62,7 +62,7 @@ def test_a_fit_lowers_the_heldout_loss(per_instance, lr, factor):
 
 
 def test_afterwards_the_policy_is_the_best_one_on_heldout_endpoints():
-    process = start(lr=1.5)
+    process = start(lr=1.5, warmup=0)
     states = list(process.run())
     measured = [s.heldout for s in states if s.heldout is not None]
     assert process.best == pytest.approx(process.validate(), rel=1e-6)
@@ -125,11 +125,11 @@ def test_a_resumed_fit_repeats_the_uninterrupted_one_bit_for_bit(tmp_path, per_i
 
 
 def test_a_resumed_fit_remembers_a_best_state_that_it_has_left(tmp_path):
-    process = start(lr=1.5)
+    process = start(lr=1.5, warmup=0)
     advance(process, 12)
     assert not same_tensors(process.best_state, state(process))
     process.save(tmp_path / "checkpoint.safetensors")
-    other = start(lr=1.5)
+    other = start(lr=1.5, warmup=0)
     other.resume(tmp_path / "checkpoint.safetensors")
     assert other.best == process.best
     assert list(other.run()) == []
@@ -272,9 +272,16 @@ def test_a_batch_moves_the_plans_of_its_own_samples_alone():
 
 
 def test_the_learning_rate_falls_along_a_cosine_to_zero():
-    config = FitConfig(iterations=100, lr=0.2)
+    config = FitConfig(iterations=100, lr=0.2, warmup=0)
     assert [config.lr_at(step) for step in (0, 50, 100)] == pytest.approx([0.2, 0.1, 0])
     assert config.lr_at(25) == pytest.approx(0.1 * (1 + 0.5**0.5))
+
+
+def test_the_learning_rate_rises_in_a_straight_line_first():
+    warm, cold = FitConfig(iterations=100, lr=0.2), FitConfig(iterations=100, lr=0.2, warmup=0)
+    assert [warm.lr_at(k) / cold.lr_at(k) for k in (0, 4, 9, 10, 60)] == pytest.approx([0.1, 0.5, 1, 1, 1])
+    with pytest.raises(ValueError, match="warmup must be in"):
+        FitConfig(warmup=1)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,8 @@ from typing import Annotated, Any
 import tyro
 
 from indis.cli.console import bar, command_line, emit, say, writable, writable_file
-from indis.storage import save_json
+from indis.report.results_table import write_markdown
+from indis.storage import save_json, write_aside
 from indis.studies import bench
 from indis.studies.compare import CompareConfig, Comparison
 from indis.studies.pictures import Picture, write_plans, write_samples
@@ -76,6 +77,8 @@ class Compare:
         settings = {"config": asdict(comparison.config), "sizes": asdict(comparison.sizes)}
         save_json(comparison.folder / "run.json", {"command": command_line(), "config": settings})
         table = comparison.collect()
+        text = write_markdown(comparison.folder)
+        write_aside(comparison.folder / "results.md", lambda aside: aside.write_text(text, encoding="utf-8"))
         for line in lines(table):
             say(line)
         return table

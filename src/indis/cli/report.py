@@ -1,4 +1,4 @@
-"""``indis report``: a run folder to one HTML page."""
+"""``indis report``: a run folder to one HTML page, and its figures to files."""
 
 from __future__ import annotations
 
@@ -16,17 +16,25 @@ class Report:
     """Draw everything that a run folder holds into one self-contained page; loads no model.
 
     Example: indis report --run runs/demo --out report.html
+
+    Example: indis report --run runs/compare --figures docs
     """
 
     run_folder: Annotated[Path, tyro.conf.arg(name="run")]
-    """Folder with any of toy.json, fashion.json, samples.safetensors, plans.safetensors, curves.json."""
+    """Folder with any of results.json, toy.json, samples.safetensors, plans.safetensors, curves.json, or with a folder
+    for each model, as `indis compare` makes it."""
     out: Path | None = None
     """The page; report.html in the folder by default."""
+    figures: Path | None = None
+    """Also write the figures of comparisons there, as compare-<model>-<figure>.png: dots, nfe, pareto, ablation."""
 
     def run(self) -> None:
-        """Write the page."""
-        from indis.report.page import write_report
+        """Write the page, then the figures."""
+        from indis.report.page import write_figures, write_report
 
         out = self.out or self.run_folder / "report.html"
         sections = write_report(self.run_folder, out)
         say(f"{out}: {', '.join(sections)}")
+        if self.figures:
+            for path in write_figures(self.run_folder, self.figures):
+                say(str(path))

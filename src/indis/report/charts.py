@@ -1,4 +1,4 @@
-"""Figures of results: rows to matplotlib figures, figures to PNG.
+"""What figures share, and those of the toy study: rows to matplotlib figures, figures to PNG.
 
 Figures are drawn on white whatever the colours of the page are, and no pyplot state is touched. One inch is 100 CSS
 pixels; the PNG has more pixels than that, so it stays sharp on a dense screen and on paper.
@@ -18,15 +18,13 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
-from indis.report.tables import TOY_METRICS, Entry, Row, grouped, number, pretty, toy_freedoms, toy_series
+from indis.report.tables import TOY_METRICS, Row, number, pretty, toy_freedoms, toy_series
 
 INCH = 100  # CSS pixels
 WIDTH = 9.6
 DPI = 160
 POINTS = 4000  # of a scatter panel; more only hide each other
-# Okabe and Ito's palette, told apart by colour-blind readers; markers tell the lines apart in grey.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#555555")
-MARKERS = "osD^vPX"
+# From Okabe and Ito's palette, told apart by colour-blind readers; markers tell the lines apart in grey.
 POLICY_STYLE = {
     "uniform": ("#777777", "s", "uniform"),
     "global": ("#0072B2", "o", "global"),
@@ -181,79 +179,3 @@ def _scatter_panel(axes: Axes, title: str, points: np.ndarray, errors: np.ndarra
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
     return marks
-
-
-# --- fashion
-
-
-def fashion_dots(found: Sequence[Entry], teacher_fd: float | None) -> Figure:
-    """Held-out loss and Frechet distance by method, one row of panels for each number of steps."""
-    groups = grouped(found)
-    metrics = {"heldout_loss": "held-out loss", "fd": "FD-Fashion"}
-    metrics = {m: label for m, label in metrics.items() if any(e.values[m] for e in found)}
-    heights = [0.28 * len(group) + 0.62 for _, group in groups]
-    figure = Figure(figsize=(WIDTH, sum(heights) + 0.4), layout="constrained")
-    axes = figure.subplots(len(groups), len(metrics), squeeze=False, height_ratios=heights, sharey="row")
-    for row, (name, group) in zip(axes, groups, strict=True):
-        for panel, metric in zip(row, metrics, strict=True):
-            _dots(panel, group, metric, teacher_fd if metric == "fd" else None)
-        row[0].set_yticks(range(len(group)), [e.name for e in group])
-        row[0].set_ylim(len(group) - 0.4, -0.6)
-        row[0].set_title(name, fontsize=10, loc="left", fontweight="bold")
-    for panel, label in zip(axes[-1], metrics.values(), strict=True):
-        panel.set_xlabel(label, fontsize=10)
-    return figure
-
-
-def _dots(axes: Axes, group: Sequence[Entry], metric: str, teacher: float | None) -> None:
-    """A dot at the mean, the seeds as small strokes."""
-    style(axes)
-    for y, entry in enumerate(group):
-        values = entry.values[metric]
-        if values:
-            axes.plot(values, [y] * len(values), "|", color="#888888", markersize=9)
-            axes.plot(np.mean(values), y, "o", color=COLOURS[1 if "indis" in entry.name.lower() else 0], markersize=6)
-    if teacher is not None:
-        axes.axvline(teacher, color="black", linestyle=":", linewidth=1.2, zorder=0.9)
-    everything = np.array([v for e in group for v in e.values[metric]] + ([] if teacher is None else [teacher]))
-    if wide(everything):
-        log_axis(axes, "x")
-    else:
-        axes.xaxis.set_major_locator(MaxNLocator(5))
-
-
-# --- curves
-
-
-def learning_curves(curves: Sequence[Row]) -> Figure:
-    """Held-out loss against iteration, one panel for each number of steps."""
-    steps = sorted({c["steps"] for c in curves})
-    labels = list(dict.fromkeys(str(c["label"]) for c in curves))
-    columns = min(len(steps), 3)
-    figure, axes = panels(-(-len(steps) // columns), columns, 2.7)
-    for panel in axes.flat[len(steps) :]:
-        panel.set_axis_off()
-    for panel, n in zip(axes.flat, steps, strict=False):
-        panel.set_title(f"N = {n}", fontsize=10)
-        panel.set_xlabel("iteration", fontsize=9)
-        _curves(panel, [c for c in curves if c["steps"] == n], labels)
-    for row in axes:
-        row[0].set_ylabel("held-out loss", fontsize=9)
-    looks = [_look(i) | {"label": label} for i, label in enumerate(labels)]
-    legend(figure, [Line2D([], [], **look) for look in looks])
-    return figure
-
-
-def _curves(axes: Axes, curves: Sequence[Row], labels: Sequence[str]) -> None:
-    values = [np.array(c["heldout"], dtype=float) for c in curves]
-    for curve, heldout in zip(curves, values, strict=True):
-        look = _look(labels.index(str(curve["label"])))
-        axes.plot(curve["iteration"], heldout, markevery=max(1, len(heldout) // 8), **look)
-    if wide(np.concatenate(values), 5):
-        log_axis(axes)
-    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-
-
-def _look(index: int) -> dict[str, Any]:
-    colour, marker = COLOURS[index % len(COLOURS)], MARKERS[index % len(MARKERS)]
-    return {"color": colour, "marker": marker, "markersize": 4, "linewidth": 1.4}

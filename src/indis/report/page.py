@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -12,12 +13,13 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader
 from matplotlib.figure import Figure
 
-from indis.report import charts, pictures, plans, tables
+from indis.report import charts, comparison, lines, pictures, plans, tables
+from indis.report.compare_charts import drawings
+from indis.report.results_table import FILE, homes, results_table
 from indis.report.tables import Cell, Group, Table
 from indis.storage import load_json, load_tensors, write_aside
 
 TITLE = "INDIS: few-step sampling with instance-aware discretizations"
-NOT_FID = "FD-Fashion is a Fréchet distance on the features of a small Fashion-MNIST classifier; it is not FID."
 
 
 @dataclass(frozen=True)
@@ -76,20 +78,49 @@ class Rendered:
 def write_report(folder: Path, out: Path, title: str = TITLE) -> list[str]:
     """Write the page that the files in ``folder`` make, and return the names of its sections in order.
 
+    A comparison of several models has a folder for each; their sections are named and titled after them.
+
     Raises:
         FileNotFoundError: if the folder is missing or has none of the known files.
         ValueError: if one of them is malformed.
     """
-    present = [section for section in SECTIONS if (folder / section.file).is_file()]
+    present = _present(folder)
     if not present:
         names = ", ".join(section.file for section in SECTIONS)
         raise FileNotFoundError(f"{folder} has no results to report; expected at least one of {names}")
-    sections = [_render(section, folder / section.file) for section in present]
+    rendered = [_render(section, home, folder) for home, section in present]
+    sections = [section for section in rendered if section.blocks]
     lead = _checked(folder / "run.json", _lead) if (folder / "run.json").is_file() else []
     environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True)
     page = environment.get_template("template.html").render(title=title, lead=lead, sections=sections)
     write_aside(out, lambda temporary: _write_text(temporary, page))
-    return [section.name for section in present]
+    return [section.name for section in sections]
+
+
+def write_figures(folder: Path, out: Path) -> list[Path]:
+    """Write the figures of the comparisons in ``folder`` as ``compare-<model>-<figure>.png``, for a document.
+
+    Raises:
+        FileNotFoundError: if there are none.
+        ValueError: if one of them is malformed.
+    """
+    made: dict[str, bytes] = {}
+    for home, section in _present(folder):
+        if section.file == FILE:
+            made |= _checked(home / FILE, _named_figures)
+    if not made:
+        raise FileNotFoundError(f"{folder} has no {FILE} to draw, nor has a folder in it")
+    for name, picture in made.items():
+        write_aside(out / name, partial(_write_bytes, data=picture))
+    return [out / name for name in made]
+
+
+def _named_figures(content: Mapping[str, Any]) -> dict[str, bytes]:
+    return {
+        f"compare-{results.model.replace('/', '-') or 'model'}-{drawing.name}.png": charts.png(drawing.figure)
+        for results in comparison.read(content)
+        for drawing in drawings(results)
+    }
 
 
 def readme_picture(folder: Path, out: Path) -> None:
@@ -111,8 +142,16 @@ def readme_picture(folder: Path, out: Path) -> None:
 # --- reading
 
 
-def _render(section: Section, path: Path) -> Rendered:
-    return Rendered(section.name, section.title, _checked(path, lambda content: list(section.build(content))))
+def _present(folder: Path) -> list[tuple[Path, Section]]:
+    """What there is to show, in order, and the folder that it lies in."""
+    return [(home, section) for home in homes(folder) for section in SECTIONS if (home / section.file).is_file()]
+
+
+def _render(section: Section, home: Path, folder: Path) -> Rendered:
+    blocks = _checked(home / section.file, lambda content: list(section.build(content)))
+    if home == folder:
+        return Rendered(section.name, section.title, blocks)
+    return Rendered(f"{home.name}/{section.name}", f"{section.title}: {home.name}", blocks)
 
 
 def _checked(path: Path, use: Callable[[Any], T]) -> T:
@@ -172,29 +211,19 @@ def _samples(content: Tensors) -> Iterator[Block]:
     yield Strips(uris, width, f"All samples of a column start from the same noise; {columns} starting noises.")
 
 
-def _fashion(content: Mapping[str, Any]) -> Iterator[Block]:
-    teacher = content.get("teacher") or {}
-    found = tables.entries(content["rows"], teacher.get("fd"))
-    if not found:
-        raise ValueError("there are no rows")
-    yield tables.fashion_table(found, _fashion_caption(teacher))
-    note = "Lower is better. A dot is the mean, small strokes are single seeds."
-    note += " The dotted line is the teacher." if teacher.get("fd") is not None else ""
-    yield _picture(charts.fashion_dots(found, teacher.get("fd")), "Held-out loss and FD-Fashion by method", note)
+def _results(content: Mapping[str, Any]) -> Iterator[Block]:
+    for results in comparison.read(content):
+        yield results_table(results)
+        for drawing in drawings(results):
+            yield _picture(drawing.figure, drawing.alt, drawing.caption)
     if content.get("notes"):
         yield Text(_strings(content["notes"]))
 
 
-def _fashion_caption(teacher: Mapping[str, Any]) -> str:
-    parts = [NOT_FID, "Lower is better, the best of a group is bold; ± is the standard deviation over seeds."]
-    if teacher.get("fd") is not None:
-        nfe = f" with {teacher['nfe']} NFE" if teacher.get("nfe") else ""
-        parts.append(f"Excess FD is the distance beyond the teacher's {tables.number(teacher['fd'])}{nfe}.")
-    return " ".join(parts)
-
-
 def _plans(content: Tensors) -> Iterator[Block]:
     tensors, meta = content
+    if set(tensors) <= {"label"}:  # no method of that run decides for single instances
+        return
     found = plans.parse(tensors, meta)
     count = max(len(values) for plan in found for values in plan.instance.values())
     timesteps, violins = plans.timesteps(found), plans.violins(found)
@@ -219,8 +248,9 @@ def _class_picture(found: Sequence[plans.Plan], labels: np.ndarray, meta: Mappin
 
 
 def _curves(content: Mapping[str, Any]) -> Iterator[Block]:
-    figure = charts.learning_curves(content["curves"])
-    yield _picture(figure, "Held-out loss against iteration", "Loss on held-out pairs during the fit.")
+    figure = lines.learning_curves(content["curves"])
+    caption = "Loss on held-out pairs during the fit, every seed; with AFS only where a method has no other."
+    yield _picture(figure, "Held-out loss against iteration", caption)
 
 
 def _toy(content: Mapping[str, Any]) -> Iterator[Block]:
@@ -265,7 +295,7 @@ def _run(content: Mapping[str, Any]) -> Iterator[Block]:
     for name, head in (("config", "setting"), ("versions", "package")):
         if content.get(name):
             rows = [[Cell(str(k)), Cell(_plain(v))] for k, v in content[name].items()]
-            yield Table([head, "value" if name == "config" else "version"], [Group("", rows)])
+            yield Table([head, "value" if name == "config" else "version"], [Group("", rows)], words=True)
 
 
 def _plain(value: Any) -> str:
@@ -278,7 +308,7 @@ def _duration(seconds: float) -> str:
 
 SECTIONS = (
     Section("samples", "Samples", "samples.safetensors", _samples),
-    Section("fashion", "Results", "fashion.json", _fashion),
+    Section("results", "Comparison", FILE, _results),
     Section("plans", "Plans", "plans.safetensors", _plans),
     Section("curves", "Learning curves", "curves.json", _curves),
     Section("toy", "Toy: error against the number of steps", "toy.json", _toy),

@@ -1,4 +1,4 @@
-"""Numbers of the report: rows of results to averaged, compared and formatted table cells."""
+"""Tables of the report, as a page or markdown prints them: how numbers read, and the toy study's rows as cells."""
 
 from __future__ import annotations
 
@@ -12,23 +12,15 @@ Row = Mapping[str, Any]
 MISSING = "–"
 POLICIES = ("uniform", "global", "instance", "oracle")
 TOY_METRICS = {"squared_distance": "squared distance", "kl": "KL", "w1": "W1"}
-FASHION_METRICS = {
-    "heldout_loss": "held-out loss",
-    "teacher_mse": "MSE to teacher",
-    "perceptual": "perceptual",
-    "fd": "FD-Fashion",
-    "excess": "excess FD",
-}
-# Fields with a place of their own in the table; any other setting is named only where it tells rows apart.
-_SHOWN = ("model", "method", "freedoms", "steps", "afs", "nfe", "samples", "seed", *FASHION_METRICS)
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One cell of a table; ``best`` is set in bold."""
+    """One cell of a table; ``best`` is set in bold, a row whose first cell is ``soft`` steps back."""
 
     text: str
     best: bool = False
+    soft: bool = False
 
 
 @dataclass(frozen=True)
@@ -41,11 +33,12 @@ class Group:
 
 @dataclass(frozen=True)
 class Table:
-    """A table as the template prints it."""
+    """A table as the template prints it; cells of ``words`` are set left and wrapped."""
 
     head: list[str]
     groups: list[Group]
     caption: str = ""
+    words: bool = False
     kind: str = field(default="table", init=False)
 
 
@@ -87,6 +80,24 @@ def average(values: Iterable[float]) -> float:
     """The mean; NaN of nothing."""
     found = list(values)
     return sum(found) / len(found) if found else math.nan
+
+
+def markdown(table: Table) -> str:
+    """GitHub's markdown, which has no groups: a table each under a bold line, soft rows named in italics."""
+    parts = [_markdown_group(table.head, group) for group in table.groups]
+    return "\n\n".join(part for part in (*parts, table.caption) if part)
+
+
+def _markdown_group(head: Sequence[str], group: Group) -> str:
+    rows = [[_marked(cell) for cell in row] for row in group.rows]
+    lines = [head, [":--", *["--:"] * (len(head) - 1)], *rows]
+    text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return f"**{group.title}**\n\n{text}" if group.title else text
+
+
+def _marked(cell: Cell) -> str:
+    mark = "**" * cell.best + "*" * cell.soft
+    return mark + cell.text.replace("|", "\\|") + mark[::-1]
 
 
 # --- toy
@@ -190,99 +201,3 @@ def paper_sentence(cells: Sequence[Row]) -> str:
         f"{percent(-0.2586, 2)} and {percent(-0.2185, 2)} over all NFE; here, on held-out priors, KL {kl} and W1 {w1} "
         f"over NFE 3–6, and {kl_all} and {w1_all} over all N that were run ({steps})."
     )
-
-
-# --- fashion
-
-
-@dataclass(frozen=True)
-class Entry:
-    """Rows that differ only by seed."""
-
-    row: Row
-    extras: tuple[str, ...]
-    values: dict[str, list[float]]
-
-    @property
-    def name(self) -> str:
-        """What a reader calls it."""
-        freedoms = self.row.get("freedoms")
-        known = f"({pretty(freedoms)})" if freedoms not in (None, "", "none") else ""
-        parts = [str(self.row["method"]), known, *self.extras]
-        return " ".join(part for part in parts if part)
-
-    def mean(self, metric: str) -> float:
-        """Over seeds; NaN where it was not measured."""
-        return average(self.values[metric])
-
-
-def entries(rows: Sequence[Row], teacher_fd: float | None = None) -> list[Entry]:
-    """Merge rows that differ only by seed, in order of appearance."""
-    found = []
-    for alike in _split(rows, ("model", "method", "freedoms", "steps", "afs", "nfe", "samples")):
-        varying = _varying(alike)
-        for same in _split(alike, varying):
-            extras = tuple(f"{name}={same[0][name]}" for name in varying if name in same[0])
-            found.append(Entry(same[0], extras, _values(same, teacher_fd)))
-    return found
-
-
-def _split(rows: Sequence[Row], names: Sequence[str]) -> list[list[Row]]:
-    """Rows that agree in the named fields, together."""
-    parts: dict[tuple[str, ...], list[Row]] = {}
-    for row in rows:
-        parts.setdefault(tuple(repr(row.get(name)) for name in names), []).append(row)
-    return list(parts.values())
-
-
-def _varying(rows: Sequence[Row]) -> list[str]:
-    """Further settings (text, whole numbers, flags) in which rows differ; floats are taken as measurements."""
-    names = {k: None for row in rows for k, v in row.items() if k not in _SHOWN and isinstance(v, str | int)}
-    return [name for name in names if len({repr(row.get(name)) for row in rows}) > 1]
-
-
-def _values(rows: Sequence[Row], teacher_fd: float | None) -> dict[str, list[float]]:
-    values = {m: [float(r[m]) for r in rows if r.get(m) is not None] for m in FASHION_METRICS if m != "excess"}
-    values["excess"] = [] if teacher_fd is None else [fd - teacher_fd for fd in values["fd"]]
-    return values
-
-
-def group_name(row: Row) -> str:
-    """The heading that an entry stands under."""
-    return f"N = {row['steps']}" + (", analytic first step" if row.get("afs") else "")
-
-
-def grouped(found: Sequence[Entry]) -> list[tuple[str, list[Entry]]]:
-    """Entries by model, number of steps and analytic first step, each group in order of appearance."""
-    several = len({e.row.get("model") for e in found}) > 1
-    groups: dict[tuple[str, int, bool], list[Entry]] = {}
-    for entry in found:
-        key = (str(entry.row.get("model", "")), entry.row["steps"], bool(entry.row.get("afs")))
-        groups.setdefault(key, []).append(entry)
-    return [
-        (f"{key[0]}, {group_name(g[0].row)}" if several else group_name(g[0].row), g)
-        for key, g in sorted(groups.items())
-    ]
-
-
-def fashion_table(found: Sequence[Entry], caption: str) -> Table:
-    """Grouped by steps; metrics that no row has are left out."""
-    metrics = [m for m in FASHION_METRICS if any(e.values[m] for e in found)]
-    head = ["", "NFE", *(FASHION_METRICS[m] for m in metrics), "samples", "seeds"]
-    return Table(head, [Group(name, _fashion_rows(group, metrics)) for name, group in grouped(found)], caption)
-
-
-def _fashion_rows(group: Sequence[Entry], metrics: Sequence[str]) -> list[list[Cell]]:
-    best = {m: min((e.mean(m) for e in group if e.values[m]), default=None) for m in metrics}
-    rows = []
-    for e in group:
-        scores = [Cell(spread(e.values[m]) if e.values[m] else MISSING, e.mean(m) == best[m]) for m in metrics]
-        seeds = max((len(v) for v in e.values.values()), default=0)
-        rows.append(
-            [Cell(e.name), Cell(_text(e.row.get("nfe"))), *scores, Cell(_text(e.row.get("samples"))), Cell(str(seeds))]
-        )
-    return rows
-
-
-def _text(value: Any) -> str:
-    return MISSING if value is None else str(value)

@@ -1,0 +1,120 @@
+"""The table of a comparison, for the page and as markdown for a README; draws nothing and needs no extra package."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from indis.report import comparison
+from indis.report.comparison import METRICS, Entry, Results
+from indis.report.tables import MISSING, Cell, Group, Row, Table, markdown, number, spread
+from indis.storage import load_json
+
+FILE = "results.json"
+NOT_FID = "FD-Fashion is a Fréchet distance on the features of a small Fashion-MNIST classifier; it is not FID."
+
+
+def results_table(results: Results) -> Table:
+    """Grouped by NFE; a column is there only if it says something."""
+    metrics = shown_metrics(results.entries)
+    facts = [name for name, there in _facts(results.entries).items() if there]
+    head = ["", *(METRICS[m] for m in metrics), *facts]
+    groups = [Group(f"{nfe} NFE", _rows(results.at(nfe), metrics, facts)) for nfe in results.nfes]
+    return Table(head, groups, caption(results))
+
+
+def shown_metrics(entries: Sequence[Entry]) -> list[str]:
+    """Metrics that some entry has; the perceptual distance only where it is not the held-out loss itself."""
+    found = [m for m in METRICS if any(e.values[m] for e in entries)]
+    same = all(e.values["perceptual"] in ([], e.values[comparison.LOSS]) for e in entries)
+    return [m for m in found if not (same and m == "perceptual")]
+
+
+def _facts(entries: Sequence[Entry]) -> dict[str, bool]:
+    """Columns that are not a score, and whether they are worth one."""
+    return {
+        "calls": any(e.row.get("calls") not in (None, e.nfe) for e in entries),
+        "parameters": any(e.row.get("parameters") for e in entries),
+        "fit, s": any(e.values["fit_seconds"] for e in entries),
+        "seeds": True,
+    }
+
+
+def _rows(group: Sequence[Entry], metrics: Sequence[str], facts: Sequence[str]) -> list[list[Cell]]:
+    best = {m: min((e.mean(m) for e in group if e.values[m]), default=None) for m in metrics}
+    rows = []
+    for e in group:
+        scores = [Cell(spread(e.values[m]) if e.values[m] else MISSING, e.mean(m) == best[m]) for m in metrics]
+        rows.append([Cell(e.label, soft=e.is_grid), *scores, *(Cell(_fact(e, name)) for name in facts)])
+    return rows
+
+
+def _fact(entry: Entry, name: str) -> str:
+    learned = entry.row.get("seed") is not None
+    return {
+        "calls": str(entry.row.get("calls", MISSING)),
+        "parameters": str(entry.row.get("parameters") or MISSING),
+        "fit, s": number(entry.mean("fit_seconds")),
+        "seeds": str(entry.seeds) if learned else MISSING,
+    }[name]
+
+
+def caption(results: Results) -> str:
+    """What a reader must know about the columns."""
+    entries = results.entries
+    sentences = {
+        "Lower is better, the best of a group is bold; ± is the standard deviation over seeds.": True,
+        "Heuristic grids, on which nothing is learned, stand last and set apart.": any(e.is_grid for e in entries),
+        "AFS: with the analytic first step, so one step more for the same NFE.": any(e.afs for e in entries),
+        "NFE are evaluations one after another; calls counts parallel ones too.": _facts(entries)["calls"],
+        f"{NOT_FID}{_samples(entries)}": any(e.values["fd"] for e in entries),
+        _teacher(results.teacher): bool(_teacher(results.teacher)),
+    }
+    return " ".join(text for text, there in sentences.items() if there)
+
+
+def _samples(entries: Iterable[Entry]) -> str:
+    counts = sorted({int(e.row["samples"]) for e in entries if e.values["fd"] and e.row.get("samples")})
+    return f" It is taken over {' or '.join(map(str, counts))} samples." if counts else ""
+
+
+def _teacher(row: Row) -> str:
+    """What the teacher itself gets, which no student should be expected to beat."""
+    scores = [f"{METRICS[m]} {number(row[m])}" for m in comparison.DISTANCES if row.get(m) is not None]
+    nfe = f" with {row['nfe']} NFE" if row.get("nfe") else ""
+    text = f"The teacher{nfe} gets {', '.join(scores)}" if scores else ""
+    beyond = "; excess FD is the distance beyond that" if row.get("fd") is not None else ""
+    return text and f"{text}{beyond}."
+
+
+# --- markdown
+
+
+def write_markdown(source: Path | Sequence[Row]) -> str:
+    """The tables of a folder (its ``results.json``, or those one folder below) or of rows, as GitHub's markdown.
+
+    Raises:
+        FileNotFoundError: if the folder has no results.
+        ValueError: if there are no rows.
+    """
+    if not isinstance(source, Path):
+        return _markdown({"rows": source})
+    files = [home / FILE for home in homes(source) if (home / FILE).is_file()]
+    if not files:
+        raise FileNotFoundError(f"{source} has no {FILE}, nor has a folder in it")
+    return "\n".join(_markdown(load_json(file)) for file in files)
+
+
+def homes(folder: Path) -> list[Path]:
+    """The folder itself, and those in it that hold a comparison of their own, one a model."""
+    return [folder, *sorted(file.parent for file in folder.glob(f"*/{FILE}"))]
+
+
+def _markdown(content: Mapping[str, Any]) -> str:
+    parts = []
+    for results in comparison.read(content):
+        parts += [f"### {results.model}"] if results.model else []
+        parts.append(markdown(results_table(results)))
+    notes = [f"- {note}" for note in content.get("notes") or []]
+    return "\n\n".join([*parts, *(["\n".join(notes)] if notes else [])]) + "\n"

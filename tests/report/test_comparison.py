@@ -1,0 +1,170 @@
+"""Rows to entries, groups and tables: what is merged, kept apart, best, and left out."""
+
+import math
+
+import pytest
+
+from indis.cli.compare import Compare, SizeOptions
+from indis.report import comparison, tables
+from indis.report.results_table import results_table, write_markdown
+from indis.storage import load_json, save_json
+from indis.studies.bench import ToyBench
+from report.cases import fashion, report, row, toy_rows
+
+
+def read(content):
+    (results,) = comparison.read(content)
+    return results
+
+
+def text(table):
+    """Cells by NFE and row name."""
+    return {g.title: {r[0].text: dict(zip(table.head, r, strict=True)) for r in g.rows} for g in table.groups}
+
+
+def test_seeds_are_merged():
+    found = read(fashion()).entries
+    assert len(found) == 4 * 4
+    indis = next(e for e in found if e.name == "indis" and e.nfe == 3 and not e.afs)
+    assert indis.seeds == 3
+    assert indis.mean("heldout_loss") == pytest.approx(0.31 / 3)
+    assert indis.mean("excess") == pytest.approx(11.0 - 2.5)
+
+
+def test_groups_are_of_one_nfe_with_afs_beside_and_grids_last():
+    names = [e.label for e in read(fashion()).at(3)]
+    expected = [
+        "indis",
+        "indis, AFS",
+        "god",
+        "god, AFS",
+        "polynomial:7",
+        "polynomial:7, AFS",
+        "log_snr",
+        "log_snr, AFS",
+    ]
+    assert names == expected
+
+
+def test_the_table_bolds_the_best_and_softens_grids():
+    table = results_table(read(fashion()))
+    cells = text(table)
+    assert list(cells) == ["3 NFE", "5 NFE", "7 NFE"]
+    assert table.head == [
+        "",
+        "held-out loss",
+        "MSE to teacher",
+        "FD-Fashion",
+        "excess FD",
+        "parameters",
+        "fit, s",
+        "seeds",
+    ]
+    loss = {name: found["held-out loss"] for name, found in cells["3 NFE"].items()}
+    assert [name for name, cell in loss.items() if cell.best] == ["indis, AFS"]
+    assert loss["indis, AFS"].text == "0.1000 ± 0.0033"
+    assert [name for name, found in cells["3 NFE"].items() if found[""].soft] == list(loss)[4:]
+    assert [cells["3 NFE"][name]["seeds"].text for name in ("god", "log_snr")] == ["3", tables.MISSING]
+    assert cells["3 NFE"]["god"]["fit, s"].text == "30.0"
+    assert "it is not FID" in table.caption and "10000 samples" in table.caption and "AFS" in table.caption
+    assert "30 NFE gets FD-Fashion 2.50; excess FD" in table.caption
+
+
+def test_columns_appear_only_when_they_say_something():
+    table = results_table(read(toy_rows(["god", "indis"])))
+    assert table.head == ["", "held-out loss", "MSE to teacher", "KL", "W1", "parameters", "fit, s", "seeds"]
+    assert "not FID" not in table.caption and "AFS" not in table.caption
+    assert "The teacher with 100 NFE gets KL 0.120, W1 0.0100." in table.caption
+    parallel = toy_rows(["epd"]) | {"teacher": None}
+    parallel["rows"][0] |= {"calls": 6, "perceptual": 0.5}
+    table = results_table(read(parallel))
+    assert "calls" in table.head and "perceptual" in table.head and "parallel" in table.caption
+    assert text(table)["3 NFE"]["epd"]["calls"].text == "6"
+
+
+def test_rows_with_other_settings_are_not_merged():
+    rows = [row("indis", 3, 0.1) | {"solver": solver} for solver in ("ipndm", "euler")]
+    assert [e.name for e in comparison.entries(rows)] == ["indis solver=ipndm", "indis solver=euler"]
+    rows = [row("indis", 3, 0.1, freedoms=free) for free in ("tau", "tau+dtau")]
+    assert [e.name for e in comparison.entries(rows)] == ["indis (τ)", "indis (τ+Δτ)"]
+
+
+def test_models_are_kept_apart_and_the_teacher_goes_to_its_own():
+    content = fashion() | {"rows": [*toy_rows(["god"])["rows"], *fashion()["rows"]]}
+    toy, image = comparison.read(content)
+    assert (toy.model, image.model) == ("toy", "fashion")
+    assert toy.teacher == {} and image.teacher["fd"] == 2.5
+    assert (toy.distance, image.distance) == ("kl", "fd")
+
+
+def test_contenders_are_methods_without_afs_and_the_best_grid():
+    content = fashion()
+    content["rows"] += [row("amed", 3, 0.2, afs=True), row("indis tau", 3, 0.4), row("god tau", 7, 0.1)]
+    found = read(content).contenders(3)
+    assert set(found) == {"indis", "god", "amed", comparison.BEST_GRID}
+    assert [name for name, e in found.items() if e.afs] == ["amed"]
+    assert found[comparison.BEST_GRID].name == "polynomial:7"
+
+
+def test_changes_are_relative_to_all_of_phi():
+    rows = [row("indis", 3, 0.2), row("look", 3, 0.1), row("god tau", 3, 0.5), row("ld3", 3, 9.0), row("look", 5, 0.1)]
+    results = read({"rows": rows})
+    assert results.changes(3) == {"god tau": pytest.approx(1.5), "look": pytest.approx(-0.5)}
+    assert results.changes(5) == {}
+
+
+def test_a_row_without_a_loss_stands_last():
+    rows = [row("god", 3, 0.2), row("diverged", 3, 0.1) | {"heldout_loss": None, "teacher_mse": None}]
+    results = read({"rows": rows})
+    assert [e.name for e in results.at(3)] == ["god", "diverged"] and results.at(3)[1].loss == math.inf
+    assert text(results_table(results))["3 NFE"]["diverged"]["held-out loss"].text == tables.MISSING
+
+
+def test_markdown_is_the_same_table_for_github():
+    said = write_markdown(fashion()["rows"])
+    assert said.startswith("### fashion\n\n**3 NFE**\n\n|  | held-out loss |")
+    assert "\n| indis, AFS | **0.1000 ± 0.0033** | **0.0333" in said
+    assert "\n| *log_snr* | 0.467 | 0.156 | – |" in said
+    lines = [line for line in said.splitlines() if line.startswith("|")]
+    assert len({line.count("|") for line in lines}) == 1 and lines[1].count("--:") == 6
+    assert len(lines) == 3 * 2 + 4 * 4
+
+
+def test_markdown_of_a_folder_has_every_model_and_the_notes(tmp_path):
+    save_json(tmp_path / "toy" / "results.json", toy_rows(["a|b"]))
+    save_json(tmp_path / "fashion" / "results.json", fashion())
+    said = write_markdown(tmp_path)
+    assert said.index("### fashion") < said.index("- A note <with> markup.") < said.index("### toy")
+    assert "| a\\|b |" in said
+    with pytest.raises(FileNotFoundError, match=r"results\.json"):
+        write_markdown(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match="no rows"):
+        write_markdown([])
+
+
+def test_the_page_shows_the_table(full):
+    _, _, page = full
+    assert '<td class="best">0.1000 ± 0.0033</td>' in page
+    assert '<tr class="soft"><td>polynomial:7</td>' in page
+    assert '<th scope="rowgroup" colspan="8">3 NFE</th>' in page
+    assert "perceptual" not in page and "A note <with> markup." in page
+
+
+def test_results_without_any_distance(tmp_path):
+    pytest.importorskip("jinja2")
+    pytest.importorskip("matplotlib")
+    save_json(tmp_path / "results.json", {"rows": [row("god", 3, 0.5)]})
+    sections, page = report(tmp_path)
+    assert sections == ["results"]
+    assert "0.500" in page and "excess FD" not in page
+
+
+def test_compare_leaves_its_tables_as_markdown(tmp_path, monkeypatch):
+    # The exact distances take most of a minute.
+    monkeypatch.setattr(ToyBench, "_distances", lambda self, samples: {"kl": 0.5, "w1": 0.1})
+    sizes = SizeOptions(endpoints=64, heldout=64, samples=64, iterations=2, batch=8, holdout=8, validate_every=1)
+    Compare(methods=("god",), steps=(2,), grids=("uniform",), out=tmp_path, sizes=sizes).run()
+    said = (tmp_path / "toy" / "results.md").read_text(encoding="utf-8")
+    assert said == write_markdown(tmp_path / "toy")
+    assert "**2 NFE**" in said and "| god |" in said and "| *uniform* |" in said
+    assert load_json(tmp_path / "toy" / "results.json")["notes"][0] in said
