@@ -27,10 +27,14 @@ def shipped(name: str) -> Path:
     Raises:
         FileNotFoundError: if there is none of that name.
     """
-    names = sorted(path.parent.name for path in SHIPPED.glob("*/config.json"))
-    if name not in names:
-        raise FileNotFoundError(f"artifact must be a folder or one of {', '.join(names)}, got {name!r}")
+    if name not in shipped_names():
+        raise FileNotFoundError(f"artifact must be a folder or one of {', '.join(shipped_names())}, got {name!r}")
     return SHIPPED / name
+
+
+def shipped_names() -> list[str]:
+    """The artifacts that come with the package."""
+    return sorted(path.parent.name for path in SHIPPED.glob("*/config.json"))
 
 
 def save(sampler: Sampler, folder: Path | str, provenance: dict[str, Any] | None = None) -> None:

@@ -26,7 +26,6 @@ from indis import (
     convert,
     grids,
     solve,
-    solvers,
     trajectory,
 )
 from indis.solvers.loop import analytic_answer
@@ -396,36 +395,3 @@ def test_a_stretch_multiplies_a_steps_weights_and_none_of_the_answers_that_are_k
         expected, older = expected + (stretch[:, k] * width)[:, None] * change, newer
     stretched = Stretched(plan.tau, plan.dtau, plan.gamma, plan.weights)
     torch.testing.assert_close(solve(problem, x, stretched, solver), expected, rtol=1e-12, atol=1e-12)
-
-
-@pytest.mark.parametrize(
-    ("spec", "solver"),
-    [
-        ("euler", Euler()),
-        ("heun", Heun()),
-        ("ipndm", IPNDM(3)),
-        ("ipndm:4", IPNDM(4)),
-        ("adams_bashforth:2", AdamsBashforth(2)),
-        ("deis:2", DEIS(2)),
-        ("dpmpp:3:false", DPMSolverPP(3, False)),
-        ("unipc:2:bh1:true", UniPC(2, "bh1", True)),
-    ],
-)
-def test_names_mean_solvers(spec, solver):
-    assert solvers.named(spec) == solver
-
-
-@pytest.mark.parametrize(
-    ("spec", "message"),
-    [
-        ("ode45", "solver must be one of"),
-        ("euler:2", "takes 0 parameters"),
-        ("ipndm:five", "must be of type int"),
-        ("ipndm:5", "order must be"),
-        ("dpmpp:2:maybe", "must be of type bool"),
-        ("unipc:2:bh3", "variant must be"),
-    ],
-)
-def test_names_that_mean_nothing_are_refused(spec, message):
-    with pytest.raises(ValueError, match=message):
-        solvers.named(spec)

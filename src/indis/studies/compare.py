@@ -31,7 +31,13 @@ from indis.teacher import TeachConfig, load_endpoints, teach
 from indis.training import Tuning
 
 # Samplers that come with the package, by the model they are for; the number of evaluations goes into the braces.
-SHIPPED = {"fashion": {"indis (shipped)": "fashion-nfe{}", "god (shipped)": "fashion-nfe{}-global"}}
+SHIPPED = {
+    "fashion": {
+        "indis (shipped)": "fashion-nfe{}",
+        "look (shipped)": "fashion-nfe{}-look",
+        "god (shipped)": "fashion-nfe{}-god",
+    }
+}
 TEACHER = "teacher"
 
 
@@ -220,8 +226,9 @@ class Comparison:
 
     def _shipped(self) -> Iterator[CompareProgress]:
         for nfe in self.config.nfe:
-            for method in SHIPPED.get(self.bench.name, {}):
-                yield from self._plain(Cell(method, nfe, False, None), samples=self.sizes.samples)
+            for method, name in SHIPPED.get(self.bench.name, {}).items():
+                if name.format(nfe) in artifact.shipped_names():
+                    yield from self._plain(Cell(method, nfe, False, None), samples=self.sizes.samples)
 
     def _plain(self, cell: Cell, *, samples: int) -> Iterator[CompareProgress]:
         identity = {"heldout": self.sizes.heldout, "samples": samples, "shared": self.bench.shared}

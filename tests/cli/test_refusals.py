@@ -1,0 +1,145 @@
+"""What a person reads who asks for something impossible: one sentence, exit code 2, and no file."""
+
+import pytest
+
+from cli.lines import FIT, TEACH, refused
+from indis.storage import load_json, save_json
+from small_cases import contents, flip_last_byte
+
+KNOWN_SOLVERS = ["euler", "heun", "ipndm", "adams_bashforth", "deis", "dpmpp", "unipc"]
+BAD = {
+    "teach: unknown solver": ("teach --model toy --solver rk --out x", ["'rk'", *KNOWN_SOLVERS]),
+    "teach: unknown grid": ("teach --model toy --grid even --out x", ["'even'", "uniform", "polynomial", "vp_time"]),
+    "teach: unknown model": ("teach --model flux --out x", ["'flux'", "toy", "fashion"]),
+    "teach: unknown class": ("teach --model toy:C --out x", ["'C'", "AB"]),
+    "teach: no steps": ("teach --model toy --steps 0 --out x", ["steps must be at least 1, got 0"]),
+    "teach: no seeds": ("teach --model toy --count 0 --out x", ["count must be at least 1, got 0"]),
+    "teach: other config": (f"{TEACH} --count 49 --out data", ["data holds endpoints with another config"]),
+    "teach: other teacher": (
+        f"{TEACH.replace('12', '13')} --count 48 --out data",
+        ["data holds endpoints with another provenance"],
+    ),
+    "teach: below a file": (f"{TEACH} --count 4 --out fit.json/x", ["fit.json/x"]),
+    "teach: onto a file": (f"{TEACH} --count 4 --out fit.json", ["fit.json is a file"]),
+    "fit: no endpoints": (f"fit --data nowhere --out x {FIT}", ["nowhere", "run `indis teach` first"]),
+    "fit: no steps": ("fit --data data --out x --steps 0", ["steps must be at least 1, got 0"]),
+    "fit: unknown solver": ("fit --data data --out x --solver rk", ["'rk'", *KNOWN_SOLVERS]),
+    "fit: bad order": ("fit --data data --out x --solver ipndm:7", ["order must be 1, 2, 3 or 4, got 7"]),
+    "fit: unknown grid": ("fit --data data --out x --grid even", ["'even'", "uniform"]),
+    "fit: unknown loss": ("fit --data data --out x --loss l1", ["'l1'", "mse", "squared", "fashion", "lpips"]),
+    "fit: loss of images": (f"fit --data data --out x {FIT.replace('squared', 'fashion')}", ["grey images"]),
+    "fit: all held out": ("fit --data data --out x --loss mse --fit.holdout 48", ["holdout", "48 of 48"]),
+    "fit: bad bound": ("fit --data data --out x --loss mse --fit.holdout 8 --gamma 1", ["gamma must be in [0, 1)"]),
+    "fit: never saved": (f"fit --data data --out x {FIT} --save-every 0", ["save-every must be at least 1, got 0"]),
+    "fit: resume another": (f"fit --data data --out fitted {FIT} --fit.seed 1", ["written with another configuration"]),
+    "fit: resume other data": (f"fit --data test --out fitted {FIT}", ["written with another configuration"]),
+    "fit: start is no artifact": (f"fit --data data --out x {FIT} --start x", ["x is not an artifact"]),
+    "fit: start is no global plan": (f"fit --data data --out x {FIT} --start fitted", ["must be a fitted global plan"]),
+    "fit: below a file": (f"fit --data data --out fit.json/x {FIT}", ["fit.json/x"]),
+    "fit: json below a file": (f"fit --data data --out x {FIT} --json fit.json/x", ["fit.json is a file"]),
+    "fit: json onto a folder": (f"fit --data data --out x {FIT} --json data", ["data is a folder"]),
+    "sample: no artifact": ("sample --model toy --artifact x --out s.safetensors", ["artifact", "x"]),
+    "sample: another model": (
+        "sample --model fashion --artifact fitted --out s.safetensors",
+        ["fitted needs a model with schedule RectifiedFlow", "fashion has EDM"],
+    ),
+    "sample: no steps": ("sample --model toy --steps 0 --out s.safetensors", ["steps must be at least 1, got 0"]),
+    "sample: no seeds": ("sample --model toy --count 0 --out s.safetensors", ["count must be at least 1, got 0"]),
+    "sample: to .jpg": ("sample --model toy --out s.jpg", [".png or .safetensors", "s.jpg"]),
+    "sample: points as picture": ("sample --model toy --out s.png", ["only images can be drawn", "use .safetensors"]),
+    "sample: below a file": ("sample --model toy --out fit.json/s.safetensors", ["fit.json is a file"]),
+    "evaluate: nothing": ("evaluate", ["nothing to do", "--heldout", "--samples"]),
+    "evaluate: one sample": ("evaluate --samples 1", ["nothing to do"]),
+    "evaluate: one sample besides": ("evaluate --heldout test --loss mse --samples 1", ["samples must be", "got 1"]),
+    "evaluate: no endpoints": ("evaluate --heldout x", ["x holds no endpoints"]),
+    "evaluate: no artifact": ("evaluate --heldout test --artifact x", ["artifact", "x"]),
+    "evaluate: unknown loss": ("evaluate --heldout test --loss l1", ["'l1'", "squared"]),
+    "evaluate: loss of images": ("evaluate --heldout test", ["grey images"]),
+    "evaluate: FD of points": ("evaluate --heldout test --loss mse --samples 4", ["grey images"]),
+    "evaluate: negative": ("evaluate --heldout test --loss mse --samples -4", ["samples must be", "-4"]),
+    "evaluate: json below a file": ("evaluate --heldout test --loss mse --json fit.json/x", ["fit.json is a file"]),
+    "toy: unknown freedoms": ("toy --freedoms sigma", ["sigma", "tau+dtau+gamma"]),
+    "toy: no steps": ("toy --steps 3 0", ["steps must be at least 1"]),
+    "toy: unknown class": ("toy --classes C", ["'C'", "AB"]),
+    "toy: below a file": ("toy --quick --out fit.json/x", ["fit.json/x"]),
+    "toy: json below a file": ("toy --quick --json fit.json/x", ["fit.json is a file"]),
+    "compare: unknown model": ("compare --out x --model flux", ["'flux'", "toy", "fashion"]),
+    "compare: unknown method": ("compare --out x --methods sigma", ["sigma", "god", "indis", "ablation"]),
+    "compare: unknown grid": ("compare --out x --grids even", ["'even'", "uniform"]),
+    "compare: no calls": ("compare --out x --steps 0", ["nfe must be at least 1"]),
+    "compare: bf16 without network": ("compare --out x --model toy --bf16", ["bf16 must be left out for toy"]),
+    "fit: unknown method": ("fit --method sigma --data data --out x", ["'sigma'", "indis", "god", "look"]),
+    "report: no folder": ("report --run nowhere", ["nowhere"]),
+    "report: nothing in it": ("report --run data", ["data", "nothing|no results"]),
+    "train-model: no data": ("train-model --out x --data test", ["train-images-idx3-ubyte.gz is missing"]),
+    "train-model: no images": ("train-model --out x --images 0", ["images must be at least 1"]),
+    "train-model: never saved": ("train-model --out x --save-every 0", ["save-every must be at least 1"]),
+}
+
+
+@pytest.mark.parametrize(("line", "parts"), BAD.values(), ids=BAD)
+def test_bad_input_is_one_sentence_and_leaves_no_file(indis, work, line, parts):
+    said = refused(indis, line)
+    for part in parts:
+        assert any(choice in said for choice in part.split("|")), said
+
+
+@pytest.mark.parametrize("command", [f"fit --data data --out x {FIT}", "evaluate --heldout data --loss mse"])
+def test_damaged_endpoints_are_named(indis, work, command):
+    flip_last_byte(work / "data" / "endpoints-00001.safetensors")
+    assert "data/endpoints-00001.safetensors is damaged" in refused(indis, command)
+    (work / "data" / "endpoints-00001.safetensors").unlink()
+    assert "data/endpoints-00001.safetensors is missing" in refused(indis, command)
+
+
+def test_a_damaged_shard_is_not_resumed_from(indis, work):
+    flip_last_byte(work / "data" / "endpoints-00001.safetensors")
+    assert "data/endpoints-00001.safetensors is damaged" in refused(indis, f"{TEACH} --count 48 --out data")
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "evaluate --heldout test --loss mse --artifact fitted",
+        "sample --model toy --artifact fitted --out s.safetensors",
+    ],
+)
+def test_a_damaged_artifact_is_named(indis, work, command):
+    weights, config = work / "fitted" / "policy.safetensors", work / "fitted" / "config.json"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[: len(whole) // 2])
+    assert "fitted/policy.safetensors is damaged" in refused(indis, command)
+    weights.unlink()
+    assert "fitted/policy.safetensors does not exist" in refused(indis, command)
+    config.write_text("{")
+    assert "fitted/config.json is not valid JSON" in refused(indis, command)
+
+
+def test_endpoints_that_name_no_model_are_refused(indis, work):
+    meta = load_json(work / "data" / "meta.json")
+    save_json(work / "data" / "meta.json", meta | {"provenance": {}})
+    for command in (f"fit --data data --out x {FIT}", "evaluate --heldout data --loss mse"):
+        assert "name no model" in refused(indis, command)
+
+
+def test_a_damaged_checkpoint_is_named(indis, work):
+    (work / "fitted" / "checkpoint.safetensors").write_bytes(b"no")
+    assert "fitted/checkpoint.safetensors is damaged" in refused(indis, f"fit --data data --out fitted {FIT}")
+
+
+@pytest.mark.parametrize(
+    "line", ["sample --count many", "frobnicate", "", "fit --out x", "train-model --out x --what poem", "toy --fast"]
+)
+def test_words_that_no_command_knows_exit_with_two(indis, line):
+    with pytest.raises(SystemExit) as error:
+        indis(line)
+    assert error.value.code == 2
+
+
+def test_settings_of_the_fit_that_make_no_sense_are_told_in_the_box_of_the_parser(indis, capsys, tmp_path):
+    with pytest.raises(SystemExit) as error:
+        indis(f"fit --data data --out {tmp_path}/x --fit.lr 0")
+    said = capsys.readouterr().err
+    assert error.value.code == 2
+    assert "lr and clip must be positive" in said and "Traceback" not in said
+    assert contents(tmp_path) == {}
