@@ -41,7 +41,7 @@ class Compare:
     out: Path = Path("runs/compare")
     """Folder; one below it for each model."""
     resume: bool = True
-    """Go on from finished cells; `--no-resume` computes all of the models' cells again."""
+    """Go on from finished cells; `--no-resume` computes all of them again, end points excepted."""
     quick: bool = False
     """Small sizes: minutes instead of hours."""
     bf16: bool = False
@@ -67,8 +67,8 @@ class Compare:
         kind = bench.named(name)
         config = CompareConfig(self.methods, self.grids, self.steps, self.afs, self.seeds, self.shipped)
         sizes = bench.resized(kind.brief if self.quick else kind.full, asdict(self.sizes))
-        if not self.resume:
-            shutil.rmtree(folder, ignore_errors=True)
+        for part in () if self.resume else ("cells", "artifacts"):
+            shutil.rmtree(folder / part, ignore_errors=True)
         writable(folder)
         return Comparison(config, kind(bf16=self.bf16), sizes, folder)
 

@@ -243,9 +243,7 @@ class Comparison:
         identity = {"method": VARIANTS[cell.method].method, "config": asdict(method), **sizes}
         if self._finished(cell, identity):
             return
-        start = VARIANTS[cell.method].start
-        begin = self.sampler(replace(cell, method=start)) if start else None
-        process = method.tuning(self.denoiser, self.data, self.bench.loss, start=begin)
+        process = method.tuning(self.denoiser, self.data, self.bench.loss)
         home = self.folder / "artifacts" / cell.name
         seconds = yield from self._tune(process, home, cell, identity, doing)
         provenance = {**self.bench.provenance(), **identity, "validation_loss": process.best}

@@ -13,11 +13,10 @@ from indis.training import FitConfig
 
 @dataclass(frozen=True)
 class Variant:
-    """A row of the comparison: ``start`` names the variant whose fitted sampler it begins at."""
+    """A row of the comparison."""
 
     method: str
     changes: dict[str, Any] = field(default_factory=dict)
-    start: str = ""
     kind: str = "published"  # or "ours", "ablation"
 
     @property
