@@ -182,7 +182,7 @@ def _pareto_panel(axes: Axes, points: Mapping[str, tuple[float, float]], grid: E
     if grid is not None:
         name = f"{BEST_GRID}, no fit: {grid.name}"
         at: dict[str, Any] = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points"}
-        axes.annotate(name, (0.3, grid.loss), (0, 2), fontsize=SIZE, **at)
+        axes.annotate(name, (0.01, grid.loss), (0, 2), fontsize=SIZE, **at)
     first = dict(sorted(points.items(), key=lambda item: not look(item[0]).main))
     name_points(axes, first, (width, _PANEL - 0.75), stairs)
 
