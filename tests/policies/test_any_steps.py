@@ -61,7 +61,7 @@ def test_gradients_reach_the_network_and_only_the_table_in_use():
     Sampler(made, IPNDM(3))(PROBLEM, seeded(6, *PROBLEM.shape)).square().sum().backward()
     assert made.table(4).free.grad.abs().sum() > 0
     assert made.table(3).free.grad is None and made.table(6).free.grad is None
-    for name in ("trunk.layers.0.weight", "mix.weight", "place.weight", "second.weight", "head.weight"):
+    for name in ("reader.trunk.layers.0.weight", "mix.weight", "place.weight", "second.weight", "head.weight"):
         assert made.get_parameter(name).grad.abs().sum() > 0, name
 
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from indis.discretization import Bounds, Discretization
 from indis.noise import SCHEDULES, NoiseSchedule
-from indis.policies.encoders import trunk_for
+from indis.policies.encoders import Reader
 from indis.policies.instance import WEIGHT_RATE
 from indis.policies.policy import Global, Policy
 from indis.storage import describe, rebuild
@@ -56,8 +56,7 @@ class AnySteps(Policy):
         self.shared = nn.ModuleDict({str(member.steps): member for member in shared})
         self.schedule, self.shape, self.condition_dim = schedule, tuple(shape), condition_dim
         self.width, self.depth, self.order = width, depth, order
-        self.trunk = trunk_for(self.shape, width, depth)
-        self.condition = nn.Linear(condition_dim, width) if condition_dim else None
+        self.reader = Reader(self.shape, condition_dim, width, depth)
         self.mix, self.place = nn.Linear(width, width), nn.Linear(4 * WAVES + 1, width)
         self.second, self.head = nn.Linear(width, width), nn.Linear(width, shared[0].rows, bias=False)
         nn.init.zeros_(self.head.weight)
@@ -82,11 +81,7 @@ class AnySteps(Policy):
 
     def forward(self, noise: Tensor, features: Tensor | None = None, index: Tensor | None = None) -> Discretization:
         """The plan at the chosen number of steps."""
-        hidden = self.trunk(noise.to(self.head.weight.dtype))
-        if self.condition is not None:
-            if features is None:
-                raise ValueError(f"features must be (batch, {self.condition_dim}), got None")
-            hidden = hidden + self.condition(features.to(hidden.dtype))
+        hidden = self.reader(noise, features)
         placed = self.place(places(self.steps).to(hidden))
         column = F.silu(self.second(F.silu(self.mix(hidden)[:, None] + placed)))
         member = self.table(self.steps)

@@ -64,3 +64,31 @@ def trunk_for(shape: tuple[int, ...], width: int, depth: int) -> nn.Module:
     if len(shape) == 3:
         return ConvTrunk(shape[0], width)
     raise ValueError(f"shape must be (size,) or (channels, height, width), got {shape}")
+
+
+class Reader(nn.Module):
+    """What a sample is, as one vector: its starting noise through a trunk, plus its condition through a linear layer.
+
+    ``condition_dim`` 0 means that the noise alone is read.
+    """
+
+    def __init__(self, shape: tuple[int, ...], condition_dim: int, width: int, depth: int) -> None:
+        super().__init__()
+        self.condition_dim = condition_dim
+        self.trunk = trunk_for(tuple(shape), width, depth)
+        self.condition = nn.Linear(condition_dim, width) if condition_dim else None
+
+    def forward(self, noise: Tensor, features: Tensor | None) -> Tensor:
+        """``(batch, width)`` from unit noise ``(batch, *shape)`` and features ``(batch, condition_dim)``.
+
+        Raises:
+            ValueError: if features are needed and missing or of another size.
+        """
+        dtype = next(self.parameters()).dtype
+        hidden = self.trunk(noise.to(dtype))
+        if self.condition is None:
+            return hidden
+        if features is None or features.shape[-1] != self.condition_dim:
+            given = None if features is None else tuple(features.shape)
+            raise ValueError(f"features must be (batch, {self.condition_dim}), got {given}")
+        return hidden + self.condition(features.to(dtype))

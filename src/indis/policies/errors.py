@@ -12,7 +12,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from indis.policies.encoders import trunk_for
+from indis.policies.encoders import Reader
 
 
 class ErrorPredictor(nn.Module):
@@ -24,19 +24,13 @@ class ErrorPredictor(nn.Module):
         super().__init__()
         self.counts, self.shape, self.condition_dim = tuple(counts), tuple(shape), condition_dim
         self.width, self.depth = width, depth
-        self.trunk = trunk_for(self.shape, width, depth)
-        self.condition = nn.Linear(condition_dim, width) if condition_dim else None
+        self.reader = Reader(self.shape, condition_dim, width, depth)
         self.mix, self.head = nn.Linear(width, width), nn.Linear(width, len(self.counts))
         nn.init.zeros_(self.head.weight)
 
     def forward(self, noise: Tensor, features: Tensor | None = None) -> Tensor:
         """From unit noise ``(batch, *shape)`` and condition features ``(batch, condition_dim)``."""
-        hidden = self.trunk(noise.to(self.head.weight.dtype))
-        if self.condition is not None:
-            if features is None:
-                raise ValueError(f"features must be (batch, {self.condition_dim}), got None")
-            hidden = hidden + self.condition(features.to(hidden.dtype))
-        return self.head(F.silu(self.mix(hidden)))
+        return self.head(F.silu(self.mix(self.reader(noise, features))))
 
     def describe(self) -> dict[str, Any]:
         """The arguments it is built from, as JSON."""
