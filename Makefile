@@ -10,7 +10,7 @@ demo: $(READY)  ## the main job on the models that ship: a few minutes on two co
 	$(BIN)/indis demo --out runs/demo
 
 test: $(READY)  ## all tests
-	$(BIN)/pytest -n 2
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2  # one thread a worker: two that share two cores would wait for each other
 
 check: $(READY)  ## lint, format, types, import contract
 	$(BIN)/ruff check
