@@ -11,6 +11,7 @@ import torch
 from cli.lines import COMMANDS, FIT, STUDENT, TEACH, refused
 from indis import Global, artifact, models, noise_from_seeds
 from indis.cli.sample import save_grid
+from indis.methods import METHODS
 from indis.storage import load_json, load_tensors
 from indis.teacher import load_endpoints
 from indis.training import Fit
@@ -168,3 +169,11 @@ def test_pictures_are_laid_out_ten_a_row_and_enlarged(tmp_path):
     assert [c[0] for c in centres] == [0, 209, 255, 0]
     assert all(c[0] == c[1] == c[2] for c in centres)
     assert list(contents(tmp_path)) == ["s.png"]
+
+
+def test_the_help_of_fit_names_every_method(indis, capsys):
+    with pytest.raises(SystemExit):
+        indis("fit --help")
+    # The box wraps and pads, so words are compared, not lines.
+    words = set(capsys.readouterr().out.replace(",", " ").replace(".", " ").split())
+    assert set(METHODS) <= words

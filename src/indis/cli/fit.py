@@ -60,7 +60,8 @@ class FitCommand(Generic[M]):
     config: Annotated[M, tyro.conf.arg(name="")]
     """What is fitted and how."""
     method: str = "indis"
-    """Which method."""
+    """Which method: indis, look, every-n, god, ld3, dyweight, ald3, amed, amed-plugin, epd, epd-plugin, adasde, gits,
+    dmn, ays."""
     start: Path | None = None
     """Artifact of a fitted global plan that phi begins at."""
     save_every: int = 100

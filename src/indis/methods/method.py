@@ -27,11 +27,11 @@ class Method(ABC):
         ValueError: for an unknown solver or grid, or fewer than one step.
     """
 
-    steps: int = 5
-    solver: str = "ipndm:3"
-    grid: str = "polynomial:7"
-    analytic_first: bool = False
-    loss: str = "mse"
+    steps: int = 5  # N
+    solver: str = "ipndm:3"  # name[:order[:variant]]
+    grid: str = "polynomial:7"  # where it starts
+    analytic_first: bool = False  # AFS: the first answer by its closed form, one evaluation less
+    loss: str = "mse"  # mse, squared, fashion, lpips
     fit: FitConfig = field(default_factory=FitConfig)
 
     def __post_init__(self) -> None:
