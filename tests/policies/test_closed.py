@@ -12,6 +12,7 @@ from indis import (
     Euler,
     Fixed,
     Global,
+    IndisConfig,
     Instance,
     RectifiedFlow,
     Sampler,
@@ -164,3 +165,10 @@ def test_realised_of_an_open_loop_is_its_plan():
     noise = seeded(3, *PROBLEM.shape)
     plan = Sampler(policy, Euler()).realised(PROBLEM, noise)
     assert torch.equal(plan.tau, policy(noise).tau)
+
+
+def test_a_plan_for_everybody_cannot_look_at_one():
+    with pytest.raises(ValueError, match="look must be never for a plan that all samples share, got 'every'"):
+        IndisConfig(per_instance=False, look="every")
+    with pytest.raises(ValueError, match="look must be never, first or every"):
+        IndisConfig(look="often")

@@ -36,6 +36,9 @@ class IndisConfig(Method):
 
     Paper: iPNDM, LPIPS, an analytic first step "when it helps"; the order is ours. ``None`` means what suits the
     denoiser's schedule (see :meth:`Bounds.natural`).
+
+    Raises:
+        ValueError: if a plan for all samples is to look at one.
     """
 
     fit: FitConfig = field(default_factory=lambda: FitConfig(lr=0.1))
@@ -50,6 +53,13 @@ class IndisConfig(Method):
     probes: int = 64  # endpoints that measure how sensitive each logit is (ours); 0 gives all logits the same rate
     width: int = 128
     depth: int = 3
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.look not in ("never", "first", "every"):
+            raise ValueError(f"look must be never, first or every, got {self.look!r}")
+        if self.look != "never" and not self.per_instance:
+            raise ValueError(f"look must be never for a plan that all samples share, got {self.look!r}")
 
     def bounds(self, denoiser: Denoiser) -> Bounds:
         """The bounds in the terms of a denoiser's schedule."""
