@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 
 .PHONY: demo test check clean
 
-demo: $(READY)  ## the main job on the models that ship: a few minutes on two cores; prints where the report is
+demo: $(READY)  ## the main job on the models that ship: minutes on two cores; prints where the report is
 	$(BIN)/indis demo --out runs/demo
 
 test: $(READY)  ## all tests
