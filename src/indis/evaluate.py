@@ -14,12 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from indis.denoise import Counted, Denoiser
+from indis.denoise import Condition, Counted, Denoiser
 from indis.losses import Loss, mse
 from indis.sampler import Sampler
 from indis.teacher import Endpoints, noise_from_seeds
 
 Row = dict[str, Any]
+Draw = Callable[[Denoiser, Tensor, Condition], Tensor]  # a sampler, of whatever kind
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ def sample_batches(denoiser: Denoiser, sampler: Sampler, seeds: Sequence[int], b
         yield samples  # outside, since a generator's context would reach into its caller
 
 
-def score_pairs(denoiser: Denoiser, sampler: Sampler, data: Endpoints, loss: Loss, batch: int = 500) -> PairScores:
+def score_pairs(denoiser: Denoiser, sampler: Draw, data: Endpoints, loss: Loss, batch: int = 500) -> PairScores:
     """The loss and the mean square error to the teacher on held-out endpoints."""
     sums = torch.zeros(2, dtype=torch.float64)
     for start in range(0, len(data), batch):

@@ -86,14 +86,6 @@ def fixed_rows(sampler: Sampler, denoiser: Denoiser, heldout: Endpoints, loss: L
 
 def budget_row(own: BudgetSampler, denoiser: Denoiser, heldout: Endpoints, loss: Loss) -> dict[str, Any]:
     """The loss with a number for each; evaluations are counted."""
-    counter, total, error = Counted(denoiser), 0.0, 0.0
-    for start in range(0, len(heldout), 500):
-        part = heldout[start : start + 500]
-        with torch.no_grad():
-            end = denoiser.decode(own(counter, part.noise, part.condition))
-            target = denoiser.decode(part.target)
-            total += loss(end, target).double().sum().item()
-            error += ((end - target) ** 2).flatten(1).mean(1).double().sum().item()
-    count = len(heldout)
-    scores = {"heldout_loss": total / count, "teacher_mse": error / count, "pairs": count}
-    return {"kind": "budget", "nfe": counter.samples / count, "asked": own.mean, **scores}
+    counter = Counted(denoiser)
+    scores = score_pairs(counter, own, heldout, loss)
+    return {"kind": "budget", "nfe": counter.samples / scores.pairs, "asked": own.mean, **scores.row()}

@@ -45,19 +45,11 @@ class EveryN(IndisConfig):
     def untrained(self, denoiser: Denoiser) -> Sampler:
         """The base solver at each number of steps, bit for bit; ``steps`` is chosen."""
         solver, grid = solvers.named(self.solver), grids.named(self.grid)
-        features = denoiser.condition([0]).features if self.use_condition else None
+        bases = [grid(denoiser.schedule, steps) for steps in range(self.fewest, self.steps + 1)]
+        network = self.network(denoiser, solver.memory)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.fit.seed)
-            policy = AnySteps(
-                [grid(denoiser.schedule, steps) for steps in range(self.fewest, self.steps + 1)],
-                denoiser.schedule,
-                self.bounds(denoiser),
-                shape=denoiser.shape,
-                condition_dim=0 if features is None else features.shape[-1],
-                width=self.width,
-                depth=self.depth,
-                order=solver.memory,
-            )
+            policy = AnySteps(bases, denoiser.schedule, self.bounds(denoiser), **network)
         return Sampler(policy, solver, self.analytic_first)
 
     def tuning(self, denoiser: Denoiser, data: Endpoints, loss: Loss, *, start: Sampler | None = None) -> EveryFit:

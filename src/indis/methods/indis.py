@@ -68,6 +68,17 @@ class IndisConfig(Method):
         sizes = {"dtau": self.dtau, "gamma": self.gamma, "weights": self.weights}
         return Bounds.natural(denoiser.schedule, **sizes, **chosen)
 
+    def network(self, denoiser: Denoiser, order: int) -> dict[str, Any]:
+        """What a phi for this denoiser is built from; ``order`` is how many multistep weights a step has."""
+        features = denoiser.condition([0]).features if self.use_condition else None
+        return {
+            "shape": denoiser.shape,
+            "condition_dim": 0 if features is None else features.shape[-1],
+            "width": self.width,
+            "depth": self.depth,
+            "order": order,
+        }
+
     def untrained(self, denoiser: Denoiser) -> Sampler:
         """The sampler before any tuning: equal to its base solver, bit for bit."""
         solver = solvers.named(self.solver)
@@ -95,14 +106,7 @@ def _policy(config: IndisConfig, denoiser: Denoiser, base: torch.Tensor, order: 
     bounds = config.bounds(denoiser)
     if not config.per_instance:
         return Global(base, denoiser.schedule, bounds, order)
-    features = denoiser.condition([0]).features if config.use_condition else None
-    network: dict[str, Any] = {
-        "shape": denoiser.shape,
-        "condition_dim": 0 if features is None else features.shape[-1],
-        "width": config.width,
-        "depth": config.depth,
-        "order": order,
-    }
+    network = config.network(denoiser, order)
     # The initial weights of phi are part of the experiment's seed, and drawing them must not disturb the caller's.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.fit.seed)

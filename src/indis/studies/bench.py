@@ -49,6 +49,7 @@ class Bench(ABC):
     teacher_solver: str
     teacher_grid: str
     teacher_steps: int
+    shard: int  # end points a file, what an interrupt can lose
     shared: dict[str, Any]  # config fields of every method that has them
     full: Sizes
     brief: Sizes
@@ -114,6 +115,7 @@ class FashionBench(Bench):
     name, loss_name = "fashion", "fashion"
     grids = ("polynomial:7", "polynomial:5", "polynomial:3", "log_snr", "vp_time:2", "vp_time", "quadratic", "uniform")
     teacher_solver, teacher_grid, teacher_steps = "ipndm:3", "polynomial:7", 30
+    shard = 500
     shared = {"solver": "ipndm:3", "grid": "polynomial:7", "loss": "fashion"}
     full = Sizes(10_000, 1000, 10_000, FitConfig(120, 48, holdout=300, validate_every=15))
     brief = Sizes(600, 300, 600, FitConfig(60, 32, holdout=100, validate_every=20))
@@ -157,6 +159,7 @@ class ToyBench(Bench):
     name, loss_name = "toy", "squared"
     grids = ("uniform", "quadratic", "polynomial:3", "log_snr", "flow_shift:3")
     teacher_solver, teacher_grid, teacher_steps = "euler", "uniform", 100
+    shard = 4096
     shared = {
         "solver": "ipndm:3",
         "grid": "uniform",
@@ -175,13 +178,11 @@ class ToyBench(Bench):
 
     def judge(self, sampler: Sampler, heldout: Endpoints, samples: int) -> Scores:
         """Squared distance and MSE to the teacher, KL and W1 to the true distribution, with their floors."""
-        from indis.losses import mse
-
         with torch.no_grad():
             end = torch.cat(list(self._ends(sampler, heldout)))
         return {
             "heldout_loss": self.loss(end, heldout.target).double().mean().item(),
-            "teacher_mse": mse(end, heldout.target).double().mean().item(),
+            "teacher_mse": losses.mse(end, heldout.target).double().mean().item(),
             "pairs": len(heldout),
             **self._distances(end),
         }

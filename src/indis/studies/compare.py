@@ -16,6 +16,7 @@ from __future__ import annotations
 import time
 from collections.abc import Generator, Iterator
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -189,9 +190,14 @@ class Comparison:
             f"tuning (seeds from 0), {s.heldout} for the distances (seeds from 1000000).",
             f"Learned rows: {s.fit.iterations} iterations of {s.fit.batch}; the iteration with the best loss on "
             f"{s.fit.holdout} of the tuning end points is kept. Times are processor seconds.",
-            *b.notes(s),
+            *self._about,
             *skipped,
         ]
+
+    @cached_property
+    def _about(self) -> list[str]:
+        """The bench's notes: they may cost an optimal transport, and results are collected after every cell."""
+        return self.bench.notes(self.sizes)
 
     def _possible(self, cell: Cell) -> bool:
         try:
@@ -202,7 +208,7 @@ class Comparison:
         return True
 
     def _endpoints(self, name: str, count: int, first_seed: int) -> Iterator[CompareProgress]:
-        config = TeachConfig(count, first_seed, shard=min(count, 500 if self.bench.name == "fashion" else 4096))
+        config = TeachConfig(count, first_seed, shard=min(count, self.bench.shard))
         provenance = self.bench.provenance() | {"bf16": self.bench.drawing is not self.denoiser}
         for state in teach(config, self.bench.drawing, self.bench.teacher, self.folder / name, provenance=provenance):
             yield CompareProgress(f"teacher {name}", state.done, state.count)
