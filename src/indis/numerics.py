@@ -26,7 +26,9 @@ def broadcast(coefficient: Tensor, x: Tensor) -> Tensor:
 def gauss_legendre(points: int) -> tuple[Tensor, Tensor]:
     """Nodes and weights of Gauss-Legendre quadrature on [0, 1], float64, each of shape ``(points,)``."""
     nodes, weights = np.polynomial.legendre.leggauss(points)
-    return torch.from_numpy((nodes + 1) / 2), torch.from_numpy(weights / 2)
+    # Kept for good: under inference mode it would be a constant that gradients cannot pass later.
+    with torch.inference_mode(False):
+        return torch.from_numpy((nodes + 1) / 2), torch.from_numpy(weights / 2)
 
 
 def lagrange(nodes: list[Tensor], at: Tensor) -> list[Tensor]:
