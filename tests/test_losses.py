@@ -44,26 +44,41 @@ def test_without_the_lpips_package_the_error_says_what_to_install(monkeypatch):
     assert "pip install indis-diffusion[lpips]" in sentence(error)
 
 
-def test_lpips_gets_three_equal_channels_of_a_grey_image(monkeypatch):
-    asked = []
+class FakeLPIPS(torch.nn.Module):
+    """Stands in for the package's network and keeps what it was asked."""
 
-    class Fake(torch.nn.Module):
-        def __init__(self, net, verbose):
-            super().__init__()
-            self.weight = torch.nn.Parameter(torch.ones(1))
+    def __init__(self, net, verbose):
+        super().__init__()
+        self.asked, self.weight = [], torch.nn.Parameter(torch.ones(1))
 
-        def forward(self, a, b):
-            asked.append((a, b))
-            return self.weight * (a - b).square().mean((1, 2, 3), keepdim=True)
+    def forward(self, a, b):
+        self.asked.append((a, b))
+        return self.weight * (a - b).square().mean((1, 2, 3), keepdim=True)
 
-    monkeypatch.setitem(sys.modules, "lpips", SimpleNamespace(LPIPS=Fake))
-    loss, a, b = losses.named("lpips"), images(0), images(1)
-    value = loss(a, b)
-    torch.testing.assert_close(value, mse(a, b))
-    assert torch.equal(asked[0][0], a.repeat(1, 3, 1, 1))
-    assert not any(p.requires_grad for p in loss.parameters())
-    loss(a.repeat(1, 3, 1, 1), b.repeat(1, 3, 1, 1))
-    assert torch.equal(asked[1][1], b.repeat(1, 3, 1, 1))
+
+@pytest.fixture
+def lpips(monkeypatch):
+    monkeypatch.setitem(sys.modules, "lpips", SimpleNamespace(LPIPS=FakeLPIPS))
+    return losses.named("lpips")
+
+
+def test_lpips_gets_three_equal_channels_of_a_grey_image(lpips):
+    a, b = images(0), images(1)
+    torch.testing.assert_close(lpips(a, b), mse(a, b))
+    lpips(a.repeat(1, 3, 1, 1), b.repeat(1, 3, 1, 1))
+    grey, colour = lpips.network.asked
+    assert torch.equal(grey[0], a.repeat(1, 3, 1, 1))
+    assert torch.equal(colour[1], b.repeat(1, 3, 1, 1))
+    assert not any(p.requires_grad for p in lpips.parameters())
+
+
+@pytest.mark.parametrize("shape", [(4, 2), (3, 28, 28), (4, 2, 28, 28), (4, 3, 8, 28, 28)])
+def test_lpips_of_what_is_no_image_is_refused_in_one_sentence(lpips, shape):
+    for pair in [(torch.zeros(shape), images()), (images(), torch.zeros(shape))]:
+        with pytest.raises(ValueError) as error:
+            lpips(*pair)
+        assert "images" in sentence(error) and str(shape) in sentence(error)
+    assert lpips.network.asked == []
 
 
 def test_the_fashion_loss_is_zero_only_between_equal_images():

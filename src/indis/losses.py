@@ -52,9 +52,18 @@ class LPIPS(nn.Module):
         self.network = lpips.LPIPS(net=net, verbose=False).eval().requires_grad_(False)
 
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
-        """``(batch,)`` from images ``(batch, 1 or 3, height, width)``; grey is repeated over three channels."""
-        colour = [v.expand(-1, 3, -1, -1) if v.shape[1] == 1 else v for v in (student, teacher)]
-        return self.network(*colour).flatten()
+        """``(batch,)`` from images ``(batch, 1 or 3, height, width)``; grey is repeated over three channels.
+
+        Raises:
+            ValueError: if the samples are not such images.
+        """
+        return self.network(_colour(student), _colour(teacher)).flatten()
+
+
+def _colour(images: Tensor) -> Tensor:
+    if images.dim() != 4 or images.shape[1] not in (1, 3):  # else the network fails deep inside
+        raise ValueError(f"lpips needs images (batch, 1 or 3, height, width), got shape {tuple(images.shape)}")
+    return images.expand(-1, 3, -1, -1)
 
 
 LOSSES: dict[str, Callable[[], Loss]] = {
