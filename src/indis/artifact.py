@@ -32,6 +32,15 @@ def shipped(name: str) -> Path:
     return SHIPPED / name
 
 
+def find(name: Path | str) -> Path:
+    """The folder of that name, or else of the artifact that ships under it.
+
+    Raises:
+        FileNotFoundError: if there is neither.
+    """
+    return Path(name) if Path(name).exists() else shipped(str(name))
+
+
 def shipped_names() -> list[str]:
     """The artifacts that come with the package."""
     return sorted(path.parent.name for path in SHIPPED.glob("*/config.json"))

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from indis.denoise import Denoiser
 from indis.losses import Loss
-from indis.policies import LogitPolicy, PerSample, Policy
+from indis.policies import Global, LogitPolicy, PerSample, Policy
 from indis.sampler import Sampler
 from indis.storage import load_tensors, pack_optimizer, save_tensors, section, unpack_optimizer
 from indis.teacher import Endpoints
@@ -252,11 +252,11 @@ class Fit(Tuning):
             self.best, self.best_state = heldout, _copy(self.sampler.policy)
 
 
-def sensitivity(sampler: Sampler, denoiser: Denoiser, data: Endpoints, loss: Loss) -> Tensor:
-    """How strongly each logit of a plan moves a sample's loss, ``(1, rows, steps)``: root mean square over samples.
+def own_gradients(sampler: Sampler, denoiser: Denoiser, data: Endpoints, loss: Loss) -> Tensor:
+    """How each sample would move the logits of its own copy of the shared plan: gradients ``(len(data), rows, steps)``.
 
-    It is measured at the sampler's shared plan, which an untrained per-instance policy has too: at each sample's own
-    copy of the logits, so that gradients of opposite signs do not cancel. Logits that do nothing have zero.
+    The shared plan is that of a :class:`Global` policy, or the base grid that an untrained per-instance policy has.
+    Gradients are of the logits that the bounds see, after any scale.
 
     Raises:
         TypeError: if the policy has no logits.
@@ -265,11 +265,24 @@ def sensitivity(sampler: Sampler, denoiser: Denoiser, data: Endpoints, loss: Los
     if not isinstance(policy, LogitPolicy):
         raise TypeError(f"policy must have logits, got {type(policy).__name__}")
     own = PerSample(len(data), policy.base, policy.schedule, policy.bounds, policy.order)
-    probe = Sampler(own, sampler.solver, sampler.analytic_first)
-    student = probe(denoiser, data.noise, data.condition)
+    if isinstance(policy, Global):
+        own.free.data.copy_(policy.scale * policy.free)
+    student = Sampler(own, sampler.solver, sampler.analytic_first)(denoiser, data.noise, data.condition)
     loss(denoiser.decode(student), denoiser.decode(data.target)).sum().backward()
     assert own.free.grad is not None
-    return own.free.grad.square().mean(0, keepdim=True).sqrt()
+    return own.free.grad
+
+
+def sensitivity(sampler: Sampler, denoiser: Denoiser, data: Endpoints, loss: Loss) -> Tensor:
+    """How strongly each logit of a plan moves a sample's loss, ``(1, rows, steps)``: root mean square over samples.
+
+    It is measured at each sample's own copy of the logits (:func:`own_gradients`), so that gradients of opposite signs
+    do not cancel. Logits that do nothing have zero.
+
+    Raises:
+        TypeError: if the policy has no logits.
+    """
+    return own_gradients(sampler, denoiser, data, loss).square().mean(0, keepdim=True).sqrt()
 
 
 def even_scale(rms: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ import pytest
 
 from indis.cli.compare import Compare, SizeOptions
 from indis.report import comparison, tables
-from indis.report.results_table import results_table, write_markdown
+from indis.report.results_table import against_nfe, results_table, write_markdown
 from indis.storage import load_json, save_json
 from indis.studies.bench import ToyBench
 from report.cases import fashion, report, row, toy_rows
@@ -122,12 +122,42 @@ def test_a_row_without_a_loss_stands_last():
 
 def test_markdown_is_the_same_table_for_github():
     said = write_markdown(fashion()["rows"])
-    assert said.startswith("### fashion\n\n**3 NFE**\n\n|  | held-out loss |")
+    assert said.startswith("### fashion\n\n| held-out loss | ")
+    said = said[said.index("**3 NFE**") :]
+    assert said.startswith("**3 NFE**\n\n|  | held-out loss |")
     assert "\n| indis, AFS | **0.1000 ± 0.0033** | **0.0333" in said
     assert "\n| *log_snr* | 0.467 | 0.156 | – |" in said
     lines = [line for line in said.splitlines() if line.startswith("|")]
     assert len({line.count("|") for line in lines}) == 1 and lines[1].count("--:") == 6
     assert len(lines) == 3 * 2 + 4 * 4
+
+
+def test_a_metric_against_nfe_has_a_line_a_method_the_best_first():
+    grids = [row("uniform", 3, 2.0, seed=None), row("uniform", 5, 1.0, seed=None)]
+    rows = [row("god", 3, 0.4), row("god", 5, 0.2), row("look", 3, 0.1), row("look", 5, 0.25), *grids]
+    table = against_nfe(read({"rows": rows}), "heldout_loss")
+    assert table.head == ["held-out loss", "3 NFE", "5 NFE"]
+    said = {cells[0].text: [(c.text, c.best) for c in cells[1:]] for cells in table.groups[0].rows}
+    # look: ratios to the best 1 and 1.25; god: 4 and 1.
+    assert list(said) == ["look", "god", "best grid"]
+    assert said["god"] == [("0.400", False), ("0.200", True)] and said["look"] == [("0.100", True), ("0.250", False)]
+
+
+def test_a_metric_against_nfe_names_the_analytic_first_step_and_leaves_gaps():
+    first = row("amed", 3, 0.4) | {"afs": True}
+    rows = [first, row("amed", 4, 0.2), row("epd", 3, 0.5) | {"afs": True}, row("god", 4, 0.1)]
+    lines = [
+        [cell.text for cell in cells] for cells in against_nfe(read({"rows": rows}), "heldout_loss").groups[0].rows
+    ]
+    assert ["epd, AFS", "0.500", tables.MISSING] in lines and ["god", tables.MISSING, "0.100"] in lines
+    assert ["amed, AFS where needed", "0.400", "0.200"] in lines
+
+
+def test_a_choice_of_rows_keeps_the_best_grid_of_each_nfe():
+    grids = [row("a", 3, 1.0, seed=None), row("b", 3, 2.0, seed=None), row("b", 5, 1.0, seed=None)]
+    results = read({"rows": [row("god", 3, 0.4), row("look", 3, 0.1), *grids]})
+    chosen = results.only(["god", "best grid"])
+    assert [(e.name, e.nfe) for e in chosen.entries] == [("god", 3), ("a", 3), ("b", 5)]
 
 
 def test_markdown_of_a_folder_has_every_model_and_the_notes(tmp_path):

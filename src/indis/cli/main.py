@@ -20,6 +20,7 @@ from indis.cli.evaluate import Evaluate
 from indis.cli.fit import fit_command, spelled_out
 from indis.cli.report import Report
 from indis.cli.sample import Sample
+from indis.cli.sight import Sight
 from indis.cli.teach import Teach
 from indis.cli.toy import ToyCommand
 from indis.cli.train_model import TrainModel
@@ -35,6 +36,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], Any]] = {
     "toy": lambda arguments: ToyCommand,
     "budget": lambda arguments: Budget,
     "compare": lambda arguments: Compare,
+    "sight": lambda arguments: Sight,
     "demo": lambda arguments: Demo,
     "train-model": lambda arguments: TrainModel,
 }

@@ -40,8 +40,7 @@ class SamplerChoice:
             ValueError: if the artifact was fitted to another kind of model.
         """
         if self.artifact is not None:
-            folder = self.artifact if self.artifact.exists() else artifact.shipped(str(self.artifact))
-            sampler = self._choose(artifact.load(folder))
+            sampler = self._choose(artifact.load(artifact.find(self.artifact)))
             for name in ("schedule", "shape"):  # of a policy that was learned
                 own, needed = getattr(sampler.policy, name, None), getattr(denoiser, name)
                 if own is not None and own != needed:

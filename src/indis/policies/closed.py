@@ -29,6 +29,14 @@ from indis.policies.instance import Instance
 Look = Literal["first", "every"]
 
 
+def seen(x: Tensor, answer: Tensor, t: Tensor, schedule: NoiseSchedule, native: Form) -> Tensor:
+    """``(batch, 2 channels, ...)``: the state at unit variance and the denoised sample, from an answer at it."""
+    alpha, sigma = schedule.alpha(t), schedule.sigma(t)
+    state = x / broadcast((alpha**2 + sigma**2).sqrt(), x)
+    data = convert(answer, native, Form.DATA, x=x, schedule=schedule, t=t)
+    return torch.cat([state, data], dim=1)
+
+
 class ClosedLoop(Instance):
     """A policy whose plan looks at states and answers in the denoiser's ``native`` form."""
 
@@ -54,7 +62,7 @@ class ClosedLoop(Instance):
     def rest(self, k: int, tau: Tensor, x: Tensor, answer: Tensor, features: Tensor | None) -> Discretization:
         """The plan of steps k ... N-1 from node ``tau`` ``(grid,)``, given the native ``answer`` at ``x``."""
         place = self._place(k, tau, len(x)) if self.place is not None else None
-        logits = self.read(self._seen(tau, x, answer), features, place)
+        logits = self.read(seen(x, answer, tau, self.schedule, self.native), features, place)
         base = restart(self.base, k, tau, self.schedule, self.bounds)
         return from_logits((self.scale * logits)[:, :, k:], base, self.schedule, self.bounds)
 
@@ -65,13 +73,6 @@ class ClosedLoop(Instance):
     @classmethod
     def _own(cls, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Any]:
         return super()._own(config, tensors) | {"native": Form(config["native"]), "look": config["look"]}
-
-    def _seen(self, tau: Tensor, x: Tensor, answer: Tensor) -> Tensor:
-        """``(batch, 2 channels, ...)``: the state at unit variance and the denoised sample."""
-        alpha, sigma = self.schedule.alpha(tau), self.schedule.sigma(tau)
-        state = x / broadcast((alpha**2 + sigma**2).sqrt(), x)
-        data = convert(answer, self.native, Form.DATA, x=x, schedule=self.schedule, t=tau)
-        return torch.cat([state, data], dim=1)
 
     def _place(self, k: int, tau: Tensor, batch: int) -> Tensor:
         """``(batch, width)`` from the node's number and the share of the log-SNR (or time) axis behind it."""

@@ -6,8 +6,8 @@ Equal *NFE* is what makes rows comparable, so the analytic first step (AFS) is a
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from indis.report.tables import Row, average, pretty
@@ -108,6 +108,12 @@ class Results:
         learned = {name: e for name, e in entries.items() if not e.is_grid and name not in ABLATED}
         grid = min((e for e in entries.values() if e.is_grid), key=lambda e: e.loss, default=None)
         return learned if grid is None else learned | {BEST_GRID: grid}
+
+    def only(self, names: Collection[str]) -> Results:
+        """The entries with these names, ``BEST_GRID`` among them at every number of evaluations, and the teacher."""
+        kept = [e for nfe in self.nfes for e in self.at(nfe) if e.name in names]
+        grids = [self.contenders(nfe).get(BEST_GRID) for nfe in self.nfes] if BEST_GRID in names else []
+        return replace(self, entries=kept + [grid for grid in grids if grid is not None])
 
     def changes(self, nfe: int) -> dict[str, float]:
         """Relative change of the held-out loss from all of φ to each ablation."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from indis.report import comparison
-from indis.report.comparison import METRICS, Entry, Results
-from indis.report.tables import MISSING, Cell, Group, Row, Table, markdown, number, spread
+from indis.report.comparison import BEST_GRID, METRICS, Entry, Results
+from indis.report.tables import MISSING, Cell, Group, Row, Table, average, markdown, number, spread
 from indis.storage import load_json
 
 FILE = "results.json"
@@ -22,6 +23,41 @@ def results_table(results: Results) -> Table:
     head = ["", *(METRICS[m] for m in metrics), *facts]
     groups = [Group(f"{nfe} NFE", _rows(results.at(nfe), metrics, facts)) for nfe in results.nfes]
     return Table(head, groups, caption(results))
+
+
+def against_nfe(results: Results, metric: str) -> Table:
+    """One metric of every method, and of the best grid, against the number of evaluations; the best ones first."""
+    at = {nfe: results.contenders(nfe) for nfe in results.nfes}
+    names = sorted({name for entries in at.values() for name in entries}, key=lambda name: _rank(at, name, metric))
+    best = {nfe: min(found, default=None) for nfe, found in ((n, _scores(at[n], metric)) for n in at)}
+    rows = [
+        [Cell(_named(at, name), soft=name == BEST_GRID)]
+        + [Cell(_score(at[n].get(name), metric), name in at[n] and at[n][name].mean(metric) == best[n]) for n in at]
+        for name in names
+    ]
+    return Table([METRICS[metric], *(f"{n} NFE" for n in at)], [Group("", rows)])
+
+
+def _scores(entries: Mapping[str, Entry], metric: str) -> list[float]:
+    return [e.mean(metric) for e in entries.values() if e.values[metric]]
+
+
+def _score(entry: Entry | None, metric: str) -> str:
+    return spread(entry.values[metric]) if entry is not None and entry.values[metric] else MISSING
+
+
+def _rank(at: Mapping[int, Mapping[str, Entry]], name: str, metric: str) -> float:
+    """The mean over NFE of the logarithm against the best entry there, so that no NFE outweighs another."""
+    found = [(entries[name].mean(metric), min(_scores(entries, metric))) for entries in at.values() if name in entries]
+    return average(math.log(value / best) for value, best in found if value > 0 and best > 0)
+
+
+def _named(at: Mapping[int, Mapping[str, Entry]], name: str) -> str:
+    """Its name, and whether its numbers are with an analytic first step, which some need at some NFE."""
+    first = [entries[name].afs for entries in at.values() if name in entries]
+    if name == BEST_GRID or not any(first):
+        return name
+    return f"{name}, AFS" if all(first) else f"{name}, AFS where needed"
 
 
 def shown_metrics(entries: Sequence[Entry]) -> list[str]:
@@ -115,6 +151,8 @@ def _markdown(content: Mapping[str, Any]) -> str:
     parts = []
     for results in comparison.read(content):
         parts += [f"### {results.model}"] if results.model else []
+        if len(results.nfes) > 1:
+            parts.append(markdown(against_nfe(results, comparison.LOSS)))
         parts.append(markdown(results_table(results)))
     notes = [f"- {note}" for note in content.get("notes") or []]
     return "\n\n".join([*parts, *(["\n".join(notes)] if notes else [])]) + "\n"

@@ -1,0 +1,57 @@
+"""``indis sight``: can a policy foresee what each sample wants, and from what?"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from indis import artifact, losses, models
+from indis.cli.console import emit, say, taught_model, track, writable_file
+from indis.policies import Global
+from indis.studies import sight
+from indis.studies.sight import SightConfig, Wishes
+from indis.teacher import load_endpoints
+
+
+@dataclass(frozen=True)
+class Sight:
+    """Measure what share of each sample's own wish for a plan its condition, noise or first answers tell.
+
+    A small share for "noise" means that phi(x_T, c) has little to learn beyond a global plan; a larger one for
+    "answer 0" or later means that a closed loop (`indis fit --method look`) has.
+
+    Example: indis sight --artifact fashion-nfe3-god --data runs/endpoints --count 4000 --json sight.json
+    """
+
+    artifact: str
+    """A fitted global plan: a folder, or the name of one that ships."""
+    data: Path
+    """Teacher endpoints."""
+    count: int = 4000
+    """At most so many of them."""
+    loss: str = "fashion"
+    """Whose gradients."""
+    config: SightConfig = field(default_factory=SightConfig)
+    """The predictors."""
+    json: Path | None = None
+    """Write the rows to this file."""
+
+    def run(self) -> None:
+        """Observe, teach, print a row a view."""
+        writable_file(self.json)
+        rows = []
+        for row in sight.shares(self._observed(), self.config):
+            say(f"{row['view']:12} {100 * row['explained']:5.1f} %")
+            rows.append({"artifact": self.artifact} | row)
+        emit({"rows": rows}, self.json)
+
+    def _observed(self) -> Wishes:
+        if self.count < 20:
+            raise ValueError(f"count must be at least 20, got {self.count}")
+        sampler = artifact.load(artifact.find(self.artifact))
+        if not isinstance(sampler.policy, Global):
+            raise ValueError(f"artifact must be a global plan (`indis fit --method god`), got {self.artifact}")
+        data, meta = load_endpoints(self.data)
+        data, denoiser, loss = data[: self.count], models.load(taught_model(meta, self.data)), losses.named(self.loss)
+        parts = sight.observe(sampler, denoiser, data, loss)
+        return sight.gathered(list(track(parts, -(-len(data) // sight.BATCH), "observe")))
