@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from cli.lines import COMMANDS, FIT, STUDENT, TEACH, refused
-from indis import Global, artifact, models, noise_from_seeds
+from indis import Global, __version__, artifact, models, noise_from_seeds
+from indis.cli import main as entry
 from indis.cli.sample import save_grid
 from indis.methods import METHODS
 from indis.storage import load_json, load_tensors
@@ -177,3 +178,8 @@ def test_the_help_of_fit_names_every_method(indis, capsys):
     # The box wraps and pads, so words are compared, not lines.
     words = set(capsys.readouterr().out.replace(",", " ").replace(".", " ").split())
     assert set(METHODS) <= words
+
+
+def test_the_version_is_the_package_s(capsys):
+    assert entry.run(["--version"]) == 0
+    assert capsys.readouterr().out.strip() == __version__
