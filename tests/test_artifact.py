@@ -243,3 +243,10 @@ def test_entries_of_another_kind_are_refused(folder):
 def test_an_analytic_first_step_is_true_or_false(folder):
     edit(folder, lambda config: config.update(analytic_first="no"))
     assert "analytic_first must be true or false, got 'no'" in unreadable(folder)
+
+
+def test_one_that_ships_is_loaded_by_its_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert artifact.load("fashion-nfe3-god").nfe == 3
+    artifact.save(build("fixed")[0], "fashion-nfe3-god")  # a folder here comes first
+    assert artifact.load("fashion-nfe3-god").policy.describe() == build("fixed")[0].policy.describe()

@@ -37,6 +37,11 @@ def shipped_names() -> list[str]:
     return sorted(path.parent.name for path in SHIPPED.glob("*/config.json"))
 
 
+def located(folder: Path | str) -> Path:
+    """The folder itself, or the one of that name that comes with the package if there is none here."""
+    return Path(folder) if Path(folder).exists() or str(folder) not in shipped_names() else shipped(str(folder))
+
+
 def save(sampler: Sampler, folder: Path | str, provenance: dict[str, Any] | None = None) -> None:
     """Write a sampler; ``provenance`` (JSON) records how it came about: model, data, losses, seeds.
 
@@ -61,13 +66,13 @@ def save(sampler: Sampler, folder: Path | str, provenance: dict[str, Any] | None
 
 
 def load(folder: Path | str) -> Sampler:
-    """Read a sampler.
+    """Read a sampler from a folder, or one that comes with the package by its name.
 
     Raises:
         FileNotFoundError: if the folder is not an artifact.
         ValueError: if it is damaged, of another format, or names something unknown.
     """
-    folder = Path(folder)
+    folder = located(folder)
     config = load_config(folder)
     weights = folder / "policy.safetensors"
     tensors, _ = load_tensors(weights)

@@ -96,7 +96,7 @@ class FitCommand(Generic[M]):
         writable(self.out)
         writable_file(self.json)
         start = artifact.load(self.start) if self.start else None
-        begun = checksum(self.start / "policy.safetensors") if self.start else None
+        begun = checksum(artifact.located(self.start) / "policy.safetensors") if self.start else None
         process = self.config.tuning(models.load(model), data, losses.named(self.config.loss), start=start)
         identity = {"method": self.method, "config": asdict(self.config), "endpoints": meta["shards"], "start": begun}
         curve = self._resume(process, identity)
