@@ -233,3 +233,20 @@ def test_an_unknown_schedule_lists_the_known_ones(folder):
 def test_an_unknown_field_is_refused(folder):
     edit(folder, lambda config: config["policy"]["bounds"].update(power=9))
     assert "power" in unreadable(folder)
+
+
+def test_entries_of_another_kind_are_refused(folder):
+    edit(folder, lambda config: config.update(solver="ipndm"))
+    assert "an object with a type was expected, got 'ipndm'" in unreadable(folder)
+
+
+def test_an_analytic_first_step_is_true_or_false(folder):
+    edit(folder, lambda config: config.update(analytic_first="no"))
+    assert "analytic_first must be true or false, got 'no'" in unreadable(folder)
+
+
+def test_one_that_ships_is_loaded_by_its_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert artifact.load("fashion-nfe3-god").nfe == 3
+    artifact.save(build("fixed")[0], "fashion-nfe3-god")  # a folder here comes first
+    assert artifact.load("fashion-nfe3-god").policy.describe() == build("fixed")[0].policy.describe()

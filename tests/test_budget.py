@@ -135,3 +135,9 @@ def test_a_predictor_that_reads_a_condition_asks_for_it():
     assert predictor(torch.zeros(2, 1, 8, 8), torch.zeros(2, 4)).shape == (2, 3)
     with pytest.raises(ValueError, match="features must be"):
         predictor(torch.zeros(2, 1, 8, 8))
+
+
+def test_a_predictor_needs_something_to_learn_from(fitted, measured):
+    with pytest.raises(ValueError) as error:
+        budget.foresee(fitted, *measured, BudgetConfig(holdout=0.9999))
+    assert "holdout must leave one of the 1500 end points to fit on, got 0.9999" in sentence(error)

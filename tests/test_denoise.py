@@ -10,15 +10,25 @@ from indis import (
     Counted,
     Denoiser,
     DiscreteVP,
+    FitConfig,
     Form,
+    IndisConfig,
     LinearVP,
     RectifiedFlow,
     ScaledLinearVP,
+    Wrapped,
+    artifact,
     convert,
+    endpoints,
+    gather,
+    heuristic,
+    losses,
     models,
 )
 from indis.denoise import Revealing
+from indis.evaluate import counted_nfe
 from problems import FORMS, Bumpy, Gaussian, GoldenMixture, Recording, seeded
+from small_cases import sentence
 
 SCHEDULES = {
     "edm": EDM(),
@@ -194,3 +204,25 @@ def test_conversions_are_affine_in_the_value_and_the_sample(name, pair, fraction
     together = change(2 * u - 3 * v, 2 * x - 3 * y)
     apart = 2 * change(u, x) - 3 * change(v, y)
     torch.testing.assert_close(together, apart, rtol=1e-9, atol=1e-9 * (1 + float(apart.abs().max())))
+
+
+def test_a_wrapped_function_is_all_that_a_fit_and_a_count_need(tmp_path):
+    network = torch.nn.Linear(3, 3).requires_grad_(False)
+    model = Wrapped(lambda x, t, c: torch.tanh(network(x)), RectifiedFlow(), (3,), Form.VELOCITY)
+    assert isinstance(model, Denoiser)
+    teacher = heuristic(model, solver="euler", grid="uniform", steps=12)
+    data = gather(list(endpoints(model, teacher, range(24))))
+    fit = FitConfig(iterations=2, batch=8, holdout=8)
+    process = IndisConfig(steps=2, grid="uniform", width=8, depth=1, fit=fit).tuning(model, data, losses.mse)
+    assert len(list(process.run())) == 2
+    assert counted_nfe(model, process.sampler) == 2
+    artifact.save(process.sampler, tmp_path)
+    assert torch.equal(artifact.load(tmp_path)(model, data.noise), process.sampler(model, data.noise))
+
+
+@pytest.mark.parametrize("answer", [lambda x: x[:, :2], lambda x: x[:, :1], lambda x: x.sum()])
+def test_an_answer_of_another_shape_is_refused_rather_than_broadcast(answer):
+    model = Wrapped(lambda x, t, c: answer(x), RectifiedFlow(), (3,), Form.VELOCITY)
+    with pytest.raises(ValueError) as error:
+        heuristic(model, solver="euler", grid="uniform", steps=2)(model, torch.ones(4, 3))
+    assert "denoiser must answer in the shape of x, (4, 3), got" in sentence(error)

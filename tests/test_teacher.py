@@ -211,3 +211,10 @@ def test_metadata_of_another_format_is_refused(copy, meta):
 def test_sizes_below_one_are_refused(field):
     with pytest.raises(ValueError, match=f"{field} must be at least 1, got 0"):
         TeachConfig(**{field: 0})
+
+
+def test_a_run_goes_on_with_another_batch(tmp_path):
+    run = {"denoiser": TinyClasses(), "teacher": tiny_teacher(), "folder": tmp_path, "provenance": {}}
+    next(teach(TeachConfig(count=4, shard=2, batch=2), **run))
+    list(teach(TeachConfig(count=4, shard=2, batch=1), **run))
+    assert load_endpoints(tmp_path)[0].seeds.tolist() == [0, 1, 2, 3]

@@ -6,7 +6,7 @@ where and how to ask; a **solver** turns tau into coefficients; a **policy** tur
 """
 
 from indis import artifact, grids, losses, methods, models, solvers
-from indis.denoise import UNCONDITIONAL, Condition, Counted, Denoiser, Form, convert
+from indis.denoise import UNCONDITIONAL, Condition, Counted, Denoiser, Form, Wrapped, convert
 from indis.discretization import Bounds, Decision, Discretization, from_logits
 from indis.methods import GOD, IndisConfig, Method, heuristic
 from indis.noise import EDM, DiscreteVP, LinearVP, NoiseSchedule, RectifiedFlow, ScaledLinearVP, prior
@@ -68,6 +68,7 @@ __all__ = [
     "Solver",
     "TeachConfig",
     "UniPC",
+    "Wrapped",
     "artifact",
     "convert",
     "endpoints",

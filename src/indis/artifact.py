@@ -70,13 +70,13 @@ def save(sampler: Sampler, folder: Path | str, provenance: dict[str, Any] | None
 
 
 def load(folder: Path | str) -> Sampler:
-    """Read a sampler.
+    """Read a sampler from a folder, or one that comes with the package by its name.
 
     Raises:
         FileNotFoundError: if the folder is not an artifact.
         ValueError: if it is damaged, of another format, or names something unknown.
     """
-    folder = Path(folder)
+    folder = find(folder)
     config = load_config(folder)
     weights = folder / "policy.safetensors"
     tensors, _ = load_tensors(weights)
@@ -85,9 +85,12 @@ def load(folder: Path | str) -> Sampler:
     try:
         solver = rebuild(config["solver"], SOLVERS.values())
         policy = _build_policy(config["policy"], tensors)
-        return Sampler(policy.eval().requires_grad_(False), solver, config["analytic_first"])
+        analytic_first = config["analytic_first"]
+        if not isinstance(analytic_first, bool):
+            raise TypeError(f"analytic_first must be true or false, got {analytic_first!r}")
+        return Sampler(policy.eval().requires_grad_(False), solver, analytic_first)
     except (KeyError, TypeError, RuntimeError) as error:
-        raise ValueError(f"{folder} is not a complete artifact: {str(error).splitlines()[0]}") from None
+        raise ValueError(f"{folder} is not a complete artifact: {_reason(error)}") from None
 
 
 def load_config(folder: Path) -> dict[str, Any]:
@@ -105,6 +108,11 @@ def load_config(folder: Path) -> dict[str, Any]:
     if version != FORMAT:
         raise ValueError(f"{path} must have format {FORMAT}, got {version!r}")
     return config
+
+
+def _reason(error: Exception) -> str:
+    """The first line; a KeyError's text is the key alone."""
+    return f"{error} is missing" if isinstance(error, KeyError) else str(error).splitlines()[0]
 
 
 def _registered(policy: Policy) -> str:

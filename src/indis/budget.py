@@ -98,6 +98,8 @@ def foresee(sampler: Sampler, data: Endpoints, losses: Tensor, config: BudgetCon
     with torch.no_grad():
         predictor.head.bias.copy_(mean.log())
     split = len(data) - max(1, round(config.holdout * len(data)))
+    if split < 1:
+        raise ValueError(f"holdout must leave one of the {len(data)} end points to fit on, got {config.holdout}")
     _descend(predictor, data, losses, split, config)
     return predictor.eval().requires_grad_(False)
 
@@ -108,14 +110,23 @@ def allocate(log_expected: Tensor, counts: tuple[int, ...], price: float) -> Ten
     return (log_expected.double().exp() + price * cost).argmin(1)
 
 
+def check_mean(counts: tuple[int, ...], mean: float) -> None:
+    """Can samples that take one of the ``counts`` each have that mean?
+
+    Raises:
+        ValueError: if not.
+    """
+    if not min(counts) <= mean <= max(counts):
+        raise ValueError(f"mean must be in {min(counts)} ... {max(counts)}, got {mean}")
+
+
 def price_for(log_expected: Tensor, counts: tuple[int, ...], mean: float) -> float:
     """The lowest price at which the mean number of steps is at most ``mean``.
 
     Raises:
         ValueError: if no mixture of the counts has that mean.
     """
-    if not min(counts) <= mean <= max(counts):
-        raise ValueError(f"mean must be in {min(counts)} ... {max(counts)}, got {mean}")
+    check_mean(counts, mean)
     numbers = torch.tensor(counts, dtype=torch.float64)
     high = math.log(float(log_expected.double().exp().max()) + 1e-30)
     low = high - 60  # a price that no loss notices

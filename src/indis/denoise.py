@@ -18,7 +18,7 @@ conversions between forms are in this module and in no other.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Protocol, runtime_checkable
@@ -141,6 +141,28 @@ class Revealing(Protocol):
         Raises:
             ValueError: before the first call.
         """
+
+
+@dataclass(frozen=True)
+class Wrapped:
+    """A denoiser from a function ``(x, t, condition) -> native prediction`` and what its numbers mean.
+
+    For an unconditional model in pixel space that is all; ``decode`` and ``condition`` are for the others. Names and
+    fingerprints matter only where results are stored.
+    """
+
+    function: Callable[[Tensor, Tensor, Condition], Tensor]
+    schedule: NoiseSchedule
+    shape: tuple[int, ...]
+    native: Form
+    name: str = "wrapped"
+    fingerprint: str = "unsaved"
+    decode: Callable[[Tensor], Tensor] = lambda x: x
+    condition: Callable[[list[int]], Condition] = lambda seeds: UNCONDITIONAL
+
+    def __call__(self, x: Tensor, t: Tensor, condition: Condition = UNCONDITIONAL) -> Tensor:
+        """The function's answer."""
+        return self.function(x, t, condition)
 
 
 class Counted:

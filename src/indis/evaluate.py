@@ -36,7 +36,7 @@ class PairScores:
         return asdict(self)
 
 
-def sample_batches(denoiser: Denoiser, sampler: Sampler, seeds: Sequence[int], batch: int = 250) -> Iterator[Tensor]:
+def sample_batches(denoiser: Denoiser, sampler: Draw, seeds: Sequence[int], batch: int = 250) -> Iterator[Tensor]:
     """Decoded samples ``(<= batch, *shape)`` of consecutive seeds under their default conditions."""
     for start in range(0, len(seeds), batch):
         part = list(seeds[start : start + batch])
@@ -69,7 +69,7 @@ def counted_nfe(denoiser: Denoiser, sampler: Sampler) -> int:
 
 
 def frechet_of_seeds(
-    denoiser: Denoiser, sampler: Sampler, seeds: Sequence[int], *, on_batch: Callable[[int], None] = lambda count: None
+    denoiser: Denoiser, sampler: Draw, seeds: Sequence[int], *, on_batch: Callable[[int], None] = lambda count: None
 ) -> float:
     """FD-Fashion of the samples of ``seeds``; ``on_batch`` is told how many are done."""
     return frechet_of_images(sample_batches(denoiser, sampler, seeds), on_batch=on_batch)

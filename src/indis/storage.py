@@ -104,6 +104,8 @@ def rebuild(config: Mapping[str, Any], classes: Iterable[type]) -> Any:
     Raises:
         ValueError: if it is none of them.
     """
+    if not isinstance(config, Mapping):
+        raise TypeError(f"an object with a type was expected, got {config!r}")
     known = {c.__name__: c for c in classes}
     fields = dict(config)
     name = fields.pop("type")

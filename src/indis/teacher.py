@@ -65,7 +65,13 @@ def endpoints(denoiser: Denoiser, teacher: Sampler, seeds: Sequence[int], batch:
 
 
 def gather(parts: Sequence[Endpoints]) -> Endpoints:
-    """One set from several."""
+    """One set from several.
+
+    Raises:
+        ValueError: if there are none.
+    """
+    if not parts:
+        raise ValueError("parts must be at least one set of endpoints, got none")
     conditions = [part.condition for part in parts]
     inputs = {name: torch.cat([c.inputs[name] for c in conditions]) for name in conditions[0].inputs}
     known = [c.features for c in conditions if c.features is not None]
@@ -133,7 +139,7 @@ def load_endpoints(folder: Path) -> tuple[Endpoints, dict[str, Any]]:
         ValueError: if a shard is damaged, the set is unfinished, or this torch draws other noise than the writer's.
     """
     meta = _read_meta(folder)
-    expected = -(-meta["config"]["count"] // meta["config"]["shard"])
+    expected = _shard_count(meta, folder)
     if len(meta["shards"]) != expected:
         raise ValueError(
             f"{folder} has {len(meta['shards'])} of {expected} shards: run `indis teach` again to finish it"
@@ -144,11 +150,20 @@ def load_endpoints(folder: Path) -> tuple[Endpoints, dict[str, Any]]:
     return data, meta
 
 
+def _shard_count(meta: dict[str, Any], folder: Path) -> int:
+    try:
+        config = TeachConfig(**meta["config"])
+        return -(-config.count // config.shard)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{folder / 'meta.json'} is damaged: {error}") from None
+
+
 def _resume(folder: Path, meta: dict[str, Any]) -> dict[str, str]:
     """The finished shards of an earlier run of the same configuration."""
     if not (folder / "meta.json").exists():
         return {}
     old = _read_meta(folder)
+    old["config"]["batch"] = meta["config"]["batch"]  # a matter of memory, not of what is made
     for key in ("config", "provenance", "noise"):
         if old[key] != meta[key]:
             raise ValueError(f"{folder} holds endpoints with another {key}: {old[key]}, not {meta[key]}")
@@ -164,6 +179,9 @@ def _read_meta(folder: Path) -> dict[str, Any]:
     meta = load_json(path)
     if not isinstance(meta, dict) or meta.get("format") != FORMAT:
         raise ValueError(f"{path} is not endpoint metadata of format {FORMAT}")
+    for name, kind in (("config", dict), ("provenance", dict), ("noise", str), ("shards", dict)):
+        if not isinstance(meta.get(name), kind):
+            raise ValueError(f"{path} is damaged: {name} must be of type {kind.__name__}, got {meta.get(name)!r}")
     return meta
 
 

@@ -9,7 +9,9 @@ import pytest
 import torch
 
 from cli.lines import COMMANDS, FIT, STUDENT, TEACH, refused
-from indis import Global, artifact, models, noise_from_seeds
+from indis import Global, __version__, artifact, models, noise_from_seeds
+from indis.cli import main as entry
+from indis.cli.console import Reporting
 from indis.cli.sample import save_grid
 from indis.methods import METHODS
 from indis.storage import load_json, load_tensors
@@ -177,3 +179,15 @@ def test_the_help_of_fit_names_every_method(indis, capsys):
     # The box wraps and pads, so words are compared, not lines.
     words = set(capsys.readouterr().out.replace(",", " ").replace(".", " ").split())
     assert set(METHODS) <= words
+
+
+def test_the_version_is_the_package_s(capsys):
+    assert entry.run(["--version"]) == 0
+    assert capsys.readouterr().out.strip() == __version__
+
+
+def test_in_a_log_file_long_work_says_where_it_is(indis, work, monkeypatch):
+    monkeypatch.setattr(Reporting, "INTERVAL", 0.0)
+    code, said = indis(f"fit --data data --out slow {FIT}")
+    assert code == 0
+    assert [line.rsplit(": ")[-1] for line in said.splitlines()[:-1]] == [f"{n} of 8" for n in range(1, 9)]

@@ -23,6 +23,21 @@ BAD = {
     "teach: onto a file": (f"{TEACH} --count 4 --out fit.json", ["fit.json is a file"]),
     "fit: no endpoints": (f"fit --data nowhere --out x {FIT}", ["nowhere", "run `indis teach` first"]),
     "fit: no steps": ("fit --data data --out x --steps 0", ["steps must be at least 1, got 0"]),
+    "fit: half a range": (
+        f"fit --data data --out x {FIT.replace('--steps 3', '--steps 3-')}",
+        ["'3-'", "such as 3-10"],
+    ),
+    "fit: a falling range": (f"fit --data data --out x {FIT.replace('--steps 3', '--steps 10-3')}", ["'10-3'"]),
+    "fit: a range for another method": (
+        f"fit --data data --out x --method god {FIT.replace('--steps 3', '--steps 3-5')}",
+        ["steps must be one number for method god, got '3-5'"],
+    ),
+    "fit: no width": (f"fit --data data --out x {FIT.replace('--width 8', '--width 0')}", ["width must be at least 1"]),
+    "fit: no depth": (
+        f"fit --data data --out x {FIT.replace('--depth 1', '--depth -1')}",
+        ["depth must be at least 1"],
+    ),
+    "fit: negative probes": (f"fit --data data --out x {FIT} --probes -5", ["probes must be at least 0, got -5"]),
     "fit: unknown solver": ("fit --data data --out x --solver rk", ["'rk'", *KNOWN_SOLVERS]),
     "fit: bad order": ("fit --data data --out x --solver ipndm:7", ["order must be 1, 2, 3 or 4, got 7"]),
     "fit: unknown grid": ("fit --data data --out x --grid even", ["'even'", "uniform"]),
@@ -60,19 +75,33 @@ BAD = {
     "evaluate: json below a file": ("evaluate --heldout test --loss mse --json fit.json/x", ["fit.json is a file"]),
     "toy: unknown freedoms": ("toy --freedoms sigma", ["sigma", "tau+dtau+gamma"]),
     "toy: no steps": ("toy --steps 3 0", ["steps must be at least 1"]),
+    "toy: no true samples": ("toy --reference 0", ["reference must be at least 1, got 0"]),
+    "toy: no width": ("toy --width 0", ["width must be at least 1, got 0"]),
     "toy: unknown class": ("toy --classes C", ["'C'", "AB"]),
     "toy: below a file": ("toy --quick --out fit.json/x", ["fit.json/x"]),
     "toy: json below a file": ("toy --quick --json fit.json/x", ["fit.json is a file"]),
     "compare: unknown model": ("compare --out x --model flux", ["'flux'", "toy", "fashion"]),
+    "compare: no model": ("compare --out x --model", ["model must be at least one of toy, fashion"]),
+    "compare: no seeds": ("compare --out x --seeds", ["seeds must be at least one value"]),
+    "compare: no afs": ("compare --out x --afs", ["afs must be at least one value"]),
+    "compare: negative samples": ("compare --out x --samples -1", ["samples must be 0 or at least 2, got -1"]),
+    "compare: all held out": ("compare --out x --endpoints 5 --holdout 8", ["endpoints must be above holdout = 8"]),
+    "compare: no held-out pairs": ("compare --out x --heldout 0", ["heldout must be at least 1, got 0"]),
     "compare: unknown method": ("compare --out x --methods sigma", ["sigma", "god", "indis", "ablation"]),
     "compare: unknown grid": ("compare --out x --grids even", ["'even'", "uniform"]),
     "compare: no calls": ("compare --out x --steps 0", ["nfe must be at least 1"]),
     "compare: bf16 without network": ("compare --out x --model toy --bf16", ["bf16 must be left out for toy"]),
     "fit: unknown method": ("fit --method sigma --data data --out x", ["'sigma'", "indis", "god", "look"]),
+    "report: onto a folder": ("report --run fitted --out test", ["test is a folder, a file is expected"]),
+    "report: figures onto a file": ("report --run fitted --figures fit.json", ["fit.json is a file"]),
     "report: no folder": ("report --run nowhere", ["nowhere"]),
     "report: nothing in it": ("report --run data", ["data", "nothing|no results"]),
     "train-model: no data": ("train-model --out x --data test", ["train-images-idx3-ubyte.gz is missing"]),
     "train-model: no images": ("train-model --out x --images 0", ["images must be at least 1"]),
+    "train-model: ema of 2": ("train-model --out x --ema 2", ["ema must be in [0, 1), got 2"]),
+    "train-model: dropout of 3": ("train-model --out x --label-dropout 3", ["dropout must be in [0, 1], got 3"]),
+    "train-model: negative warm-up": ("train-model --out x --warmup -1", ["warmup must be at least 0, got -1"]),
+    "train-model: negative rate": ("train-model --out x --lr -1", ["lr must be positive, got -1"]),
     "train-model: never saved": ("train-model --out x --save-every 0", ["save-every must be at least 1"]),
 }
 
@@ -120,6 +149,20 @@ def test_endpoints_that_name_no_model_are_refused(indis, work):
     save_json(work / "data" / "meta.json", meta | {"provenance": {}})
     for command in (f"fit --data data --out x {FIT}", "evaluate --heldout data --loss mse"):
         assert "name no model" in refused(indis, command)
+
+
+@pytest.mark.parametrize("part", ["config", "provenance", "noise", "shards"])
+@pytest.mark.parametrize("value", [None, [], {"count": "many"}, 0])
+def test_endpoint_metadata_of_another_kind_is_refused(indis, work, part, value):
+    meta = load_json(work / "data" / "meta.json")
+    save_json(work / "data" / "meta.json", meta | {part: value})
+    assert "data" in refused(indis, f"fit --data data --out x {FIT}")
+    assert "data" in refused(indis, f"{TEACH} --count 48 --out data")
+
+
+def test_a_range_of_steps_may_follow_an_equals_sign(indis, work):
+    assert indis(f"fit --data data --out every {FIT.replace('--steps 3', '--steps=2-3')}")[0] == 0
+    assert load_json(work / "every" / "config.json")["policy"]["type"] == "AnySteps"
 
 
 def test_a_damaged_checkpoint_is_named(indis, work):

@@ -88,6 +88,17 @@ def test_other_sizes_are_other_cells(tmp_path, sizes):
     assert without_time(other.rows()) != without_time(first.rows()) or other.folder == first.folder
 
 
+def test_rows_of_other_sizes_in_the_same_folder_are_called_not_comparable(tmp_path):
+    god, indis = (CompareConfig(methods=(m,), grids=("uniform",), nfe=(2,)) for m in ("god", "indis"))
+    list(small(tmp_path, god).run())
+    list(small(tmp_path, indis).run())
+    assert "Not comparable" not in " ".join(load_json(tmp_path / "results.json")["notes"])
+    longer = Sizes(12, 6, 4, FitConfig(iterations=6, batch=4, holdout=4, validate_every=2))
+    list(small(tmp_path, indis, longer).run())
+    (note,) = [n for n in load_json(tmp_path / "results.json")["notes"] if n.startswith("Not comparable")]
+    assert note.endswith("settings: god at 2 NFE.")
+
+
 def test_what_a_method_cannot_spend_is_said_and_left_out(tmp_path, monkeypatch):
     class Pairs(IndisConfig):
         @staticmethod
@@ -128,8 +139,8 @@ def test_a_variant_keeps_its_own_rate_and_takes_the_budget_of_all():
 
 
 def test_given_sizes_replace_the_defaults():
-    sizes = bench.resized(FashionBench.brief, {"endpoints": 5, "iterations": 3, "samples": None})
-    assert (sizes.endpoints, sizes.heldout, sizes.samples) == (5, 300, 600)
+    sizes = bench.resized(FashionBench.brief, {"endpoints": 150, "iterations": 3, "samples": None})
+    assert (sizes.endpoints, sizes.heldout, sizes.samples) == (150, 300, 600)
     assert (sizes.fit.iterations, sizes.fit.batch) == (3, 32)
 
 

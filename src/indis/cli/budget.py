@@ -53,9 +53,15 @@ class Budget:
             raise ValueError(f"count must be at least 10, got {self.count}")
         sampler, loss = artifact.load(self.artifact), losses.named(self.loss)
         policy = budget.any_steps(sampler)
+        if not self.mean:
+            raise ValueError("mean must be at least one number, got none")
+        for mean in self.mean:  # before anything is measured
+            budget.check_mean(policy.counts, mean)
         writable(self.out)
         writable_file(self.json)
         (data, meta), (heldout, _) = load_endpoints(self.data), load_endpoints(self.heldout)
+        if set(data.seeds.tolist()) & set(heldout.seeds.tolist()):
+            raise ValueError(f"heldout must hold other seeds than data, got {self.heldout} and {self.data}")
         denoiser, data = models.load(taught_model(meta, self.data)), data[: self.count]
         measured = track(budget.measure(sampler, denoiser, data, loss), len(policy.counts), "measure")
         table = torch.stack([values for _, values in measured], dim=1)

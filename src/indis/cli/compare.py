@@ -55,6 +55,8 @@ class Compare:
 
     def run(self) -> None:
         """Run the missing cells, then print the tables."""
+        if not self.model:
+            raise ValueError("model must be at least one of toy, fashion, got none")
         writable_file(self.json)
         rows: list[dict[str, Any]] = []
         comparisons = [self._comparison(name) for name in self.model]
@@ -79,7 +81,7 @@ class Compare:
         table = comparison.collect()
         text = write_markdown(comparison.folder)
         write_aside(comparison.folder / "results.md", lambda aside: aside.write_text(text, encoding="utf-8"))
-        for line in lines(table):
+        for line in (*lines(table), *(note for note in table["notes"] if note.startswith("Not "))):
             say(line)
         return table
 

@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from indis.storage import save_json
 
@@ -18,8 +27,28 @@ T = TypeVar("T")
 console = Console(stderr=True, highlight=False)
 
 
+class Reporting(Progress):
+    """A bar on a terminal; in a log file a line a minute."""
+
+    INTERVAL = 60.0
+    said = 0.0
+
+    def start(self) -> None:
+        """Begin; the first line comes after one interval."""
+        self.said = time.monotonic()
+        super().start()
+
+    def update(self, task_id: TaskID, *arguments: Any, **changes: Any) -> None:
+        """Move the bar, or say where it would be."""
+        super().update(task_id, *arguments, **changes)
+        if self.disable and time.monotonic() - self.said >= self.INTERVAL:
+            self.said, task = time.monotonic(), self._tasks[task_id]
+            total = "" if task.total is None else f" of {task.total:g}"
+            say(f"{task.description}: {task.completed:g}{total}")
+
+
 def bar() -> Progress:
-    """A progress bar with a count, the time gone and the time to go; silent if stderr is not a terminal."""
+    """A progress bar with a count, the time gone and the time to go, on a terminal."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -27,7 +56,7 @@ def bar() -> Progress:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    return Progress(*columns, console=console, disable=not console.is_terminal)
+    return Reporting(*columns, console=console, disable=not console.is_terminal)
 
 
 def track(items: Iterable[T], total: int, text: str) -> Iterator[T]:
@@ -36,7 +65,7 @@ def track(items: Iterable[T], total: int, text: str) -> Iterator[T]:
         task = progress.add_task(text, total=total)
         for item in items:
             yield item
-            progress.advance(task)
+            progress.update(task, advance=1)
 
 
 def say(text: str) -> None:

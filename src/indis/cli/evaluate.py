@@ -6,9 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from indis import losses, models
+from indis.budget import BudgetSampler
 from indis.cli.console import bar, emit, say, taught_model, writable_file
 from indis.cli.sample import SamplerChoice
-from indis.evaluate import Row, counted_nfe, frechet_of_seeds, score_pairs
+from indis.denoise import Counted, Denoiser
+from indis.evaluate import Draw, Row, counted_nfe, frechet_of_seeds, score_pairs
+from indis.sampler import Sampler
 from indis.teacher import load_endpoints
 
 
@@ -44,17 +47,22 @@ class Evaluate(SamplerChoice):
         data, meta = load_endpoints(self.heldout) if self.heldout else (None, None)
         denoiser = models.load(taught_model(meta, self.heldout) if meta else self.model)
         sampler = self.build(denoiser)
-        row: Row = {"model": denoiser.name, "steps": sampler.policy.steps, "nfe": counted_nfe(denoiser, sampler)}
+        counter = Counted(denoiser)
+        row: Row = {"model": denoiser.name}
+        if isinstance(sampler, Sampler):
+            row |= {"steps": sampler.policy.steps, "nfe": counted_nfe(denoiser, sampler)}
         if data is not None:
-            row |= score_pairs(denoiser, sampler, data, losses.named(self.loss)).row()
+            row |= score_pairs(counter, sampler, data, losses.named(self.loss)).row()
         if self.samples:
-            with bar() as progress:
-                task = progress.add_task("FD-Fashion", total=self.samples)
-                seeds = range(self.first_seed, self.first_seed + self.samples)
-                row["fd"] = frechet_of_seeds(
-                    denoiser, sampler, seeds, on_batch=lambda n: progress.update(task, completed=n)
-                )
-            row["samples"] = self.samples
+            row |= {"fd": self._frechet(counter, sampler), "samples": self.samples}
+        if isinstance(sampler, BudgetSampler):  # each sample its own, so the mean over all that were drawn
+            row["nfe"] = counter.samples / (row.get("pairs", 0) + self.samples)
         for name, value in row.items():
             say(f"{name:14} {value:.5f}" if isinstance(value, float) else f"{name:14} {value}")
         emit(row, self.json)
+
+    def _frechet(self, denoiser: Denoiser, sampler: Draw) -> float:
+        seeds = range(self.first_seed, self.first_seed + self.samples)
+        with bar() as progress:
+            task = progress.add_task("FD-Fashion", total=self.samples)
+            return frechet_of_seeds(denoiser, sampler, seeds, on_batch=lambda n: progress.update(task, completed=n))

@@ -25,19 +25,37 @@ def fit_command(arguments: Sequence[str]) -> Any:
     Raises:
         ValueError: if there is no such method.
     """
-    given = [b for a, b in zip(arguments, arguments[1:], strict=False) if a == "--method"]
-    given += [a.removeprefix("--method=") for a in arguments if a.startswith("--method=")]
-    return FitCommand[named(given[-1] if given else "indis")]  # type: ignore[misc]  # a type chosen at run time
+    return FitCommand[named(_named_method(arguments) or "indis")]  # type: ignore[misc]  # a type chosen at run time
 
 
 def spelled_out(arguments: Sequence[str]) -> list[str]:
-    """``--steps 3-10`` means one phi for every N from 3 to 10: the method "every-n"."""
-    words = list(arguments)
+    """``--steps 3-10`` means one phi for every N from 3 to 10: the method "every-n".
+
+    Raises:
+        ValueError: if it is not a range, or the arguments name another method.
+    """
+    words = [part for word in arguments for part in (word.split("=", 1) if word.startswith("--steps=") else [word])]
     for i, (option, value) in enumerate(zip(words, words[1:], strict=False)):
-        fewest, dash, steps = value.partition("-")
-        if option == "--steps" and dash and fewest.isdigit() and steps.isdigit():
+        if option == "--steps" and "-" in value[1:]:
+            fewest, steps = _range(value)
+            if (method := _named_method(words)) not in (None, "every-n"):
+                raise ValueError(f"steps must be one number for method {method}, got {value!r}")
             return [*words[:i], "--method", "every-n", "--fewest", fewest, "--steps", steps, *words[i + 2 :]]
     return words
+
+
+def _named_method(arguments: Sequence[str]) -> str | None:
+    """The last one that the arguments name."""
+    given = [b for a, b in zip(arguments, arguments[1:], strict=False) if a == "--method"]
+    given += [a.removeprefix("--method=") for a in arguments if a.startswith("--method=")]
+    return given[-1] if given else None
+
+
+def _range(text: str) -> tuple[str, str]:
+    fewest, _, most = text.partition("-")
+    if not (fewest.isdigit() and most.isdigit() and 1 <= int(fewest) <= int(most)):
+        raise ValueError(f"steps must be a number or a rising range such as 3-10, got {text!r}")
+    return fewest, most
 
 
 @dataclass(frozen=True)
@@ -78,7 +96,7 @@ class FitCommand(Generic[M]):
         writable(self.out)
         writable_file(self.json)
         start = artifact.load(self.start) if self.start else None
-        begun = checksum(self.start / "policy.safetensors") if self.start else None
+        begun = checksum(artifact.find(self.start) / "policy.safetensors") if self.start else None
         process = self.config.tuning(models.load(model), data, losses.named(self.config.loss), start=start)
         identity = {"method": self.method, "config": asdict(self.config), "endpoints": meta["shards"], "start": begun}
         curve = self._resume(process, identity)

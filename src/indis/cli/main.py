@@ -12,6 +12,7 @@ from typing import Annotated, Any, Union
 
 import tyro
 
+from indis import __version__
 from indis.cli.budget import Budget
 from indis.cli.compare import Compare
 from indis.cli.console import say
@@ -43,13 +44,18 @@ COMMANDS: dict[str, Callable[[Sequence[str]], Any]] = {
 
 DESCRIPTION = """Few-step diffusion and flow sampling with a discretization of its own for every sample.
 
-The path of data: seeds -> teach -> endpoints -> fit -> artifact -> sample | evaluate -> report."""
+The path of data: seeds -> teach -> endpoints -> fit -> artifact -> sample | evaluate -> report.
+
+`indis --version` prints the version."""
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return the exit code."""
     try:
         given = sys.argv[1:] if arguments is None else list(arguments)
+        if given == ["--version"]:
+            print(__version__)
+            return 0
         given = spelled_out(given) if given[:1] == ["fit"] else given
         # Configs check themselves when they are built.
         command = tyro.cli(_union(given), prog="indis", description=DESCRIPTION, args=given)

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import tyro
 
-from indis.cli.console import say
+from indis.cli.console import say, writable, writable_file
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,9 @@ class Report:
         from indis.report.page import write_figures, write_report
 
         out = self.out or self.run_folder / "report.html"
+        writable_file(self.out)
+        if self.figures:
+            writable(self.figures)
         sections = write_report(self.run_folder, out)
         say(f"{out}: {', '.join(sections)}")
         if self.figures:

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import torch
 
-from indis import artifact, models
+from indis import artifact, budget, models
+from indis.budget import BudgetSampler
 from indis.cli.console import say, writable_file
-from indis.denoise import Denoiser
+from indis.denoise import Counted, Denoiser
 from indis.evaluate import sample_batches
 from indis.methods import heuristic
 from indis.pixels import to_bytes
@@ -29,25 +30,34 @@ class SamplerChoice:
     grid: str = "polynomial:7"
     """Grid of the plain solver."""
     steps: int | None = None
-    """Steps of the plain solver (5 if absent), or which of its numbers an artifact for every N shall take."""
+    """Steps of the plain solver (5 if absent), or which of its numbers an artifact for every N shall take; one of
+    `indis budget` takes each sample's own if absent."""
     afs: bool = False
     """Analytic first step of the plain solver: one evaluation less."""
 
-    def build(self, denoiser: Denoiser) -> Sampler:
-        """The sampler.
+    def build(self, denoiser: Denoiser) -> Sampler | BudgetSampler:
+        """The sampler, a budget's included.
 
         Raises:
             ValueError: if the artifact was fitted to another kind of model.
         """
         if self.artifact is not None:
-            sampler = self._choose(artifact.load(artifact.find(self.artifact)))
-            for name in ("schedule", "shape"):  # of a policy that was learned
-                own, needed = getattr(sampler.policy, name, None), getattr(denoiser, name)
-                if own is not None and own != needed:
-                    raise ValueError(f"{self.artifact} needs a model with {name} {own}, {denoiser.name} has {needed}")
+            folder = artifact.find(self.artifact)
+            if self.steps is None and (folder / budget.FILE).exists():
+                own = budget.load(folder)
+                self._check(own.sampler, denoiser)
+                return own
+            sampler = self._choose(artifact.load(folder))
+            self._check(sampler, denoiser)
             return sampler
         steps = 5 if self.steps is None else self.steps
         return heuristic(denoiser, solver=self.solver, grid=self.grid, steps=steps, analytic_first=self.afs)
+
+    def _check(self, sampler: Sampler, denoiser: Denoiser) -> None:
+        for name in ("schedule", "shape"):  # of a policy that was learned
+            own, needed = getattr(sampler.policy, name, None), getattr(denoiser, name)
+            if own is not None and own != needed:
+                raise ValueError(f"{self.artifact} needs a model with {name} {own}, {denoiser.name} has {needed}")
 
     def _choose(self, sampler: Sampler) -> Sampler:
         if self.steps is not None:
@@ -84,7 +94,7 @@ class Sample(SamplerChoice):
         if self.out.suffix not in (".png", ".safetensors"):
             raise ValueError(f"out must end in .png or .safetensors, got {self.out}")
         writable_file(self.out)
-        denoiser = models.load(self.model)
+        denoiser = Counted(models.load(self.model))
         sampler = self.build(denoiser)
         seeds = range(self.first_seed, self.first_seed + self.count)
         samples = torch.cat(list(sample_batches(denoiser, sampler, seeds)))
@@ -92,7 +102,10 @@ class Sample(SamplerChoice):
             save_grid(samples, self.out)
         else:
             save_tensors(self.out, {"samples": samples, "seeds": torch.tensor(list(seeds))})
-        say(f"{self.count} samples with {sampler.nfe} evaluations each in {self.out}")
+        each = (
+            f"{denoiser.samples / self.count:g} evaluations {'each' if isinstance(sampler, Sampler) else 'on average'}"
+        )
+        say(f"{self.count} samples with {each} in {self.out}")
 
 
 def save_grid(samples: torch.Tensor, path: Path, columns: int = 10, zoom: int = 3) -> None:

@@ -48,7 +48,7 @@ class Sight:
     def _observed(self) -> Wishes:
         if self.count < 20:
             raise ValueError(f"count must be at least 20, got {self.count}")
-        sampler = artifact.load(artifact.find(self.artifact))
+        sampler = artifact.load(self.artifact)
         if not isinstance(sampler.policy, Global):
             raise ValueError(f"artifact must be a global plan (`indis fit --method god`), got {self.artifact}")
         data, meta = load_endpoints(self.data)

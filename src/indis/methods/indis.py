@@ -38,7 +38,7 @@ class IndisConfig(Method):
     denoiser's schedule (see :meth:`Bounds.natural`).
 
     Raises:
-        ValueError: if a plan for all samples is to look at one.
+        ValueError: for a number outside its range, or if a plan for all samples is to look at one.
     """
 
     fit: FitConfig = field(default_factory=lambda: FitConfig(lr=0.1))
@@ -56,6 +56,9 @@ class IndisConfig(Method):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        for name, least in (("probes", 0), ("width", 1), ("depth", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
         if self.look not in ("never", "first", "every"):
             raise ValueError(f"look must be never, first or every, got {self.look!r}")
         if self.look != "never" and not self.per_instance:

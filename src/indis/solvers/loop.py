@@ -62,6 +62,9 @@ def trajectory(
 
     ``analytic_first`` replaces the first evaluation by :func:`analytic_answer` (AFS), one call less. ``checkpoint``
     recomputes each network call in the backward pass, so memory does not grow with the number of steps.
+
+    Raises:
+        ValueError: if the denoiser answers in another shape.
     """
     schedule, form = denoiser.schedule, solver.form(denoiser.native)
     ask = _Asker(denoiser, condition, form, checkpoint)
@@ -143,8 +146,12 @@ class _Asker:
         """One network evaluation at times ``(grid,)``."""
         times = t.expand(len(x))
         if self.checkpoint and torch.is_grad_enabled():
-            return recompute(self.denoiser, x, times, self.condition, use_reentrant=False)
-        return self.denoiser(x, times, self.condition)
+            answer = recompute(self.denoiser, x, times, self.condition, use_reentrant=False)
+        else:
+            answer = self.denoiser(x, times, self.condition)
+        if answer.shape != x.shape:  # it would be broadcast, to wrong samples
+            raise ValueError(f"denoiser must answer in the shape of x, {tuple(x.shape)}, got {tuple(answer.shape)}")
+        return answer
 
     def usable(self, answer: Tensor, gamma: Tensor, x: Tensor, tau: Tensor) -> Tensor:
         """gamma times the answer (Eq. 5), in the solver's form. The conversion is at tau, where the state is."""

@@ -32,12 +32,24 @@ Scores = dict[str, Any]
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much of everything: end points to tune on, held-out ones, samples for a distance to the data."""
+    """How much of everything: end points to tune on, held-out ones, samples for a distance to the data.
+
+    Raises:
+        ValueError: for a number outside its range.
+    """
 
     endpoints: int
     heldout: int
     samples: int
     fit: FitConfig
+
+    def __post_init__(self) -> None:
+        if self.endpoints <= self.fit.holdout:
+            raise ValueError(f"endpoints must be above holdout = {self.fit.holdout}, got {self.endpoints}")
+        if self.heldout < 1:
+            raise ValueError(f"heldout must be at least 1, got {self.heldout}")
+        if self.samples < 0 or self.samples == 1:  # one has no covariance
+            raise ValueError(f"samples must be 0 or at least 2, got {self.samples}")
 
 
 class Bench(ABC):

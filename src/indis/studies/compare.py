@@ -64,6 +64,9 @@ class CompareConfig:
 
     def __post_init__(self) -> None:
         chosen(self.methods)
+        for name in ("afs", "seeds"):
+            if not getattr(self, name):
+                raise ValueError(f"{name} must be at least one value, got none")
         if not self.nfe or min(self.nfe) < 1:
             raise ValueError(f"nfe must be at least 1, got {self.nfe}")
         for grid in self.grids:
@@ -184,6 +187,8 @@ class Comparison:
 
     def _notes(self) -> list[str]:
         b, s = self.bench, self.sizes
+        strangers = ", ".join(self._strangers())
+        warning = [f"Not comparable, from earlier runs with other sizes or settings: {strangers}."] if strangers else []
         skipped = [f"Not run: {name}, {reason}." for name, reason in self.skipped.items()]
         return [
             f"Teacher: {b.teacher_solver}, {b.teacher_grid}, {b.teacher_steps} steps; {s.endpoints} end points for "
@@ -191,6 +196,7 @@ class Comparison:
             f"Learned rows: {s.fit.iterations} iterations of {s.fit.batch}; the iteration with the best loss on "
             f"{s.fit.holdout} of the tuning end points is kept. Times are processor seconds.",
             *self._about,
+            *warning,
             *skipped,
         ]
 
@@ -237,16 +243,14 @@ class Comparison:
                     yield from self._plain(Cell(method, nfe, False, None), samples=self.sizes.samples)
 
     def _plain(self, cell: Cell, *, samples: int) -> Iterator[CompareProgress]:
-        identity = {"heldout": self.sizes.heldout, "samples": samples, "shared": self.bench.shared}
-        better = identity | {"samples": self.sizes.samples}
+        identity, better = self._plain_identity(samples), self._plain_identity(self.sizes.samples)
         if not (self._finished(cell, identity) or self._finished(cell, better)):
             yield CompareProgress(cell.name, 0, 1)
             self._finish(cell, identity, self._judge(cell, self.sampler(cell), samples))
 
     def _learn(self, cell: Cell, doing: str) -> Iterator[CompareProgress]:
         method = self.method(cell)
-        sizes = {name: getattr(self.sizes, name) for name in ("endpoints", "heldout", "samples")}
-        identity = {"method": VARIANTS[cell.method].method, "config": asdict(method), **sizes}
+        identity = self._fitted_identity(cell)
         if self._finished(cell, identity):
             return
         process = method.tuning(self.denoiser, self.data, self.bench.loss)
@@ -309,6 +313,29 @@ class Comparison:
     def _finished(self, cell: Cell, identity: Any) -> bool:
         path = self._path(cell)
         return path.exists() and load_json(path)["identity"] == self._digest(identity)
+
+    def _plain_identity(self, samples: int) -> dict[str, Any]:
+        return {"heldout": self.sizes.heldout, "samples": samples, "shared": self.bench.shared}
+
+    def _fitted_identity(self, cell: Cell) -> dict[str, Any]:
+        sizes = {name: getattr(self.sizes, name) for name in ("endpoints", "heldout", "samples")}
+        return {"method": VARIANTS[cell.method].method, "config": asdict(self.method(cell)), **sizes}
+
+    def _strangers(self) -> list[str]:
+        """Finished rows that this run would not reuse, since they come from other sizes or settings."""
+        stored = [load_json(path) for path in sorted((self.folder / "cells").glob("*.json"))]
+        rows = [s["row"] for s in stored if s["row"]["method"] != TEACHER and not self._ours(s)]
+        return sorted({f"{row['method']} at {row['nfe']} NFE" for row in rows})
+
+    def _ours(self, stored: dict[str, Any]) -> bool:
+        row = stored["row"]
+        cell = Cell(row["method"], row["nfe"], row["afs"], row["seed"])
+        if cell.seed is None:
+            return stored["identity"] in [self._digest(self._plain_identity(n)) for n in (0, self.sizes.samples)]
+        try:
+            return stored["identity"] == self._digest(self._fitted_identity(cell))
+        except (KeyError, ValueError):  # a method that is no more, or that cannot spend so much any more
+            return False
 
     def _digest(self, identity: Any) -> str:
         return digest([*self.bench.identity(), identity])

@@ -70,8 +70,10 @@ class ToyConfig:
             raise ValueError(f"freedoms must be among {', '.join(FREEDOMS)}, got {', '.join(sorted(unknown))}")
         if not self.steps or min(self.steps) < 1:
             raise ValueError(f"steps must be at least 1, got {self.steps}")
-        if self.priors < 2:
-            raise ValueError(f"priors must be at least 2, got {self.priors}")
+        least = {"priors": 2, "reference": 1, "width": 1, "depth": 1, "oracle_iterations": 1, "tree_seed": 0}
+        for name, low in least.items():
+            if getattr(self, name) < low:
+                raise ValueError(f"{name} must be at least {low}, got {getattr(self, name)}")
 
     def quick(self) -> ToyConfig:
         """A size for a demonstration."""

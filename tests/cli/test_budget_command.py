@@ -1,0 +1,49 @@
+"""What `indis budget` writes is what `sample` and `evaluate` then run: each sample its own number of evaluations."""
+
+import pytest
+
+from cli.lines import FIT, refused
+from indis import budget, models, noise_from_seeds
+from indis.denoise import Counted
+from indis.storage import load_json, load_tensors
+from small_cases import same_tensors
+
+BUDGET = "budget --artifact every --data data --heldout test --loss squared --config.iterations 60 --config.batch 32"
+
+
+@pytest.fixture
+def every(indis, work):
+    assert indis(f"fit --data data --out every {FIT.replace('--steps 3', '--steps 2-4')}")[0] == 0
+    return work
+
+
+def test_an_artifact_with_a_budget_spends_it(indis, every):
+    assert indis(f"{BUDGET} --mean 3 --out bought --json rows.json")[0] == 0
+    priced = load_json(every / "rows.json")["rows"][-1]
+    assert indis("evaluate --artifact bought/mean3 --heldout test --loss squared --json row.json")[0] == 0
+    row = load_json(every / "row.json")
+    assert (row["nfe"], row["heldout_loss"]) == (priced["nfe"], pytest.approx(priced["heldout_loss"]))
+
+    code, said = indis("sample --model toy --artifact bought/mean3 --count 20 --out s.safetensors")
+    drawn, _ = load_tensors(every / "s.safetensors")
+    counter = Counted(models.load("toy"))
+    expected = budget.load(every / "bought" / "mean3")(counter, noise_from_seeds(range(20), (2,)))
+    assert code == 0 and f"{counter.samples / 20:g} evaluations on average" in said
+    assert same_tensors({"samples": drawn["samples"]}, {"samples": expected})
+
+
+def test_a_number_of_steps_overrides_the_budget(indis, every):
+    assert indis(f"{BUDGET} --mean 3 --out bought")[0] == 0
+    assert indis("evaluate --artifact bought/mean3 --steps 2 --heldout test --loss squared --json row.json")[0] == 0
+    assert load_json(every / "row.json")["nfe"] == 2
+
+
+def test_heldout_endpoints_that_were_measured_are_refused(indis, every):
+    said = refused(indis, f"{BUDGET.replace('--heldout test', '--heldout data')} --out bought --mean 3")
+    assert "heldout must hold other seeds than data" in said
+
+
+@pytest.mark.parametrize(("mean", "part"), [("", "mean must be at least one number"), ("9", "mean must be in 2 ... 4")])
+def test_means_out_of_range_are_refused_before_anything_is_measured(indis, every, monkeypatch, mean, part):
+    monkeypatch.setattr(budget, "measure", None)
+    assert part in refused(indis, f"{BUDGET} --out bought --mean {mean}")
