@@ -47,6 +47,25 @@ def test_the_toy_study_writes_the_documented_cells(toy_run):
     assert (parameters["uniform"], parameters["global"], parameters["oracle"]) == (0, 9, 200 * 9)
 
 
+def test_two_processes_find_what_one_finds(tmp_path):
+    sizes = "--priors 40 --reference 500 --width 8 --depth 1 --global-iterations 3 --instance-iterations 3"
+    found = []
+    for workers in (1, 2):
+        folder = tmp_path / str(workers)
+        line = f"toy --steps 2 3 --freedoms tau+dtau --probes 20 {sizes} --workers {workers} --out {folder}"
+        assert entry.run(line.split()) == 0
+        cells = load_json(folder / "toy.json")["cells"]
+        found.append([{k: v for k, v in cell.items() if k != "fit_seconds"} for cell in cells])
+    assert found[0] == found[1] and [c["steps"] for c in found[0]] == [2] * 7 + [3] * 7
+    (one, _), (two, _) = (load_tensors(tmp_path / name / "toy_scatter.safetensors") for name in "12")
+    assert set(one) == set(two) and all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_no_worker_is_refused(capsys):
+    assert entry.run("toy --quick --workers 0".split()) == 2
+    assert "workers must be at least 1, got 0" in capsys.readouterr().err
+
+
 def test_the_scatter_of_the_toy_study_averages_to_its_cells(toy_run):
     tensors, _ = load_tensors(toy_run / "run" / "toy_scatter.safetensors")
     for cell in load_json(toy_run / "cells.json")["cells"]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
@@ -26,6 +27,8 @@ class ToyCommand:
     """Under 90 seconds: fewer priors, N = 3 and 5."""
     out: Path | None = None
     """Folder for toy.json and the scatter data; `indis report` draws it."""
+    workers: int | None = None
+    """Processes that share out the numbers of steps; one a core by default. The numbers do not depend on it."""
     json: Path | None = None
     """Write the flat list of cells to this file."""
     config: Annotated[ToyConfig, tyro.conf.arg(name="")] = field(default_factory=ToyConfig)
@@ -37,19 +40,23 @@ class ToyCommand:
             writable(self.out)
         writable_file(self.json)
         study = ToyStudy(self.config.quick() if self.quick else self.config)
-        run_study(study)
+        run_study(study, self._workers(study))
         for line in lines(study):
             say(line)
         if self.out is not None:
             write(study, self.out)
         emit(study.results(), self.json)
 
+    def _workers(self, study: ToyStudy) -> int:
+        cores = os.cpu_count() or 1
+        return min(cores, len(study.config.steps)) if self.workers is None else self.workers
 
-def run_study(study: ToyStudy) -> None:
+
+def run_study(study: ToyStudy, workers: int = 1) -> None:
     """Run under a progress bar."""
     with bar() as progress:
         task = progress.add_task("toy", total=study.total)
-        for state in study.run():
+        for state in study.run(workers):
             progress.update(task, completed=state.done, description=f"toy: {state.doing}")
 
 

@@ -17,9 +17,12 @@ get.
 
 from __future__ import annotations
 
+import multiprocessing
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -52,11 +55,13 @@ class ToyConfig:
     freedoms: tuple[str, ...] = tuple(FREEDOMS)
     dtau: float = 0.9  # of the interval that follows; ours
     gamma: float = 0.9  # ours
-    global_iterations: int = 500  # to convergence: 600 at any rate give the same loss
+    global_iterations: int = 500
     global_batch: int = 256
     instance_iterations: int = 400
     instance_batch: int = 512
-    lr: float = 0.1
+    global_lr: float = 0.3  # of 0.1, 0.3 and 1 the best for a global plan
+    instance_lr: float = 0.1
+    probes: int = 2000  # errors are heavy-tailed, so 64 would measure the sensitivity of a few
     width: int = 96
     depth: int = 3
     oracle_iterations: int = 8
@@ -137,14 +142,40 @@ class ToyStudy:
         """How many samplers are fitted or run."""
         return len(self.config.steps) * (1 + 3 * len(self.config.freedoms))
 
-    def run(self) -> Iterator[ToyProgress]:
-        """Fit and judge every policy, freedom and number of steps."""
+    def run(self, workers: int = 1) -> Iterator[ToyProgress]:
+        """Fit and judge every policy, freedom and number of steps; ``workers`` processes share out the latter.
+
+        Raises:
+            ValueError: if there is to be no worker.
+        """
+        if workers < 1:
+            raise ValueError(f"workers must be at least 1, got {workers}")
         yield ToyProgress("teacher endpoints", 0, self.total)
-        self._prepare()
+        self.data, self.truth, self.floor = _grounds(replace(self.config, steps=(1,)))
+        yield from self._run_here() if workers == 1 else self._run_side_by_side(workers)
+
+    def _run_here(self) -> Iterator[ToyProgress]:
         for steps in self.config.steps:
             yield from self._judge("uniform", "tau", steps, self._uniform(steps), ("train", "heldout"), 0.0)
             for freedoms in self.config.freedoms:
                 yield from self._run_freedoms(freedoms, steps)
+
+    def _run_side_by_side(self, workers: int) -> Iterator[ToyProgress]:
+        """A process for each number of steps, the longest first; cells are in the same order as from one process."""
+        parts: dict[int, list[Cell]] = {}
+        spawn = multiprocessing.get_context("spawn")  # a forked torch may hang in its thread pool
+        with ProcessPoolExecutor(workers, spawn, torch.set_num_threads, (1,)) as pool:
+            order = sorted(self.config.steps, reverse=True)
+            futures = {pool.submit(_part, replace(self.config, steps=(n,))): n for n in order}
+            try:
+                for future in as_completed(futures):
+                    parts[futures[future]], scatter = future.result()
+                    self.scatter |= {name: torch.from_numpy(errors) for name, errors in scatter.items()}
+                    self._done += self.total // len(order)
+                    yield ToyProgress(f"N={futures[future]} done", self._done, self.total)
+            finally:
+                pool.shutdown(cancel_futures=True)
+        self.cells = [cell for n in self.config.steps for cell in parts[n]]
 
     def results(self) -> dict[str, Any]:
         """Everything as JSON: the configuration and the flat list of cells."""
@@ -159,16 +190,6 @@ class ToyStudy:
             },
             "cells": [asdict(cell) for cell in self.cells],
         }
-
-    def _prepare(self) -> None:
-        c = self.config
-        teacher = heuristic(self.toy, solver="euler", grid="uniform", steps=TEACHER_STEPS)
-        seeds = range(2 * c.priors)
-        everything = gather(list(endpoints(self.toy, teacher, seeds, batch=4096)))
-        self.data = {"train": everything[: c.priors], "heldout": everything[c.priors :]}
-        generator = torch.Generator().manual_seed(c.seed)
-        self.truth = self.toy.mixture.sample(c.reference, generator).float()
-        self.floor = self._distances(self.toy.mixture.sample(c.priors, generator).float())
 
     def _run_freedoms(self, freedoms: str, steps: int) -> Iterator[ToyProgress]:
         both = ("train", "heldout")
@@ -194,6 +215,7 @@ class ToyStudy:
             grid="uniform",
             per_instance=per_instance,
             loss="squared",
+            probes=min(c.probes, c.priors),
             width=c.width,
             depth=c.depth,
             fit=fitting,
@@ -208,12 +230,12 @@ class ToyStudy:
 
     def _global(self, freedoms: str, steps: int) -> Sampler:
         c = self.config
-        fitting = FitConfig(c.global_iterations, c.global_batch, c.lr, holdout=0, seed=c.seed)
+        fitting = FitConfig(c.global_iterations, c.global_batch, c.global_lr, holdout=0, seed=c.seed)
         return self._fit(self._config(freedoms, steps, fitting, per_instance=False))
 
     def _instance(self, freedoms: str, steps: int) -> Sampler:
         c = self.config
-        fitting = FitConfig(c.instance_iterations, c.instance_batch, c.lr, holdout=0, seed=c.seed)
+        fitting = FitConfig(c.instance_iterations, c.instance_batch, c.instance_lr, holdout=0, seed=c.seed)
         return self._fit(self._config(freedoms, steps, fitting, per_instance=True))
 
     def _oracle(self, learned: Sampler, freedoms: str, steps: int) -> Sampler:
@@ -290,6 +312,30 @@ class ToyStudy:
         )
 
     def _distances(self, samples: Tensor) -> tuple[float, float]:
-        from indis.metrics.toy import histogram_kl, wasserstein1
+        return _distances(samples, self.truth)
 
-        return histogram_kl(samples, self.truth), wasserstein1(samples, self.truth)
+
+@lru_cache(maxsize=1)
+def _grounds(config: ToyConfig) -> tuple[dict[str, Endpoints], Tensor, tuple[float, float]]:
+    """What every number of steps shares: endpoints by split, true samples, and the distances of exact samples."""
+    toy, c = load(config.classes, config.tree_seed), config
+    teacher = heuristic(toy, solver="euler", grid="uniform", steps=TEACHER_STEPS)
+    everything = gather(list(endpoints(toy, teacher, range(2 * c.priors), batch=4096)))
+    generator = torch.Generator().manual_seed(c.seed)
+    truth = toy.mixture.sample(c.reference, generator).float()
+    floor = _distances(toy.mixture.sample(c.priors, generator).float(), truth)
+    return {"train": everything[: c.priors], "heldout": everything[c.priors :]}, truth, floor
+
+
+def _part(config: ToyConfig) -> tuple[list[Cell], dict[str, Any]]:
+    """One process's share: cells, and scatter as arrays, which need no shared memory on their way back."""
+    study = ToyStudy(config)
+    for _ in study.run():
+        pass
+    return study.cells, {name: errors.numpy() for name, errors in study.scatter.items()}
+
+
+def _distances(samples: Tensor, truth: Tensor) -> tuple[float, float]:
+    from indis.metrics.toy import histogram_kl, wasserstein1
+
+    return histogram_kl(samples, truth), wasserstein1(samples, truth)
