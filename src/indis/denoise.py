@@ -72,6 +72,17 @@ def convert(value: Tensor, source: Form, target: Form, *, x: Tensor, schedule: N
     return {Form.DATA: data, Form.NOISE: noise, Form.VELOCITY: noise - data}[target]
 
 
+def held(schedule: NoiseSchedule, native: Form, tau: Tensor, dtau: Tensor) -> Tensor:
+    """The factor of an answer asked for at ``tau + dtau`` that keeps its data prediction when it is used at ``tau``.
+
+    With the clock c and the scale s of noise or velocity, x / s = D + c f; the same x / s and D make f
+    c(asked) / c(tau) times as large. A data prediction is kept by the loop's conversion as it is.
+    """
+    if native is Form.DATA:
+        return torch.ones_like(tau)
+    return native.clock(schedule, tau + dtau) / native.clock(schedule, tau)
+
+
 @dataclass(frozen=True)
 class Condition:
     """What a batch is conditioned on.

@@ -145,7 +145,9 @@ class Bounds:
     ``dtau`` and ``gamma`` are b in b tanh(o / 2); zero removes that freedom exactly. ``weights`` is the same for the
     corrections of the multistep weights. ``shift`` says what ``dtau`` is a fraction of: "relative" moves log-SNR by
     up to b (for EDM this multiplies sigma by up to e^b), "gap" moves by up to b of the interval that follows,
-    "additive" is the paper's form in units of time. ``domain`` is where the softmax lives.
+    "additive" is the paper's form in units of time. ``domain`` is where the softmax lives. ``native``, if given, is
+    the form of the denoiser's answers: a time shift then keeps the data prediction (see :func:`indis.denoise.held`),
+    and ``gamma`` is what it changes beyond that.
 
     Sizes seen in peers' learned values: relative shifts up to 0.25, scales 0.6 ... 1.3 (DyWeight's released weights).
 
@@ -159,6 +161,7 @@ class Bounds:
     weights: float = 0.0
     shift: Shift = "relative"
     domain: Domain = "log_snr"
+    native: str | None = None
     # Least fraction of an interval on average: each keeps floor * steps of its base. 1e-4 of EDM's range is 0.1 % of
     # sigma.
     floor: float = 1e-4

@@ -62,7 +62,7 @@ def test_two_processes_find_what_one_finds(tmp_path):
 
 
 def test_no_worker_is_refused(capsys):
-    assert entry.run("toy --quick --workers 0".split()) == 2
+    assert entry.run(["toy", "--quick", "--workers", "0"]) == 2
     assert "workers must be at least 1, got 0" in capsys.readouterr().err
 
 

@@ -6,6 +6,7 @@ field                                  what it gives
 ``per_instance=False``                 one learned plan for all (GOD)
 ``dtau=0``, ``gamma=0``                without time shifts, without scales
 ``use_condition=False``                phi sees the noise alone
+``keep="answer"``                      a shift changes the data prediction, as in Eq. 5
 ``weights=b``                          also corrects multistep weights by up to b
 ``look="first"``, ``look="every"``     decides after evaluations too (closed loop)
 =====================================  =======================================
@@ -48,6 +49,9 @@ class IndisConfig(Method):
     gamma: float = 0.5  # b of Eq. 6; ours
     weights: float = 0.0  # not in the paper
     shift: Shift | None = None
+    keep: Literal["data", "answer"] = (
+        "data"  # what a time shift leaves as it is; "answer": the paper's Eq. 5 as it stands
+    )
     domain: Domain | None = None
     look: Literal["never", "first", "every"] = "never"  # "never": the paper's open loop; the others are ours
     probes: int = 64  # endpoints that measure how sensitive each logit is (ours); 0 gives all logits the same rate
@@ -59,6 +63,8 @@ class IndisConfig(Method):
         for name, least in (("probes", 0), ("width", 1), ("depth", 1)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        if self.keep not in ("data", "answer"):
+            raise ValueError(f"keep must be data or answer, got {self.keep!r}")
         if self.look not in ("never", "first", "every"):
             raise ValueError(f"look must be never, first or every, got {self.look!r}")
         if self.look != "never" and not self.per_instance:
@@ -69,7 +75,8 @@ class IndisConfig(Method):
         given = {"shift": self.shift, "domain": self.domain}
         chosen = {name: value for name, value in given.items() if value is not None}
         sizes = {"dtau": self.dtau, "gamma": self.gamma, "weights": self.weights}
-        return Bounds.natural(denoiser.schedule, **sizes, **chosen)
+        native = denoiser.native.value if self.keep == "data" else None
+        return Bounds.natural(denoiser.schedule, native=native, **sizes, **chosen)
 
     def network(self, denoiser: Denoiser, order: int) -> dict[str, Any]:
         """What a phi for this denoiser is built from; ``order`` is how many multistep weights a step has."""

@@ -22,7 +22,6 @@ from torch import Tensor, nn
 from indis.discretization import Bounds, Discretization
 from indis.noise import SCHEDULES, NoiseSchedule
 from indis.policies.encoders import Reader
-from indis.policies.instance import WEIGHT_RATE
 from indis.policies.policy import Global, Policy
 from indis.storage import describe, rebuild
 
@@ -88,10 +87,10 @@ class AnySteps(Policy):
         return member.plan(member.free + self.head(column).movedim(1, 2))
 
     def rates(self) -> list[tuple[list[nn.Parameter], float]]:
-        """Tables learn like global plans, the network's weights more slowly."""
+        """Tables learn like global plans, the network's weights at the rate of the trunk."""
         tables = list(self.shared.parameters())
         known = {id(p) for p in tables}
-        return [(tables, 1.0), ([p for p in self.parameters() if id(p) not in known], WEIGHT_RATE)]
+        return [(tables, 1.0), ([p for p in self.parameters() if id(p) not in known], self.reader.trunk.rate)]
 
     def describe(self) -> dict[str, Any]:
         """Also for which numbers of steps, and which is chosen."""

@@ -21,10 +21,11 @@ import torch
 from torch import Tensor, nn
 
 from indis.denoise import Form, convert
-from indis.discretization import Bounds, Decision, Discretization, Plan, from_logits, restart
+from indis.discretization import Bounds, Decision, Discretization, Plan, restart
 from indis.noise import NoiseSchedule
 from indis.numerics import broadcast
 from indis.policies.instance import Instance
+from indis.policies.policy import discretize
 
 Look = Literal["first", "every"]
 
@@ -64,7 +65,7 @@ class ClosedLoop(Instance):
         place = self._place(k, tau, len(x)) if self.place is not None else None
         logits = self.read(seen(x, answer, tau, self.schedule, self.native), features, place)
         base = restart(self.base, k, tau, self.schedule, self.bounds)
-        return from_logits((self.scale * logits)[:, :, k:], base, self.schedule, self.bounds)
+        return discretize((self.scale * logits)[:, :, k:], base, self.schedule, self.bounds)
 
     def describe(self) -> dict[str, Any]:
         """Also what it looks at and when."""

@@ -4,6 +4,10 @@ A trunk maps unit noise ``(batch, *shape)`` to ``(batch, width)``. The vector tr
 low-dimensional toys. The convolutional trunk is light and takes any resolution: strided convolutions, then an
 adaptive average onto a small grid of cells, so that *where* in the picture the noise leans survives, which a global
 average would erase.
+
+A trunk's ``rate`` says how fast the weights of a network on it learn, relative to a bare logit. Under Adam every weight
+moves by about the rate in a step, and a logit sums over the whole width of them: at equal rates the network would
+overrun the plan that it refines.
 """
 
 from __future__ import annotations
@@ -16,6 +20,8 @@ from torch import Tensor, nn
 
 class VectorTrunk(nn.Module):
     """A perceptron with ``depth`` hidden layers."""
+
+    rate = 0.1  # on the toy 0.03 and 0.01 are slower
 
     def __init__(self, size: int, width: int, depth: int) -> None:
         super().__init__()
@@ -32,6 +38,8 @@ class VectorTrunk(nn.Module):
 
 class ConvTrunk(nn.Module):
     """Three strided convolutions, an adaptive average onto ``cells`` x ``cells``, a linear layer."""
+
+    rate = 0.02  # on Fashion-MNIST 0.05 and more overshoot for half of a short fit
 
     def __init__(self, channels: int, width: int, cells: int = 4) -> None:
         super().__init__()
@@ -53,7 +61,7 @@ class ConvTrunk(nn.Module):
         return F.silu(self.out(maps.flatten(1)))
 
 
-def trunk_for(shape: tuple[int, ...], width: int, depth: int) -> nn.Module:
+def trunk_for(shape: tuple[int, ...], width: int, depth: int) -> VectorTrunk | ConvTrunk:
     """The trunk that suits samples of ``shape``: a vector or (channels, height, width).
 
     Raises:

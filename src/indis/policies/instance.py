@@ -19,8 +19,6 @@ from indis.noise import NoiseSchedule
 from indis.policies.encoders import trunk_for
 from indis.policies.policy import Global, LogitPolicy
 
-WEIGHT_RATE = 0.1
-
 
 class Instance(LogitPolicy):
     """The learned policy. ``condition_dim`` 0 means that phi sees the noise alone."""
@@ -84,12 +82,9 @@ class Instance(LogitPolicy):
         return config["network"] | {"shape": tuple(config["network"]["shape"])}
 
     def rates(self) -> list[tuple[list[nn.Parameter], float]]:
-        """The shared offset of the logits learns like a global plan, the network's weights more slowly.
-
-        Under Adam every weight moves by about the rate in a step, and a logit sums over the whole width of them.
-        """
+        """The shared offset of the logits learns like a global plan, the network's weights at the rate of the trunk."""
         weights = [p for p in self.parameters() if p is not self.head.bias]
-        return [([self.head.bias], 1.0), (weights, WEIGHT_RATE)]
+        return [([self.head.bias], 1.0), (weights, self.trunk.rate)]
 
     def _checked(self, features: Tensor | None) -> Tensor:
         if features is None or features.shape[-1] != self.condition_dim:

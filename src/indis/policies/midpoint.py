@@ -8,8 +8,8 @@ A step from t to t' has K midpoints. In the noise-to-signal ratio :math:`\rho = 
 
 The papers keep the *data prediction* of the shifted question and take the slope at the midpoint itself,
 :math:`d_k = (x - D(x, s^{time}_k \rho_k)) / \rho_k`; gamma is what turns the shifted answer into that slope
-(:func:`held`). :math:`w_k s^{dir}_k` are corrections of the solver's weights, so they scale slopes whatever the network
-returns.
+(:func:`~indis.denoise.held`). :math:`w_k s^{dir}_k` are corrections of the solver's weights, so they scale slopes
+whatever the network returns.
 
 The learned numbers are a table of N x K; a table of zeros is the composite midpoint rule. The papers start from random
 numbers, so that midpoints differ; here they start at different places, (2k - 1) / (2K) of the step, and with all else
@@ -27,7 +27,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from indis.denoise import Form
+from indis.denoise import Form, held
 from indis.discretization import Discretization, Plan
 from indis.noise import SCHEDULES, Domain, NoiseSchedule
 from indis.numerics import TIME_DTYPE
@@ -91,17 +91,6 @@ def noisier(schedule: NoiseSchedule, tau: Tensor, factor: Tensor) -> Tensor:
     level = schedule.log_snr(tau)
     shift = schedule.time(level - factor.log()) - schedule.time(level)
     return torch.maximum(shift, schedule.t_min / 2 - tau)  # no network is defined at t <= 0
-
-
-def held(schedule: NoiseSchedule, native: Form, tau: Tensor, dtau: Tensor) -> Tensor:
-    """The factor of an answer asked for at ``tau + dtau`` that keeps its data prediction when it is used at ``tau``.
-
-    With the clock c and the scale s of noise or velocity, x / s = D + c f; the same x / s and D make f
-    c(asked) / c(tau) times as large. A data prediction is kept by the loop's conversion as it is.
-    """
-    if native is Form.DATA:
-        return torch.ones_like(tau)
-    return native.clock(schedule, tau + dtau) / native.clock(schedule, tau)
 
 
 class MidpointTable(Policy):

@@ -23,13 +23,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any, Protocol, Self, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
-from indis.denoise import Denoiser
+from indis.denoise import Denoiser, Form, held
 from indis.discretization import LOGIT_ROWS, Bounds, Discretization, Plan, from_logits
 from indis.noise import SCHEDULES, NoiseSchedule
 from indis.storage import describe, rebuild
@@ -160,7 +160,7 @@ class LogitPolicy(Policy):
 
     def plan(self, logits: Tensor) -> Discretization:
         """The discretization of raw logits ``(grid, rows, steps)``."""
-        return from_logits(self.scale * logits, self.base, self.schedule, self.bounds)
+        return discretize(self.scale * logits, self.base, self.schedule, self.bounds)
 
     def describe(self) -> dict[str, Any]:
         """Schedule, bounds and order; subclasses add what else they are built from."""
@@ -180,6 +180,18 @@ class LogitPolicy(Policy):
     def _own(cls, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Any]:
         """Further arguments of the constructor."""
         return {}
+
+
+def discretize(logits: Tensor, base: Tensor, schedule: NoiseSchedule, bounds: Bounds) -> Discretization:
+    """:func:`~indis.discretization.from_logits`, with gamma making up for the time shifts if the bounds say so.
+
+    An answer asked for at a less noisy time is smaller in the noise form, or larger; used as it is, it means another
+    data prediction at once, which gamma would have to undo. Two logits of one effect are slow to tune.
+    """
+    plan = from_logits(logits, base, schedule, bounds)
+    if bounds.native is None:
+        return plan
+    return replace(plan, gamma=plan.gamma * held(schedule, Form(bounds.native), plan.tau[:, :-1], plan.dtau))
 
 
 class Global(LogitPolicy):

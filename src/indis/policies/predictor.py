@@ -22,10 +22,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from indis.denoise import Denoiser, Form, Revealing
+from indis.denoise import Denoiser, Form, Revealing, held
 from indis.discretization import Decision
 from indis.noise import SCHEDULES, NoiseSchedule
-from indis.policies.midpoint import MidpointBounds, between, fraction, held, noisier
+from indis.policies.midpoint import MidpointBounds, between, fraction, noisier
 from indis.policies.policy import Policy, shared_grid
 from indis.storage import describe, rebuild
 
