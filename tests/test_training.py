@@ -62,7 +62,7 @@ def test_a_fit_lowers_the_heldout_loss(per_instance, lr, factor):
 
 
 def test_afterwards_the_policy_is_the_best_one_on_heldout_endpoints():
-    process = start(lr=1.5, warmup=0)
+    process = start(lr=0.5, warmup=0)
     states = list(process.run())
     measured = [s.heldout for s in states if s.heldout is not None]
     assert process.best == pytest.approx(process.validate(), rel=1e-6)
@@ -125,11 +125,11 @@ def test_a_resumed_fit_repeats_the_uninterrupted_one_bit_for_bit(tmp_path, per_i
 
 
 def test_a_resumed_fit_remembers_a_best_state_that_it_has_left(tmp_path):
-    process = start(lr=1.5, warmup=0)
+    process = start(lr=0.5, warmup=0)
     advance(process, 12)
     assert not same_tensors(process.best_state, state(process))
     process.save(tmp_path / "checkpoint.safetensors")
-    other = start(lr=1.5, warmup=0)
+    other = start(lr=0.5, warmup=0)
     other.resume(tmp_path / "checkpoint.safetensors")
     assert other.best == process.best
     assert list(other.run()) == []
