@@ -134,8 +134,8 @@ def test_a_variant_keeps_its_own_rate_and_takes_the_budget_of_all():
     fit = FitConfig(7, 8, lr=9.0, holdout=1)
     config = Variant("god").config({"solver": "euler", "nothing": 1}, {}, fit, nfe=4, analytic_first=True)
     assert (config.steps, config.analytic_first, config.solver) == (5, True, "euler")
-    assert (config.fit.iterations, config.fit.batch, config.fit.lr) == (7, 8, 0.1)
-    assert Variant("god", {"lr": 0.3}).config({}, {}, fit, nfe=4, analytic_first=False).fit.lr == 0.3
+    assert (config.fit.iterations, config.fit.batch, config.fit.lr) == (7, 8, 0.3)
+    assert Variant("god", {"lr": 0.7}).config({}, {}, fit, nfe=4, analytic_first=False).fit.lr == 0.7
 
 
 def test_given_sizes_replace_the_defaults():

@@ -42,7 +42,7 @@ class IndisConfig(Method):
         ValueError: for a number outside its range, or if a plan for all samples is to look at one.
     """
 
-    fit: FitConfig = field(default_factory=lambda: FitConfig(lr=0.1))
+    fit: FitConfig = field(default_factory=lambda: FitConfig(lr=0.3))
     per_instance: bool = True
     use_condition: bool = True
     dtau: float = 0.5  # b of Eq. 6; ours

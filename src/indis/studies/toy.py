@@ -59,8 +59,7 @@ class ToyConfig:
     global_batch: int = 256
     instance_iterations: int = 400
     instance_batch: int = 512
-    global_lr: float = 0.3  # of 0.1, 0.3 and 1 the best for a global plan
-    instance_lr: float = 0.1
+    lr: float = 0.3  # of 0.1, 0.3 and 1 the best for a global plan
     probes: int = 2000  # errors are heavy-tailed, so 64 would measure the sensitivity of a few
     width: int = 96
     depth: int = 3
@@ -230,12 +229,12 @@ class ToyStudy:
 
     def _global(self, freedoms: str, steps: int) -> Sampler:
         c = self.config
-        fitting = FitConfig(c.global_iterations, c.global_batch, c.global_lr, holdout=0, seed=c.seed)
+        fitting = FitConfig(c.global_iterations, c.global_batch, c.lr, holdout=0, seed=c.seed)
         return self._fit(self._config(freedoms, steps, fitting, per_instance=False))
 
     def _instance(self, freedoms: str, steps: int) -> Sampler:
         c = self.config
-        fitting = FitConfig(c.instance_iterations, c.instance_batch, c.instance_lr, holdout=0, seed=c.seed)
+        fitting = FitConfig(c.instance_iterations, c.instance_batch, c.lr, holdout=0, seed=c.seed)
         return self._fit(self._config(freedoms, steps, fitting, per_instance=True))
 
     def _oracle(self, learned: Sampler, freedoms: str, steps: int) -> Sampler:
