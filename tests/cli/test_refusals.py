@@ -151,6 +151,20 @@ def test_endpoints_that_name_no_model_are_refused(indis, work):
         assert "name no model" in refused(indis, command)
 
 
+def test_endpoints_of_other_weights_are_refused(indis, work):
+    meta = load_json(work / "data" / "meta.json")
+    save_json(work / "data" / "meta.json", meta | {"provenance": meta["provenance"] | {"weights": "others"}})
+    for command in (f"fit --data data --out x {FIT}", "evaluate --heldout data --loss mse"):
+        assert "data were made with weights others, toy has toy" in refused(indis, command)
+
+
+def test_endpoints_that_do_not_say_which_weights_they_are_of_still_serve(indis, work):
+    meta = load_json(work / "test" / "meta.json")
+    del meta["provenance"]["weights"]
+    save_json(work / "test" / "meta.json", meta)
+    assert indis("evaluate --heldout test --loss mse")[0] == 0
+
+
 @pytest.mark.parametrize("part", ["config", "provenance", "noise", "shards"])
 @pytest.mark.parametrize("value", [None, [], {"count": "many"}, 0])
 def test_endpoint_metadata_of_another_kind_is_refused(indis, work, part, value):

@@ -20,6 +20,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from indis import models
+from indis.denoise import Denoiser
 from indis.storage import save_json
 
 T = TypeVar("T")
@@ -116,6 +118,20 @@ def taught_model(meta: dict[str, Any], folder: Path | None) -> str:
     if "model" not in meta["provenance"]:
         raise ValueError(f"the endpoints in {folder} name no model in their provenance: make them with `indis teach`")
     return meta["provenance"]["model"]
+
+
+def load_taught(meta: dict[str, Any], folder: Path | None) -> Denoiser:
+    """The model that endpoints came from, with the weights that they came from if they say which.
+
+    Raises:
+        ValueError: if they name no model, or it has other weights by now.
+    """
+    denoiser = models.load(taught_model(meta, folder))
+    needed = meta["provenance"].get("weights", denoiser.fingerprint)
+    if needed != denoiser.fingerprint:
+        has = f"{denoiser.name} has {denoiser.fingerprint}"
+        raise ValueError(f"the endpoints in {folder} were made with weights {needed}, {has}: make them again")
+    return denoiser
 
 
 def command_line() -> str:

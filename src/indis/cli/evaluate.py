@@ -7,7 +7,7 @@ from pathlib import Path
 
 from indis import losses, models
 from indis.budget import BudgetSampler
-from indis.cli.console import bar, emit, say, taught_model, writable_file
+from indis.cli.console import bar, emit, load_taught, say, writable_file
 from indis.cli.sample import SamplerChoice
 from indis.denoise import Counted, Denoiser
 from indis.evaluate import Draw, Row, counted_nfe, frechet_of_seeds, score_pairs
@@ -45,7 +45,7 @@ class Evaluate(SamplerChoice):
             raise ValueError(f"samples must be 0 or at least 2, got {self.samples}")
         writable_file(self.json)
         data, meta = load_endpoints(self.heldout) if self.heldout else (None, None)
-        denoiser = models.load(taught_model(meta, self.heldout) if meta else self.model)
+        denoiser = load_taught(meta, self.heldout) if meta else models.load(self.model)
         sampler = self.build(denoiser)
         counter = Counted(denoiser)
         row: Row = {"model": denoiser.name}

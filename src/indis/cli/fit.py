@@ -9,8 +9,8 @@ from typing import Annotated, Any, Generic, TypeVar
 
 import tyro
 
-from indis import artifact, losses, models
-from indis.cli.console import bar, command_line, emit, say, taught_model, writable, writable_file
+from indis import artifact, losses
+from indis.cli.console import bar, command_line, emit, load_taught, say, taught_model, writable, writable_file
 from indis.methods import Method, named
 from indis.storage import checksum, load_json, save_json
 from indis.teacher import load_endpoints
@@ -92,18 +92,19 @@ class FitCommand(Generic[M]):
         if self.save_every < 1:
             raise ValueError(f"save-every must be at least 1, got {self.save_every}")
         data, meta = load_endpoints(self.data)
-        model = taught_model(meta, self.data)
+        denoiser = load_taught(meta, self.data)
         writable(self.out)
         writable_file(self.json)
         start = artifact.load(self.start) if self.start else None
         begun = checksum(artifact.find(self.start) / "policy.safetensors") if self.start else None
-        process = self.config.tuning(models.load(model), data, losses.named(self.config.loss), start=start)
+        process = self.config.tuning(denoiser, data, losses.named(self.config.loss), start=start)
         identity = {"method": self.method, "config": asdict(self.config), "endpoints": meta["shards"], "start": begun}
         curve = self._resume(process, identity)
         self._iterate(process, identity, curve)
         provenance = {
             "command": command_line(),
-            "model": model,
+            "model": taught_model(meta, self.data),
+            "weights": denoiser.fingerprint,
             "teacher": meta["provenance"],
             "method": self.method,
             "config": asdict(self.config),
