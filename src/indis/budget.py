@@ -19,6 +19,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -163,9 +164,9 @@ class BudgetSampler:
         return out
 
 
-def save(budget: BudgetSampler, folder: Path) -> None:
+def save(budget: BudgetSampler, folder: Path, provenance: dict[str, Any] | None = None) -> None:
     """An artifact folder with two files more; ``budget.json`` comes last, so a folder that has it is complete."""
-    artifact.save(budget.sampler, folder)
+    artifact.save(budget.sampler, folder, provenance)
     save_tensors(folder / "budget.safetensors", budget.predictor.state_dict())
     save_json(folder / FILE, {"price": budget.price, "mean": budget.mean, "predictor": budget.predictor.describe()})
 

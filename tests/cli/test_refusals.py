@@ -6,6 +6,7 @@ from cli.lines import FIT, TEACH, refused
 from indis.storage import load_json, save_json
 from small_cases import contents, flip_last_byte
 
+GOD = FIT.replace("--width 8 --depth 1", "")
 KNOWN_SOLVERS = ["euler", "heun", "ipndm", "adams_bashforth", "deis", "dpmpp", "unipc"]
 BAD = {
     "teach: unknown solver": ("teach --model toy --solver rk --out x", ["'rk'", *KNOWN_SOLVERS]),
@@ -156,6 +157,26 @@ def test_endpoints_of_other_weights_are_refused(indis, work):
     save_json(work / "data" / "meta.json", meta | {"provenance": meta["provenance"] | {"weights": "others"}})
     for command in (f"fit --data data --out x {FIT}", "evaluate --heldout data --loss mse"):
         assert "data were made with weights others, toy has toy" in refused(indis, command)
+
+
+def test_heldout_endpoints_that_the_fit_has_seen_are_refused(indis, work):
+    assert indis(f"{TEACH} --count 20 --first-seed 40 --out partly")[0] == 0
+    said = refused(indis, "evaluate --artifact fitted --heldout partly --loss mse")
+    assert "no fit has seen, but fitted was fitted on 0 ... 47: 8 of 20" in said
+
+
+def test_seeds_of_the_artifact_that_a_fit_began_at_count_as_seen(indis, work):
+    assert indis(f"fit --method god --data data --out god {GOD}")[0] == 0
+    assert indis(f"fit --data test --out phi {FIT} --fit.holdout 4 --start god")[0] == 0
+    assert "phi was fitted on 0 ... 47" in refused(indis, "evaluate --artifact phi --heldout data --loss mse")
+    assert "phi was fitted on 100 ... 119" in refused(indis, "evaluate --artifact phi --heldout test --loss mse")
+
+
+@pytest.mark.parametrize("record", [{}, {"fitted_on": None}, {"fitted_on": ["0 ... 47"]}])
+def test_an_artifact_that_does_not_say_what_it_was_fitted_on_still_serves(indis, work, record):
+    config = load_json(work / "fitted" / "config.json")
+    save_json(work / "fitted" / "config.json", config | {"provenance": record})
+    assert indis("evaluate --artifact fitted --heldout data --loss mse")[0] == 0
 
 
 def test_endpoints_that_do_not_say_which_weights_they_are_of_still_serve(indis, work):

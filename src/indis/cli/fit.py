@@ -106,6 +106,7 @@ class FitCommand(Generic[M]):
             "model": taught_model(meta, self.data),
             "weights": denoiser.fingerprint,
             "teacher": meta["provenance"],
+            "fitted_on": artifact.seen_seeds(data.seeds, *([self.start] if self.start else [])),
             "method": self.method,
             "config": asdict(self.config),
             "heldout_loss": process.best if curve else None,
