@@ -64,6 +64,18 @@ BAD = {
     "sample: to .jpg": ("sample --model toy --out s.jpg", [".png or .safetensors", "s.jpg"]),
     "sample: points as picture": ("sample --model toy --out s.png", ["only images can be drawn", "use .safetensors"]),
     "sample: below a file": ("sample --model toy --out fit.json/s.safetensors", ["fit.json is a file"]),
+    "sample: a solver beside an artifact": (
+        "sample --model toy --artifact fitted --solver ipndm:3 --out s.safetensors",
+        ["solver must be left out beside artifact, which has its own, got ipndm:3"],
+    ),
+    "evaluate: a grid beside an artifact": (
+        "evaluate --heldout test --loss mse --artifact fitted --grid uniform",
+        ["grid must be left out beside artifact"],
+    ),
+    "evaluate: afs beside an artifact": (
+        "evaluate --heldout test --loss mse --artifact fitted --afs",
+        ["afs must be left out beside artifact"],
+    ),
     "evaluate: nothing": ("evaluate", ["nothing to do", "--heldout", "--samples"]),
     "evaluate: one sample": ("evaluate --samples 1", ["nothing to do"]),
     "evaluate: one sample besides": ("evaluate --heldout test --loss mse --samples 1", ["samples must be", "got 1"]),

@@ -25,23 +25,24 @@ class SamplerChoice:
 
     artifact: Path | None = None
     """Folder of a fitted sampler, or one that ships: fashion-nfe3, -nfe5, -nfe7. If absent, the plain solver below."""
-    solver: str = "ipndm:3"
-    """Solver, as name[:order[:variant]]."""
-    grid: str = "polynomial:7"
-    """Grid of the plain solver."""
+    solver: str | None = None
+    """Plain solver (ipndm:3 if absent), as name[:order[:variant]]; an artifact has its own."""
+    grid: str | None = None
+    """Grid of the plain solver (polynomial:7 if absent), as name[:parameter]; an artifact has its own."""
     steps: int | None = None
     """Steps of the plain solver (5 if absent), or which of its numbers an artifact for every N shall take; one of
     `indis budget` takes each sample's own if absent."""
     afs: bool = False
-    """Analytic first step of the plain solver: one evaluation less."""
+    """Analytic first step of the plain solver: one evaluation less; an artifact has its own."""
 
     def build(self, denoiser: Denoiser) -> Sampler | BudgetSampler:
         """The sampler, a budget's included.
 
         Raises:
-            ValueError: if the artifact was fitted to another kind of model.
+            ValueError: if the artifact was fitted to another kind of model, or the plain solver is described beside it.
         """
         if self.artifact is not None:
+            self._check_alone()
             folder = artifact.find(self.artifact)
             if self.steps is None and (folder / budget.FILE).exists():
                 own = budget.load(folder)
@@ -51,7 +52,14 @@ class SamplerChoice:
             self._check(sampler, denoiser)
             return sampler
         steps = 5 if self.steps is None else self.steps
-        return heuristic(denoiser, solver=self.solver, grid=self.grid, steps=steps, analytic_first=self.afs)
+        solver = "ipndm:3" if self.solver is None else self.solver
+        grid = "polynomial:7" if self.grid is None else self.grid
+        return heuristic(denoiser, solver=solver, grid=grid, steps=steps, analytic_first=self.afs)
+
+    def _check_alone(self) -> None:
+        for name, given in (("solver", self.solver), ("grid", self.grid), ("afs", self.afs)):
+            if given not in (None, False):
+                raise ValueError(f"{name} must be left out beside artifact, which has its own, got {given}")
 
     def _check(self, sampler: Sampler, denoiser: Denoiser) -> None:
         for name in ("schedule", "shape"):  # of a policy that was learned
