@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from cli.lines import COMMANDS, FIT, STUDENT, TEACH, refused
-from indis import Global, __version__, artifact, models, noise_from_seeds
+from indis import Global, __version__, artifact, heuristic, models, noise_from_seeds
 from indis.cli import main as entry
 from indis.cli.console import Reporting
 from indis.cli.sample import save_grid
@@ -47,6 +47,21 @@ def test_from_seeds_to_numbers(indis, work):
         assert rows[name]["heldout_loss"] == pytest.approx(2 * rows[name]["teacher_mse"])
     assert rows["fitted"]["heldout_loss"] < 0.7 * rows["plain"]["heldout_loss"]
     assert "fd" not in rows["plain"]
+
+
+def test_labels_are_taken_in_turn_by_the_seeds(indis, work):
+    options = "--first-seed 7 --count 3 --steps 1 --grid uniform --out"
+    assert indis(f"sample --label 3 5 {options} two.safetensors")[0] == 0
+    assert indis(f"sample --label 5 {options} one.safetensors")[0] == 0
+    assert indis(f"sample {options} own.safetensors")[0] == 0
+    two, one, own = (load_tensors(work / f"{name}.safetensors")[0]["samples"] for name in ("two", "one", "own"))
+    model = models.load("fashion")
+    sampler = heuristic(model, solver="ipndm:3", grid="uniform", steps=1)
+    noise = noise_from_seeds([7, 8, 9], model.shape)
+    torch.testing.assert_close(two, sampler(model, noise, model.labelled([5, 3, 5])), rtol=0, atol=1e-5)
+    torch.testing.assert_close(own, sampler(model, noise, model.labelled([7, 8, 9])), rtol=0, atol=1e-5)
+    torch.testing.assert_close(two[::2], one[::2], rtol=0, atol=1e-5)
+    assert (two[1] - one[1]).abs().max() > 0.1
 
 
 def test_the_analytic_first_step_costs_one_evaluation_less(indis, work):

@@ -64,6 +64,11 @@ BAD = {
     "sample: to .jpg": ("sample --model toy --out s.jpg", [".png or .safetensors", "s.jpg"]),
     "sample: points as picture": ("sample --model toy --out s.png", ["only images can be drawn", "use .safetensors"]),
     "sample: below a file": ("sample --model toy --out fit.json/s.safetensors", ["fit.json is a file"]),
+    "sample: a label of points": (
+        "sample --model toy --label 3 --out s.safetensors",
+        ["label must be left out for toy, which has no classes, got [3]"],
+    ),
+    "sample: no such label": ("sample --label 3 11", ["label must be 0 ... 9 or 10 for no label, got [3, 11]"]),
     "sample: a solver beside an artifact": (
         "sample --model toy --artifact fitted --solver ipndm:3 --out s.safetensors",
         ["solver must be left out beside artifact, which has its own, got ipndm:3"],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import torch
 from indis import artifact, budget, models
 from indis.budget import BudgetSampler
 from indis.cli.console import say, writable_file
-from indis.denoise import Counted, Denoiser
+from indis.denoise import Counted, Denoiser, Labelled
 from indis.evaluate import sample_batches
 from indis.methods import heuristic
 from indis.pixels import to_bytes
@@ -94,6 +95,8 @@ class Sample(SamplerChoice):
     """First seed."""
     count: int = 40
     """How many seeds."""
+    label: tuple[int, ...] = ()
+    """Classes that the seeds take in turn (fashion: 0 ... 9, or 10 for none); if absent, seed mod 10."""
 
     def run(self) -> None:
         """Draw and write."""
@@ -102,7 +105,7 @@ class Sample(SamplerChoice):
         if self.out.suffix not in (".png", ".safetensors"):
             raise ValueError(f"out must end in .png or .safetensors, got {self.out}")
         writable_file(self.out)
-        denoiser = Counted(models.load(self.model))
+        denoiser = Counted(self._denoiser())
         sampler = self.build(denoiser)
         seeds = range(self.first_seed, self.first_seed + self.count)
         samples = torch.cat(list(sample_batches(denoiser, sampler, seeds)))
@@ -114,6 +117,26 @@ class Sample(SamplerChoice):
             f"{denoiser.samples / self.count:g} evaluations {'each' if isinstance(sampler, Sampler) else 'on average'}"
         )
         say(f"{self.count} samples with {each} in {self.out}")
+
+    def _denoiser(self) -> Denoiser:
+        denoiser = models.load(self.model)
+        return Asked(denoiser, self.label) if self.label else denoiser
+
+
+class Asked(Counted):
+    """A denoiser whose seeds take these labels in turn; a sample is still its seed, whatever the batch.
+
+    Raises:
+        ValueError: if it knows no labels, or not these.
+    """
+
+    def __init__(self, denoiser: Denoiser, labels: Sequence[int]) -> None:
+        super().__init__(denoiser)
+        if not isinstance(denoiser, Labelled):
+            raise ValueError(f"label must be left out for {denoiser.name}, which has no classes, got {list(labels)}")
+        labelled = denoiser.labelled
+        labelled(list(labels))  # before any work
+        self.condition = lambda seeds: labelled([labels[seed % len(labels)] for seed in seeds])
 
 
 def save_grid(samples: torch.Tensor, path: Path, columns: int = 10, zoom: int = 3) -> None:
