@@ -1,6 +1,7 @@
 """The command line from end to end on the toy."""
 
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -11,12 +12,15 @@ import torch
 from cli.lines import COMMANDS, FIT, STUDENT, TEACH, refused
 from indis import Global, __version__, artifact, heuristic, models, noise_from_seeds
 from indis.cli import main as entry
+from indis.cli.budget import Budget
 from indis.cli.console import Reporting
 from indis.cli.sample import save_grid
+from indis.cli.toy import ToyCommand
+from indis.cli.train_model import TrainModel
 from indis.methods import METHODS
 from indis.storage import load_json, load_tensors
 from indis.teacher import load_endpoints
-from indis.training import Fit
+from indis.training import Fit, Search
 from small_cases import contents
 
 
@@ -91,18 +95,48 @@ def test_an_interrupted_fit_says_so_and_goes_on_to_the_same_weights(indis, work,
     def interrupted(self):
         for state in run(self):
             yield state
-            if state.step == 5:
-                raise KeyboardInterrupt
+            if state.step == 4:
+                signal.raise_signal(signal.SIGINT)  # what Ctrl-C does, in the middle of the fifth iteration
 
     monkeypatch.setattr(Fit, "run", interrupted)
-    code, said = indis(f"fit --data data --out again {FIT} --save-every 2")
-    assert code == 130 and "interrupted" in said
+    code, said = indis(f"fit --data data --out again {FIT}")
+    assert code == 130 and "interrupted; what was finished is kept" in said
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     assert list(contents(work / "again")) == ["checkpoint.safetensors", "curve.json"]
     monkeypatch.setattr(Fit, "run", run)
-    code, said = indis(f"fit --data data --out again {FIT} --save-every 2")
-    assert code == 0 and "resuming at iteration 4 of 8" in said
+    code, said = indis(f"fit --data data --out again {FIT}")
+    assert code == 0 and "resuming at iteration 5 of 8" in said
     assert (work / "again/policy.safetensors").read_bytes() == (work / "fitted/policy.safetensors").read_bytes()
     assert load_json(work / "again" / "curve.json") == load_json(work / "fit.json")["curve"]
+
+
+def test_a_second_interrupt_and_one_of_a_search_stop_at_once(indis, work, monkeypatch):
+    def pressed(times):
+        def run(self):
+            for _ in range(times):
+                signal.raise_signal(signal.SIGINT)
+            raise AssertionError("not stopped")
+            yield
+
+        return run
+
+    monkeypatch.setattr(Fit, "run", pressed(2))
+    assert indis(f"fit --data data --out again {FIT}")[0] == 130
+    monkeypatch.setattr(Search, "run", pressed(1))
+    assert indis("fit --method gits --data data --out again --steps 3 --loss squared --fit.holdout 16")[0] == 130
+    assert contents(work / "again") == {}
+
+
+@pytest.mark.parametrize(
+    "line", ["toy --quick", "budget --artifact x --data x --heldout x --out x", "train-model --what features --out x"]
+)
+def test_commands_that_keep_nothing_say_so(indis, monkeypatch, line):
+    def interrupted(self):
+        raise KeyboardInterrupt
+
+    for command in (ToyCommand, Budget, TrainModel):
+        monkeypatch.setattr(command, "run", interrupted)
+    assert indis(line) == (130, "indis: interrupted; nothing is kept, it begins again\n")
 
 
 def test_an_interrupted_teacher_goes_on_to_the_same_bytes(indis, work, monkeypatch):

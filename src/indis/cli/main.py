@@ -18,7 +18,7 @@ from indis.cli.compare import Compare
 from indis.cli.console import say
 from indis.cli.demo import Demo
 from indis.cli.evaluate import Evaluate
-from indis.cli.fit import fit_command, spelled_out
+from indis.cli.fit import FitCommand, fit_command, spelled_out
 from indis.cli.report import Report
 from indis.cli.sample import Sample
 from indis.cli.sight import Sight
@@ -27,6 +27,7 @@ from indis.cli.toy import ToyCommand
 from indis.cli.train_model import TrainModel
 
 MENDABLE = (ValueError, OSError, FloatingPointError, ImportError)
+KEEPING = (Teach, FitCommand, Compare, Demo, TrainModel)  # go on where an interrupt stopped them
 
 COMMANDS: dict[str, Callable[[Sequence[str]], Any]] = {
     "teach": lambda arguments: Teach,
@@ -51,6 +52,7 @@ The path of data: seeds -> teach -> endpoints -> fit -> artifact -> sample | eva
 
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return the exit code."""
+    command = None
     try:
         given = sys.argv[1:] if arguments is None else list(arguments)
         if given == ["--version"]:
@@ -64,7 +66,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
         say(f"indis: error: {_sentence(error)}")
         return 2
     except KeyboardInterrupt:
-        say("indis: interrupted; what was finished is kept")
+        say(f"indis: interrupted; {_kept(command)}")
         return 130
     return 0
 
@@ -73,6 +75,13 @@ def _union(arguments: Sequence[str]) -> Any:
     """All commands as the union that tyro takes; what `fit` accepts depends on the method."""
     kinds = [Annotated[choose(arguments), tyro.conf.subcommand(name)] for name, choose in COMMANDS.items()]
     return Union[tuple(kinds)]  # noqa: UP007  # built at run time
+
+
+def _kept(command: Any) -> str:
+    """What an interrupted command leaves behind; the training of features has no checkpoint."""
+    if isinstance(command, KEEPING) and getattr(command, "what", "denoiser") != "features":
+        return "what was finished is kept, run it again to go on"
+    return "nothing is kept, it begins again"
 
 
 def main() -> None:
