@@ -4,7 +4,7 @@ import pytest
 
 from cli.lines import FIT, TEACH, refused
 from indis.storage import load_json, save_json
-from small_cases import contents, flip_last_byte
+from small_cases import flip_last_byte
 
 GOD = FIT.replace("--width 8 --depth 1", "")
 KNOWN_SOLVERS = ["euler", "heun", "ipndm", "adams_bashforth", "deis", "dpmpp", "unipc"]
@@ -33,6 +33,16 @@ BAD = {
         f"fit --data data --out x --method god {FIT.replace('--steps 3', '--steps 3-5')}",
         ["steps must be one number for method god, got '3-5'"],
     ),
+    "fit: no rate": (f"fit --data data --out x {FIT} --fit.lr 0", ["error: lr and clip must be positive, got 0"]),
+    "fit: no batch, of another method": (
+        "fit --method ld3 --data data --out x --fit.batch 0",
+        ["error: batch must be at least 1, got 0"],
+    ),
+    "budget: no rate": (
+        "budget --artifact fitted --data data --heldout test --out x --config.lr -1",
+        ["error: lr must be positive, got -1"],
+    ),
+    "sight: no width": ("sight --artifact fitted --data data --config.width 0", ["error: width must be at least 1"]),
     "fit: no width": (f"fit --data data --out x {FIT.replace('--width 8', '--width 0')}", ["width must be at least 1"]),
     "fit: no depth": (
         f"fit --data data --out x {FIT.replace('--depth 1', '--depth -1')}",
@@ -225,16 +235,8 @@ def test_a_damaged_checkpoint_is_named(indis, work):
 @pytest.mark.parametrize(
     "line", ["sample --count many", "frobnicate", "", "fit --out x", "train-model --out x --what poem", "toy --fast"]
 )
-def test_words_that_no_command_knows_exit_with_two(indis, line):
+def test_words_that_no_command_knows_exit_with_two_and_say_so(indis, capsys, line):
     with pytest.raises(SystemExit) as error:
         indis(line)
     assert error.value.code == 2
-
-
-def test_settings_of_the_fit_that_make_no_sense_are_told_in_the_box_of_the_parser(indis, capsys, tmp_path):
-    with pytest.raises(SystemExit) as error:
-        indis(f"fit --data data --out {tmp_path}/x --fit.lr 0")
-    said = capsys.readouterr().err
-    assert error.value.code == 2
-    assert "lr and clip must be positive" in said and "Traceback" not in said
-    assert contents(tmp_path) == {}
+    assert "--help" in capsys.readouterr().err
