@@ -74,6 +74,18 @@ BAD = {
     "sample: to .jpg": ("sample --model toy --out s.jpg", [".png or .safetensors", "s.jpg"]),
     "sample: points as picture": ("sample --model toy --out s.png", ["only images can be drawn", "use .safetensors"]),
     "sample: below a file": ("sample --model toy --out fit.json/s.safetensors", ["fit.json is a file"]),
+    "sample: no call at all": (
+        "sample --model toy --steps 1 --afs --out s.safetensors",
+        ["steps must be above 1 with an analytic first step"],
+    ),
+    "fit: no call at all": (
+        f"fit --data data --out x {FIT} --steps 1 --analytic-first",
+        ["steps must be above 1 with an analytic first step"],
+    ),
+    "fit: no call at the fewest steps": (
+        f"fit --data data --out x {FIT.replace('--steps 3', '--steps 1-3')} --analytic-first",
+        ["fewest must be above 1 with an analytic first step"],
+    ),
     "sample: a label of points": (
         "sample --model toy --label 3 --out s.safetensors",
         ["label must be left out for toy, which has no classes, got [3]"],
