@@ -1,6 +1,7 @@
 """The command line from end to end on the toy."""
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -17,7 +18,9 @@ from indis.cli.console import Reporting
 from indis.cli.sample import save_grid
 from indis.cli.toy import ToyCommand
 from indis.cli.train_model import TrainModel
+from indis.grids import GRIDS
 from indis.methods import METHODS
+from indis.solvers import SOLVERS
 from indis.storage import load_json, load_tensors
 from indis.teacher import load_endpoints
 from indis.training import Fit, Search
@@ -228,6 +231,27 @@ def test_the_help_of_fit_names_every_method(indis, capsys):
     # The box wraps and pads, so words are compared, not lines.
     words = set(capsys.readouterr().out.replace(",", " ").replace(".", " ").split())
     assert set(METHODS) <= words
+
+
+def explained(capsys, monkeypatch, line):
+    """The lines of a help page so wide that nothing wraps but what has no room beside its name."""
+    monkeypatch.setenv("COLUMNS", "1000")
+    with pytest.raises(SystemExit):
+        entry.run([*line.split(), "--help"])
+    return [text.strip("│ ") for text in capsys.readouterr().out.splitlines()]
+
+
+@pytest.mark.parametrize("line", [*entry.COMMANDS, *(f"fit --method {name}" for name in METHODS)])
+def test_no_option_goes_without_a_word(capsys, monkeypatch, line):
+    silent = re.compile(r"(--\S.*? {2,})?\((default|required)")
+    assert not [text for text in explained(capsys, monkeypatch, line) if silent.match(text)]
+
+
+@pytest.mark.parametrize("command", ["teach", "fit", "sample", "evaluate"])
+def test_the_help_names_every_solver_grid_and_kind_of_artifact(capsys, monkeypatch, command):
+    words = set(re.findall(r"[-\w]+", " ".join(explained(capsys, monkeypatch, command))))
+    assert set(SOLVERS) | set(GRIDS) <= words
+    assert command in ("teach", "fit") or {"fashion-nfe3", "-nfe5", "-nfe7", "-god", "-look"} <= words
 
 
 def test_the_version_is_the_package_s(capsys):

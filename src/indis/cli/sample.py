@@ -25,11 +25,14 @@ class SamplerChoice:
     """An artifact, or a solver on a grid."""
 
     artifact: Path | None = None
-    """Folder of a fitted sampler, or one that ships: fashion-nfe3, -nfe5, -nfe7. If absent, the plain solver below."""
+    """Folder of a fitted sampler, or one that ships: fashion-nfe3, -nfe5, -nfe7, each also with -god (one plan
+    for all) or -look (re-plans at every node) at its end. If absent, the plain solver below."""
     solver: str | None = None
-    """Plain solver (ipndm:3 if absent), as name[:order[:variant]]; an artifact has its own."""
+    """Plain solver (ipndm:3 if absent): euler, heun, ipndm, adams_bashforth, deis, dpmpp, unipc or midpoint, as
+    name[:order[:variant]]; an artifact has its own."""
     grid: str | None = None
-    """Grid of the plain solver (polynomial:7 if absent), as name[:parameter]; an artifact has its own."""
+    """Grid of the plain solver (polynomial:7 if absent): uniform, log_snr, polynomial, quadratic, vp_time, flow_shift
+    or resolution, as name[:parameter]; an artifact has its own."""
     steps: int | None = None
     """Steps of the plain solver (5 if absent), or which of its numbers an artifact for every N shall take; one of
     `indis budget` takes each sample's own if absent."""

@@ -32,8 +32,8 @@ class EveryN(IndisConfig):
         ValueError: if there is no such range, or the plan is to be closed-loop or global.
     """
 
-    steps: int = 10
-    fewest: int = 3
+    steps: int = 10  # the largest N
+    fewest: int = 3  # the smallest N
 
     def __post_init__(self) -> None:
         super().__post_init__()
