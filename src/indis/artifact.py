@@ -11,6 +11,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from indis.policies import POLICIES, Policy
 from indis.sampler import Sampler
 from indis.solvers import SOLVERS
@@ -91,6 +93,38 @@ def load(folder: Path | str) -> Sampler:
         return Sampler(policy.eval().requires_grad_(False), solver, analytic_first)
     except (KeyError, TypeError, RuntimeError) as error:
         raise ValueError(f"{folder} is not a complete artifact: {_reason(error)}") from None
+
+
+def seen_seeds(seeds: Tensor, *before: Path | str) -> list[dict[str, int]]:
+    """Ranges of the seeds of a fit, for its provenance as ``fitted_on``: its own, and those of what it began at."""
+    first, last = int(seeds.min()), int(seeds.max())
+    return [span for name in before for span in _recorded(name)] + [{"first_seed": first, "count": last - first + 1}]
+
+
+def check_unseen(name: Path | str, seeds: Tensor) -> None:
+    """Pass if an artifact was fitted on none of these held-out seeds, or does not record on which.
+
+    Raises:
+        ValueError: if it was.
+    """
+    for span in _recorded(name):
+        first, last = span["first_seed"], span["first_seed"] + span["count"] - 1
+        seen = int(((seeds >= first) & (seeds <= last)).sum())
+        if seen:
+            fitted = f"{name} was fitted on {first} ... {last}"
+            raise ValueError(f"heldout must hold seeds that no fit has seen, but {fitted}: {seen} of {len(seeds)}")
+
+
+def _recorded(name: Path | str) -> list[dict[str, int]]:
+    """What :func:`seen_seeds` said; nothing of artifacts that scripts or earlier versions wrote."""
+    match load_config(find(name)).get("provenance"):
+        case {"fitted_on": list(spans)}:
+            return [span for span in spans if _is_range(span)]
+    return []
+
+
+def _is_range(span: Any) -> bool:
+    return isinstance(span, dict) and all(isinstance(span.get(key), int) for key in ("first_seed", "count"))
 
 
 def load_config(folder: Path) -> dict[str, Any]:

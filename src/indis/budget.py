@@ -19,6 +19,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -43,13 +44,13 @@ class BudgetConfig:
         ValueError: for a number outside its range.
     """
 
-    iterations: int = 4000
-    batch: int = 1024
-    lr: float = 3e-3
+    iterations: int = 4000  # steps of the optimizer
+    batch: int = 1024  # endpoints an iteration
+    lr: float = 3e-3  # of Adam
     holdout: float = 0.1  # part of the end points that chooses the best state
-    width: int = 128
-    depth: int = 3
-    seed: int = 0
+    width: int = 128  # of the hidden layers
+    depth: int = 3  # number of hidden layers
+    seed: int = 0  # of the initial weights and the batches
 
     def __post_init__(self) -> None:
         for name in ("iterations", "batch", "width", "depth"):
@@ -163,9 +164,9 @@ class BudgetSampler:
         return out
 
 
-def save(budget: BudgetSampler, folder: Path) -> None:
+def save(budget: BudgetSampler, folder: Path, provenance: dict[str, Any] | None = None) -> None:
     """An artifact folder with two files more; ``budget.json`` comes last, so a folder that has it is complete."""
-    artifact.save(budget.sampler, folder)
+    artifact.save(budget.sampler, folder, provenance)
     save_tensors(folder / "budget.safetensors", budget.predictor.state_dict())
     save_json(folder / FILE, {"price": budget.price, "mean": budget.mean, "predictor": budget.predictor.describe()})
 

@@ -154,6 +154,18 @@ class Revealing(Protocol):
         """
 
 
+@runtime_checkable
+class Labelled(Protocol):
+    """A denoiser of classes, which can be asked for."""
+
+    def labelled(self, labels: list[int]) -> Condition:
+        """The condition of a batch of these labels.
+
+        Raises:
+            ValueError: if there is no such label.
+        """
+
+
 @dataclass(frozen=True)
 class Wrapped:
     """A denoiser from a function ``(x, t, condition) -> native prediction`` and what its numbers mean.

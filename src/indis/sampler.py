@@ -16,11 +16,19 @@ from indis.solvers import Parallel, Solver, solve
 
 @dataclass
 class Sampler:
-    """``analytic_first`` replaces the first network call by its closed form (AFS)."""
+    """``analytic_first`` replaces the first network call by its closed form (AFS).
+
+    Raises:
+        ValueError: if no network call is left.
+    """
 
     policy: Policy
     solver: Solver
     analytic_first: bool = False
+
+    def __post_init__(self) -> None:
+        if self.nfe < 1:
+            raise ValueError(f"steps must be above {self.policy.steps} with an analytic first step: no call is left")
 
     @property
     def nfe(self) -> int:

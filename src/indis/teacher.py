@@ -83,10 +83,10 @@ def gather(parts: Sequence[Endpoints]) -> Endpoints:
 class TeachConfig:
     """Which endpoints are made. Seeds are first_seed ... first_seed + count - 1."""
 
-    count: int = 10_000  # paper, sec. 4.2
-    first_seed: int = 0
-    shard: int = 1000
-    batch: int = 250
+    count: int = 10_000  # how many endpoints; paper, sec. 4.2
+    first_seed: int = 0  # of the endpoints; held-out ones need others
+    shard: int = 1000  # endpoints a file
+    batch: int = 250  # samples a network call; a matter of memory
 
     def __post_init__(self) -> None:
         for name in ("count", "shard", "batch"):

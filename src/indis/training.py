@@ -31,15 +31,15 @@ from indis.teacher import Endpoints
 class FitConfig:
     """How a policy is tuned. Adam and cosine are the paper's; the numbers it does not give are ours."""
 
-    iterations: int = 500
-    batch: int = 64
+    iterations: int = 500  # steps of the optimizer
+    batch: int = 64  # endpoints an iteration
     lr: float = 2e-2  # of a bare logit; a network's weights learn more slowly, see Policy.rates
     warmup: float = 0.1  # part of the iterations; Adam's first steps have full size before it knows any gradient's
     clip: float = 1.0  # of the gradient's norm
     holdout: int = 500  # the last endpoints, never trained on; 0 fits all and keeps the last state
-    validate_every: int = 50
+    validate_every: int = 50  # iterations between two held-out losses
     checkpoint: bool = False  # recompute network calls in the backward pass
-    seed: int = 0
+    seed: int = 0  # of the initial weights and the batches
 
     def __post_init__(self) -> None:
         for name, least in (("iterations", 1), ("batch", 1), ("holdout", 0), ("validate_every", 1)):

@@ -43,6 +43,17 @@ def test_heldout_endpoints_that_were_measured_are_refused(indis, every):
     assert "heldout must hold other seeds than data" in said
 
 
+def test_heldout_endpoints_that_the_artifact_was_fitted_on_are_refused(indis, every):
+    line = BUDGET.replace("--data data", "--data test").replace("--heldout test", "--heldout data")
+    assert "every was fitted on 0 ... 47" in refused(indis, f"{line} --out bought --mean 3")
+
+
+def test_a_budget_remembers_the_seeds_of_both_fits(indis, every):
+    assert indis(f"{BUDGET} --mean 3 --out bought")[0] == 0
+    evaluate = "evaluate --artifact bought/mean3 --loss squared --heldout data"
+    assert "bought/mean3 was fitted on 0 ... 47" in refused(indis, evaluate)
+
+
 @pytest.mark.parametrize(("mean", "part"), [("", "mean must be at least one number"), ("9", "mean must be in 2 ... 4")])
 def test_means_out_of_range_are_refused_before_anything_is_measured(indis, every, monkeypatch, mean, part):
     monkeypatch.setattr(budget, "measure", None)

@@ -1,6 +1,8 @@
 """The command line from end to end on the toy."""
 
 import json
+import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -9,14 +11,19 @@ import pytest
 import torch
 
 from cli.lines import COMMANDS, FIT, STUDENT, TEACH, refused
-from indis import Global, __version__, artifact, models, noise_from_seeds
+from indis import Global, __version__, artifact, heuristic, models, noise_from_seeds
 from indis.cli import main as entry
+from indis.cli.budget import Budget
 from indis.cli.console import Reporting
 from indis.cli.sample import save_grid
+from indis.cli.toy import ToyCommand
+from indis.cli.train_model import TrainModel
+from indis.grids import GRIDS
 from indis.methods import METHODS
+from indis.solvers import SOLVERS
 from indis.storage import load_json, load_tensors
 from indis.teacher import load_endpoints
-from indis.training import Fit
+from indis.training import Fit, Search
 from small_cases import contents
 
 
@@ -49,6 +56,21 @@ def test_from_seeds_to_numbers(indis, work):
     assert "fd" not in rows["plain"]
 
 
+def test_labels_are_taken_in_turn_by_the_seeds(indis, work):
+    options = "--first-seed 7 --count 3 --steps 1 --grid uniform --out"
+    assert indis(f"sample --label 3 5 {options} two.safetensors")[0] == 0
+    assert indis(f"sample --label 5 {options} one.safetensors")[0] == 0
+    assert indis(f"sample {options} own.safetensors")[0] == 0
+    two, one, own = (load_tensors(work / f"{name}.safetensors")[0]["samples"] for name in ("two", "one", "own"))
+    model = models.load("fashion")
+    sampler = heuristic(model, solver="ipndm:3", grid="uniform", steps=1)
+    noise = noise_from_seeds([7, 8, 9], model.shape)
+    torch.testing.assert_close(two, sampler(model, noise, model.labelled([5, 3, 5])), rtol=0, atol=1e-5)
+    torch.testing.assert_close(own, sampler(model, noise, model.labelled([7, 8, 9])), rtol=0, atol=1e-5)
+    torch.testing.assert_close(two[::2], one[::2], rtol=0, atol=1e-5)
+    assert (two[1] - one[1]).abs().max() > 0.1
+
+
 def test_the_analytic_first_step_costs_one_evaluation_less(indis, work):
     assert indis("evaluate --heldout test --loss mse --steps 4 --grid uniform --afs --json row.json")[0] == 0
     assert load_json(work / "row.json")["nfe"] == 3
@@ -76,18 +98,48 @@ def test_an_interrupted_fit_says_so_and_goes_on_to_the_same_weights(indis, work,
     def interrupted(self):
         for state in run(self):
             yield state
-            if state.step == 5:
-                raise KeyboardInterrupt
+            if state.step == 4:
+                signal.raise_signal(signal.SIGINT)  # what Ctrl-C does, in the middle of the fifth iteration
 
     monkeypatch.setattr(Fit, "run", interrupted)
-    code, said = indis(f"fit --data data --out again {FIT} --save-every 2")
-    assert code == 130 and "interrupted" in said
+    code, said = indis(f"fit --data data --out again {FIT}")
+    assert code == 130 and "interrupted; what was finished is kept" in said
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     assert list(contents(work / "again")) == ["checkpoint.safetensors", "curve.json"]
     monkeypatch.setattr(Fit, "run", run)
-    code, said = indis(f"fit --data data --out again {FIT} --save-every 2")
-    assert code == 0 and "resuming at iteration 4 of 8" in said
+    code, said = indis(f"fit --data data --out again {FIT}")
+    assert code == 0 and "resuming at iteration 5 of 8" in said
     assert (work / "again/policy.safetensors").read_bytes() == (work / "fitted/policy.safetensors").read_bytes()
     assert load_json(work / "again" / "curve.json") == load_json(work / "fit.json")["curve"]
+
+
+def test_a_second_interrupt_and_one_of_a_search_stop_at_once(indis, work, monkeypatch):
+    def pressed(times):
+        def run(self):
+            for _ in range(times):
+                signal.raise_signal(signal.SIGINT)
+            raise AssertionError("not stopped")
+            yield
+
+        return run
+
+    monkeypatch.setattr(Fit, "run", pressed(2))
+    assert indis(f"fit --data data --out again {FIT}")[0] == 130
+    monkeypatch.setattr(Search, "run", pressed(1))
+    assert indis("fit --method gits --data data --out again --steps 3 --loss squared --fit.holdout 16")[0] == 130
+    assert contents(work / "again") == {}
+
+
+@pytest.mark.parametrize(
+    "line", ["toy --quick", "budget --artifact x --data x --heldout x --out x", "train-model --what features --out x"]
+)
+def test_commands_that_keep_nothing_say_so(indis, monkeypatch, line):
+    def interrupted(self):
+        raise KeyboardInterrupt
+
+    for command in (ToyCommand, Budget, TrainModel):
+        monkeypatch.setattr(command, "run", interrupted)
+    assert indis(line) == (130, "indis: interrupted; nothing is kept, it begins again\n")
 
 
 def test_an_interrupted_teacher_goes_on_to_the_same_bytes(indis, work, monkeypatch):
@@ -179,6 +231,27 @@ def test_the_help_of_fit_names_every_method(indis, capsys):
     # The box wraps and pads, so words are compared, not lines.
     words = set(capsys.readouterr().out.replace(",", " ").replace(".", " ").split())
     assert set(METHODS) <= words
+
+
+def explained(capsys, monkeypatch, line):
+    """The lines of a help page so wide that nothing wraps but what has no room beside its name."""
+    monkeypatch.setenv("COLUMNS", "1000")
+    with pytest.raises(SystemExit):
+        entry.run([*line.split(), "--help"])
+    return [text.strip("│ ") for text in capsys.readouterr().out.splitlines()]
+
+
+@pytest.mark.parametrize("line", [*entry.COMMANDS, *(f"fit --method {name}" for name in METHODS)])
+def test_no_option_goes_without_a_word(capsys, monkeypatch, line):
+    silent = re.compile(r"(--\S.*? {2,})?\((default|required)")
+    assert not [text for text in explained(capsys, monkeypatch, line) if silent.match(text)]
+
+
+@pytest.mark.parametrize("command", ["teach", "fit", "sample", "evaluate"])
+def test_the_help_names_every_solver_grid_and_kind_of_artifact(capsys, monkeypatch, command):
+    words = set(re.findall(r"[-\w]+", " ".join(explained(capsys, monkeypatch, command))))
+    assert set(SOLVERS) | set(GRIDS) <= words
+    assert command in ("teach", "fit") or {"fashion-nfe3", "-nfe5", "-nfe7", "-god", "-look"} <= words
 
 
 def test_the_version_is_the_package_s(capsys):

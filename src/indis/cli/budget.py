@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-from indis import artifact, budget, losses, models
+from indis import artifact, budget, losses
 from indis.budget import BudgetConfig, BudgetSampler
-from indis.cli.console import emit, say, taught_model, track, writable, writable_file
+from indis.cli.console import emit, load_taught, say, track, writable, writable_file
 from indis.denoise import Counted, Denoiser
 from indis.evaluate import score_pairs
 from indis.losses import Loss
@@ -62,17 +62,19 @@ class Budget:
         (data, meta), (heldout, _) = load_endpoints(self.data), load_endpoints(self.heldout)
         if set(data.seeds.tolist()) & set(heldout.seeds.tolist()):
             raise ValueError(f"heldout must hold other seeds than data, got {self.heldout} and {self.data}")
-        denoiser, data = models.load(taught_model(meta, self.data)), data[: self.count]
+        artifact.check_unseen(self.artifact, heldout.seeds)
+        denoiser, data = load_taught(meta, self.data), data[: self.count]
         measured = track(budget.measure(sampler, denoiser, data, loss), len(policy.counts), "measure")
         table = torch.stack([values for _, values in measured], dim=1)
         predictor = budget.foresee(sampler, data, table, self.config)
         with torch.no_grad():
             foreseen = predictor(data.noise, data.condition.features)
+        provenance = {"fitted_on": artifact.seen_seeds(data.seeds, self.artifact)}
         rows = fixed_rows(sampler, denoiser, heldout, loss)
         for mean in self.mean:
             price = budget.price_for(foreseen, predictor.counts, mean)
             own = BudgetSampler(sampler, predictor, price, mean)
-            budget.save(own, self.out / f"mean{mean:g}")
+            budget.save(own, self.out / f"mean{mean:g}", provenance)
             rows.append(budget_row(own, denoiser, heldout, loss))
         save_json(self.out / "budget_comparison.json", {"loss": self.loss, "rows": rows})
         for row in rows:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from threading import Event, current_thread, main_thread
+from types import FrameType
 from typing import Any, TypeVar
 
 from rich.console import Console
@@ -20,6 +24,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from indis import models
+from indis.denoise import Denoiser
 from indis.storage import save_json
 
 T = TypeVar("T")
@@ -116,6 +122,44 @@ def taught_model(meta: dict[str, Any], folder: Path | None) -> str:
     if "model" not in meta["provenance"]:
         raise ValueError(f"the endpoints in {folder} name no model in their provenance: make them with `indis teach`")
     return meta["provenance"]["model"]
+
+
+def load_taught(meta: dict[str, Any], folder: Path | None) -> Denoiser:
+    """The model that endpoints came from, with the weights that they came from if they say which.
+
+    Raises:
+        ValueError: if they name no model, or it has other weights by now.
+    """
+    denoiser = models.load(taught_model(meta, folder))
+    needed = meta["provenance"].get("weights", denoiser.fingerprint)
+    if needed != denoiser.fingerprint:
+        has = f"{denoiser.name} has {denoiser.fingerprint}"
+        raise ValueError(f"the endpoints in {folder} were made with weights {needed}, {has}: make them again")
+    return denoiser
+
+
+@contextmanager
+def held_interrupt(*, hold: bool = True) -> Iterator[Callable[[], bool]]:
+    """Let work come to a place where it can stop: was an interrupt asked for? A second one stops at once.
+
+    Without ``hold``, outside of the main thread, which alone may do this, or where somebody else has seen to interrupts
+    (a background job ignores them), they are what they were.
+    """
+    asked = Event()
+
+    def remember(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        asked.set()
+
+    usual = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if not (hold and usual and current_thread() is main_thread()):
+        yield asked.is_set
+        return
+    signal.signal(signal.SIGINT, remember)
+    try:
+        yield asked.is_set
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def command_line() -> str:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from indis import losses, models
+from indis import artifact, losses, models
 from indis.budget import BudgetSampler
-from indis.cli.console import bar, emit, say, taught_model, writable_file
+from indis.cli.console import bar, emit, load_taught, say, writable_file
 from indis.cli.sample import SamplerChoice
 from indis.denoise import Counted, Denoiser
 from indis.evaluate import Draw, Row, counted_nfe, frechet_of_seeds, score_pairs
@@ -19,7 +19,7 @@ from indis.teacher import load_endpoints
 class Evaluate(SamplerChoice):
     """Judge an artifact or a plain solver: distance to held-out teacher endpoints, Frechet distance to the data.
 
-    The held-out endpoints must be other seeds than those of the fit.
+    The held-out endpoints must be other seeds than those of the fit; an artifact that records its seeds is checked.
 
     Example: indis evaluate --artifact runs/indis-n3 --heldout runs/test --samples 10000 --json results.json
     """
@@ -45,7 +45,9 @@ class Evaluate(SamplerChoice):
             raise ValueError(f"samples must be 0 or at least 2, got {self.samples}")
         writable_file(self.json)
         data, meta = load_endpoints(self.heldout) if self.heldout else (None, None)
-        denoiser = models.load(taught_model(meta, self.heldout) if meta else self.model)
+        if data is not None and self.artifact is not None:
+            artifact.check_unseen(self.artifact, data.seeds)
+        denoiser = load_taught(meta, self.heldout) if meta else models.load(self.model)
         sampler = self.build(denoiser)
         counter = Counted(denoiser)
         row: Row = {"model": denoiser.name}

@@ -9,12 +9,22 @@ from typing import Annotated, Any, Generic, TypeVar
 
 import tyro
 
-from indis import artifact, losses, models
-from indis.cli.console import bar, command_line, emit, say, taught_model, writable, writable_file
+from indis import artifact, losses
+from indis.cli.console import (
+    bar,
+    command_line,
+    emit,
+    held_interrupt,
+    load_taught,
+    say,
+    taught_model,
+    writable,
+    writable_file,
+)
 from indis.methods import Method, named
 from indis.storage import checksum, load_json, save_json
 from indis.teacher import load_endpoints
-from indis.training import Tuning
+from indis.training import Search, Tuning
 
 M = TypeVar("M", bound=Method)
 
@@ -83,7 +93,7 @@ class FitCommand(Generic[M]):
     start: Path | None = None
     """Artifact of a fitted global plan that phi begins at."""
     save_every: int = 100
-    """Iterations between checkpoints."""
+    """Iterations between checkpoints; an interrupt writes one too, at the end of the iteration that it falls into."""
     json: Path | None = None
     """Write the learning curve and the outcome to this file."""
 
@@ -92,19 +102,21 @@ class FitCommand(Generic[M]):
         if self.save_every < 1:
             raise ValueError(f"save-every must be at least 1, got {self.save_every}")
         data, meta = load_endpoints(self.data)
-        model = taught_model(meta, self.data)
+        denoiser = load_taught(meta, self.data)
         writable(self.out)
         writable_file(self.json)
         start = artifact.load(self.start) if self.start else None
         begun = checksum(artifact.find(self.start) / "policy.safetensors") if self.start else None
-        process = self.config.tuning(models.load(model), data, losses.named(self.config.loss), start=start)
+        process = self.config.tuning(denoiser, data, losses.named(self.config.loss), start=start)
         identity = {"method": self.method, "config": asdict(self.config), "endpoints": meta["shards"], "start": begun}
         curve = self._resume(process, identity)
         self._iterate(process, identity, curve)
         provenance = {
             "command": command_line(),
-            "model": model,
+            "model": taught_model(meta, self.data),
+            "weights": denoiser.fingerprint,
             "teacher": meta["provenance"],
+            "fitted_on": artifact.seen_seeds(data.seeds, *([self.start] if self.start else [])),
             "method": self.method,
             "config": asdict(self.config),
             "heldout_loss": process.best if curve else None,
@@ -124,13 +136,16 @@ class FitCommand(Generic[M]):
         return load_json(self.out / "curve.json")
 
     def _iterate(self, process: Tuning, identity: dict, curve: list[list[float]]) -> None:
-        with bar() as progress:
+        # Between two iterations a checkpoint is exact; a search has no such place, and nothing to save.
+        with bar() as progress, held_interrupt(hold=not isinstance(process, Search)) as interrupted:
             task = progress.add_task(f"fit N={self.config.steps}", total=None, completed=process.step)
             for state in process.run():
                 text = f"fit N={self.config.steps} best {state.best:.4f}"
                 progress.update(task, completed=state.step, total=state.iterations, description=text)
                 if state.heldout is not None:
                     curve.append([state.step, state.heldout])
-                if state.step % self.save_every == 0 or state.step == state.iterations:
+                if state.step % self.save_every == 0 or state.step == state.iterations or interrupted():
                     save_json(self.out / "curve.json", curve)
                     process.save(self.out / "checkpoint.safetensors", identity)
+                if interrupted():
+                    raise KeyboardInterrupt

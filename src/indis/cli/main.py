@@ -7,7 +7,10 @@ is a bug and keeps its traceback.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import redirect_stderr
+from io import StringIO
+from traceback import walk_tb
 from typing import Annotated, Any, Union
 
 import tyro
@@ -18,7 +21,7 @@ from indis.cli.compare import Compare
 from indis.cli.console import say
 from indis.cli.demo import Demo
 from indis.cli.evaluate import Evaluate
-from indis.cli.fit import fit_command, spelled_out
+from indis.cli.fit import FitCommand, fit_command, spelled_out
 from indis.cli.report import Report
 from indis.cli.sample import Sample
 from indis.cli.sight import Sight
@@ -27,6 +30,7 @@ from indis.cli.toy import ToyCommand
 from indis.cli.train_model import TrainModel
 
 MENDABLE = (ValueError, OSError, FloatingPointError, ImportError)
+KEEPING = (Teach, FitCommand, Compare, Demo, TrainModel)  # go on where an interrupt stopped them
 
 COMMANDS: dict[str, Callable[[Sequence[str]], Any]] = {
     "teach": lambda arguments: Teach,
@@ -51,28 +55,69 @@ The path of data: seeds -> teach -> endpoints -> fit -> artifact -> sample | eva
 
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return the exit code."""
+    command = None
     try:
         given = sys.argv[1:] if arguments is None else list(arguments)
         if given == ["--version"]:
             print(__version__)
             return 0
         given = spelled_out(given) if given[:1] == ["fit"] else given
-        # Configs check themselves when they are built.
-        command = tyro.cli(_union(given), prog="indis", description=DESCRIPTION, args=given)
+        command = _parse(given)
         command.run()
     except MENDABLE as error:
         say(f"indis: error: {_sentence(error)}")
         return 2
     except KeyboardInterrupt:
-        say("indis: interrupted; what was finished is kept")
+        say(f"indis: interrupted; {_kept(command)}")
         return 130
     return 0
+
+
+def _parse(arguments: Sequence[str]) -> Any:
+    """The command with its options. Configs check themselves when they are built.
+
+    Raises:
+        ValueError: what a config says; tyro would put it into a box, with a name of its own for a nested one.
+        SystemExit: after the help, or a box about words that no command knows.
+    """
+    shown = StringIO()
+    try:
+        with redirect_stderr(shown):
+            command = tyro.cli(_union(arguments), prog="indis", description=DESCRIPTION, args=arguments)
+    except SystemExit as stop:
+        error = next((cause for cause in _causes(stop) if _is_ours(cause)), None)
+        if error is not None:
+            raise error from None
+        sys.stderr.write(shown.getvalue())
+        raise
+    sys.stderr.write(shown.getvalue())
+    return command
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """What led to an error, the latest first."""
+    while error.__context__ is not None:
+        error = error.__context__
+        yield error
+
+
+def _is_ours(error: BaseException) -> bool:
+    """Was it raised by a module of this package?"""
+    frames = [frame for frame, _ in walk_tb(error.__traceback__)]
+    return isinstance(error, MENDABLE) and frames[-1].f_globals["__name__"].startswith("indis.")
 
 
 def _union(arguments: Sequence[str]) -> Any:
     """All commands as the union that tyro takes; what `fit` accepts depends on the method."""
     kinds = [Annotated[choose(arguments), tyro.conf.subcommand(name)] for name, choose in COMMANDS.items()]
     return Union[tuple(kinds)]  # noqa: UP007  # built at run time
+
+
+def _kept(command: Any) -> str:
+    """What an interrupted command leaves behind; the training of features has no checkpoint."""
+    if isinstance(command, KEEPING) and getattr(command, "what", "denoiser") != "features":
+        return "what was finished is kept, run it again to go on"
+    return "nothing is kept, it begins again"
 
 
 def main() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import torch
 from indis import artifact, budget, models
 from indis.budget import BudgetSampler
 from indis.cli.console import say, writable_file
-from indis.denoise import Counted, Denoiser
+from indis.denoise import Counted, Denoiser, Labelled
 from indis.evaluate import sample_batches
 from indis.methods import heuristic
 from indis.pixels import to_bytes
@@ -24,24 +25,28 @@ class SamplerChoice:
     """An artifact, or a solver on a grid."""
 
     artifact: Path | None = None
-    """Folder of a fitted sampler, or one that ships: fashion-nfe3, -nfe5, -nfe7. If absent, the plain solver below."""
-    solver: str = "ipndm:3"
-    """Solver, as name[:order[:variant]]."""
-    grid: str = "polynomial:7"
-    """Grid of the plain solver."""
+    """Folder of a fitted sampler, or one that ships: fashion-nfe3, -nfe5, -nfe7, each also with -god (one plan
+    for all) or -look (re-plans at every node) at its end. If absent, the plain solver below."""
+    solver: str | None = None
+    """Plain solver (ipndm:3 if absent): euler, heun, ipndm, adams_bashforth, deis, dpmpp, unipc or midpoint, as
+    name[:order[:variant]]; an artifact has its own."""
+    grid: str | None = None
+    """Grid of the plain solver (polynomial:7 if absent): uniform, log_snr, polynomial, quadratic, vp_time, flow_shift
+    or resolution, as name[:parameter]; an artifact has its own."""
     steps: int | None = None
     """Steps of the plain solver (5 if absent), or which of its numbers an artifact for every N shall take; one of
     `indis budget` takes each sample's own if absent."""
     afs: bool = False
-    """Analytic first step of the plain solver: one evaluation less."""
+    """Analytic first step of the plain solver: one evaluation less; an artifact has its own."""
 
     def build(self, denoiser: Denoiser) -> Sampler | BudgetSampler:
         """The sampler, a budget's included.
 
         Raises:
-            ValueError: if the artifact was fitted to another kind of model.
+            ValueError: if the artifact was fitted to another kind of model, or the plain solver is described beside it.
         """
         if self.artifact is not None:
+            self._check_alone()
             folder = artifact.find(self.artifact)
             if self.steps is None and (folder / budget.FILE).exists():
                 own = budget.load(folder)
@@ -51,7 +56,14 @@ class SamplerChoice:
             self._check(sampler, denoiser)
             return sampler
         steps = 5 if self.steps is None else self.steps
-        return heuristic(denoiser, solver=self.solver, grid=self.grid, steps=steps, analytic_first=self.afs)
+        solver = "ipndm:3" if self.solver is None else self.solver
+        grid = "polynomial:7" if self.grid is None else self.grid
+        return heuristic(denoiser, solver=solver, grid=grid, steps=steps, analytic_first=self.afs)
+
+    def _check_alone(self) -> None:
+        for name, given in (("solver", self.solver), ("grid", self.grid), ("afs", self.afs)):
+            if given not in (None, False):
+                raise ValueError(f"{name} must be left out beside artifact, which has its own, got {given}")
 
     def _check(self, sampler: Sampler, denoiser: Denoiser) -> None:
         for name in ("schedule", "shape"):  # of a policy that was learned
@@ -86,6 +98,8 @@ class Sample(SamplerChoice):
     """First seed."""
     count: int = 40
     """How many seeds."""
+    label: tuple[int, ...] = ()
+    """Classes that the seeds take in turn (fashion: 0 ... 9, or 10 for none); if absent, seed mod 10."""
 
     def run(self) -> None:
         """Draw and write."""
@@ -94,7 +108,7 @@ class Sample(SamplerChoice):
         if self.out.suffix not in (".png", ".safetensors"):
             raise ValueError(f"out must end in .png or .safetensors, got {self.out}")
         writable_file(self.out)
-        denoiser = Counted(models.load(self.model))
+        denoiser = Counted(self._denoiser())
         sampler = self.build(denoiser)
         seeds = range(self.first_seed, self.first_seed + self.count)
         samples = torch.cat(list(sample_batches(denoiser, sampler, seeds)))
@@ -106,6 +120,26 @@ class Sample(SamplerChoice):
             f"{denoiser.samples / self.count:g} evaluations {'each' if isinstance(sampler, Sampler) else 'on average'}"
         )
         say(f"{self.count} samples with {each} in {self.out}")
+
+    def _denoiser(self) -> Denoiser:
+        denoiser = models.load(self.model)
+        return Asked(denoiser, self.label) if self.label else denoiser
+
+
+class Asked(Counted):
+    """A denoiser whose seeds take these labels in turn; a sample is still its seed, whatever the batch.
+
+    Raises:
+        ValueError: if it knows no labels, or not these.
+    """
+
+    def __init__(self, denoiser: Denoiser, labels: Sequence[int]) -> None:
+        super().__init__(denoiser)
+        if not isinstance(denoiser, Labelled):
+            raise ValueError(f"label must be left out for {denoiser.name}, which has no classes, got {list(labels)}")
+        labelled = denoiser.labelled
+        labelled(list(labels))  # before any work
+        self.condition = lambda seeds: labelled([labels[seed % len(labels)] for seed in seeds])
 
 
 def save_grid(samples: torch.Tensor, path: Path, columns: int = 10, zoom: int = 3) -> None:

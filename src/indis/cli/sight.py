@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from indis import artifact, losses, models
-from indis.cli.console import emit, say, taught_model, track, writable_file
+from indis import artifact, losses
+from indis.cli.console import emit, load_taught, say, track, writable_file
 from indis.policies import Global
 from indis.studies import sight
 from indis.studies.sight import SightConfig, Wishes
@@ -52,6 +52,6 @@ class Sight:
         if not isinstance(sampler.policy, Global):
             raise ValueError(f"artifact must be a global plan (`indis fit --method god`), got {self.artifact}")
         data, meta = load_endpoints(self.data)
-        data, denoiser, loss = data[: self.count], models.load(taught_model(meta, self.data)), losses.named(self.loss)
+        data, denoiser, loss = data[: self.count], load_taught(meta, self.data), losses.named(self.loss)
         parts = sight.observe(sampler, denoiser, data, loss)
         return sight.gathered(list(track(parts, -(-len(data) // sight.BATCH), "observe")))

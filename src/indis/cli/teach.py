@@ -27,9 +27,11 @@ class Teach:
     model: str = "fashion"
     """Model: toy, toy:AB, fashion, fashion:WEIGHTS."""
     solver: str = "ipndm:3"
-    """Teacher's solver, as name[:order[:variant]]."""
+    """Teacher's solver: euler, heun, ipndm, adams_bashforth, deis, dpmpp, unipc or midpoint, as
+    name[:order[:variant]]."""
     grid: str = "polynomial:7"
-    """Teacher's grid."""
+    """Teacher's grid: uniform, log_snr, polynomial, quadratic, vp_time, flow_shift or resolution, as
+    name[:parameter]."""
     steps: int = 30
     """Teacher's steps."""
     config: Annotated[TeachConfig, tyro.conf.arg(name="")] = field(default_factory=TeachConfig)

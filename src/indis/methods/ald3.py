@@ -36,12 +36,14 @@ class ALD3(Method):
         ValueError: for fewer than two steps, which leave nothing to choose.
     """
 
+    # euler, heun, ipndm, adams_bashforth, deis, dpmpp, unipc or midpoint, as name[:order[:variant]]
     solver: str = "unipc:3:bh1"
+    # where it starts: uniform, log_snr, polynomial, quadratic, vp_time, flow_shift or resolution, as name[:parameter]
     grid: str = "log_snr"
     fit: FitConfig = field(default_factory=lambda: FitConfig(iterations=33_333, batch=3, lr=5e-4, validate_every=500))
-    domain: Domain | None = None
-    width: int = 128
-    depth: int = 3
+    domain: Domain | None = None  # in which nodes are spread; None: what suits the schedule
+    width: int = 128  # of the hidden layers
+    depth: int = 3  # number of hidden layers
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -30,9 +30,9 @@ MULTISTEP = (Euler, IPNDM, AdamsBashforth, DEIS, DPMSolverPP)
 class AMED(TwoStage):
     """AMED-Solver, with the paper's values. ``features="answer"`` serves denoisers without a bottleneck."""
 
-    s_dir: float = 0.01
-    s_time: float = 0.0
-    features: Features = "bottleneck"
+    s_dir: float = 0.01  # the direction is scaled by at most 1 - b ... 1 + b
+    s_time: float = 0.0  # the midpoint's noise level is scaled by at most 1 - b ... 1 + b
+    features: Features = "bottleneck"  # what the network reads besides times
     width: int = 128  # of the hidden layer
     fit: FitConfig = field(default_factory=lambda: FitConfig(lr=5e-3))
 
@@ -66,7 +66,9 @@ class AMED(TwoStage):
 class AMEDPlugin(AMED):
     """On iPNDM, with the authors' values for CIFAR-10."""
 
+    # midpoint, or a multistep solver without corrector
     solver: str = "ipndm:4"
+    # where it starts: uniform, log_snr, polynomial, quadratic, vp_time, flow_shift or resolution, as name[:parameter]
     grid: str = "polynomial:7"
     s_time: float = 0.2  # 0 for the authors' other data sets
 

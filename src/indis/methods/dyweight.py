@@ -36,7 +36,7 @@ class DyWeight(Method):
         ValueError: for a solver that is not iPNDM.
     """
 
-    analytic_first: bool = True
+    analytic_first: bool = True  # AFS, as published: one evaluation less
     tracking: bool = True  # nodes follow the sum of the weights; without, a sum only scales the step
     fit: FitConfig = field(default_factory=lambda: FitConfig(iterations=625, batch=16, lr=3e-2))
 

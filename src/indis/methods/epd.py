@@ -22,9 +22,10 @@ from indis.training import FitConfig
 class EPD(Tabled):
     """The paper's values for CIFAR-10. ``solver`` says how many midpoints: "midpoint:K"."""
 
-    solver: str = "midpoint:2"  # K = 2
-    s_dir: float = 0.05
-    s_time: float = 0.05
+    # K = 2; midpoint:K
+    solver: str = "midpoint:2"
+    s_dir: float = 0.05  # the direction is scaled by at most 1 - b ... 1 + b
+    s_time: float = 0.05  # the midpoint's noise level is scaled by at most 1 - b ... 1 + b
     fit: FitConfig = field(default_factory=lambda: FitConfig(lr=0.2))
 
     def _bounds(self, domain: Domain) -> MidpointBounds:
@@ -36,6 +37,8 @@ class EPD(Tabled):
 class EPDPlugin(EPD):
     """On iPNDM: midpoints are predicted with the fourth-order history of the nodes' slopes."""
 
+    # midpoint:K:order
     solver: str = "midpoint:2:4"
+    # where it starts: uniform, log_snr, polynomial, quadratic, vp_time, flow_shift or resolution, as name[:parameter]
     grid: str = "polynomial:7"
-    s_time: float = 0.2
+    s_time: float = 0.2  # the midpoint's noise level is scaled by at most 1 - b ... 1 + b

@@ -32,8 +32,8 @@ class EveryN(IndisConfig):
         ValueError: if there is no such range, or the plan is to be closed-loop or global.
     """
 
-    steps: int = 10
-    fewest: int = 3
+    steps: int = 10  # the largest N
+    fewest: int = 3  # the smallest N
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -41,6 +41,8 @@ class EveryN(IndisConfig):
             raise ValueError(f"fewest must be in 1 ... steps = {self.steps}, got {self.fewest}")
         if self.look != "never" or not self.per_instance:
             raise ValueError("look and per_instance must be left as they are for one phi for every N")
+        if solvers.named(self.solver).nfe(self.fewest) - self.analytic_first < 1:
+            raise ValueError(f"fewest must be above {self.fewest} with an analytic first step: no call is left")
 
     def untrained(self, denoiser: Denoiser) -> Sampler:
         """The base solver at each number of steps, bit for bit; ``steps`` is chosen."""

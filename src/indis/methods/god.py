@@ -11,4 +11,4 @@ from indis.methods.indis import IndisConfig
 class GOD(IndisConfig):
     """The paper's "globally optimised discretization", same freedoms and loss."""
 
-    per_instance: bool = False
+    per_instance: bool = False  # one plan for all

@@ -43,20 +43,19 @@ class IndisConfig(Method):
     """
 
     fit: FitConfig = field(default_factory=lambda: FitConfig(lr=0.3))
-    per_instance: bool = True
-    use_condition: bool = True
+    per_instance: bool = True  # phi; without, one plan for all
+    use_condition: bool = True  # phi reads the condition besides the noise
     dtau: float = 0.5  # b of Eq. 6; ours
     gamma: float = 0.5  # b of Eq. 6; ours
     weights: float = 0.0  # not in the paper
-    shift: Shift | None = None
-    keep: Literal["data", "answer"] = (
-        "data"  # what a time shift leaves as it is; "answer": the paper's Eq. 5 as it stands
-    )
-    domain: Domain | None = None
+    shift: Shift | None = None  # unit of a time shift; None: what suits the schedule
+    # what a time shift leaves as it is; "answer": the paper's Eq. 5 as it stands
+    keep: Literal["data", "answer"] = "data"
+    domain: Domain | None = None  # in which nodes are spread; None: what suits the schedule
     look: Literal["never", "first", "every"] = "never"  # "never": the paper's open loop; the others are ours
     probes: int = 64  # endpoints that measure how sensitive each logit is (ours); 0 gives all logits the same rate
-    width: int = 128
-    depth: int = 3
+    width: int = 128  # of the hidden layers of phi
+    depth: int = 3  # number of hidden layers of phi
 
     def __post_init__(self) -> None:
         super().__post_init__()

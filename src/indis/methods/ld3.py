@@ -54,21 +54,23 @@ class LD3(Method):
         ValueError: for a number outside its range.
     """
 
+    # euler, heun, ipndm, adams_bashforth, deis, dpmpp, unipc or midpoint, as name[:order[:variant]]
     solver: str = "unipc:3:bh1"
+    # where it starts: uniform, log_snr, polynomial, quadratic, vp_time, flow_shift or resolution, as name[:parameter]
     grid: str = "uniform"
     fit: FitConfig = field(default_factory=lambda: FitConfig(iterations=175, batch=2, holdout=50, validate_every=1))
-    domain: Domain | None = None
+    domain: Domain | None = None  # in which nodes are spread; None: what suits the schedule
     pairs: int = 50  # the first training endpoints: few, since a latent that moved must be seen again
-    objective: Objective = "soft"
+    objective: Objective = "soft"  # "soft": latents may move inside a ball and still be met; "hard": not
     radius: float = 0.001  # of the latent's ball, times its dimension / steps^2
     latent_lr: float = 12.0  # divided by steps
-    stamp_lr: float = 5e-3
+    stamp_lr: float = 5e-3  # of the stamps' logits
     shift_lr: float | None = None  # divided by steps
     win_rate: float = 0.5  # the largest shift as a part of the smallest gap
-    stamp_rounds: int = 2
-    shift_rounds: int = 5
+    stamp_rounds: int = 2  # share of the iterations that tune the stamps
+    shift_rounds: int = 5  # share of the iterations that tune the shifts
     patience: int = 5  # validations without improvement before the best plan is restored and both rates fall
-    decay: float = 0.8
+    decay: float = 0.8  # factor by which both rates fall
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -12,5 +12,5 @@ from indis.methods.indis import IndisConfig
 class Look(IndisConfig):
     """INDIS with a closed loop (see :mod:`indis.policies.closed`) and all freedoms."""
 
-    look: Literal["never", "first", "every"] = "every"
-    weights: float = 0.5
+    look: Literal["never", "first", "every"] = "every"  # when phi reads the answers it gets
+    weights: float = 0.5  # bound of the corrections of multistep weights

@@ -25,12 +25,14 @@ class TwoStage(Method):
     """
 
     steps: int = 3  # NFE 5, the papers' main setting
+    # midpoint[:points[:order]]; AMED also takes a multistep solver without corrector
     solver: str = "midpoint"
-    grid: str = "vp_time:1"  # "time_uniform" with rho = 1
-    analytic_first: bool = True
-    s_dir: float = 0.05
-    s_time: float = 0.05
-    domain: Domain | None = None
+    # "time_uniform" with rho = 1; others: uniform, log_snr, polynomial, quadratic, vp_time, flow_shift or resolution
+    grid: str = "vp_time:1"
+    analytic_first: bool = True  # AFS, as published: one evaluation less
+    s_dir: float = 0.05  # the direction is scaled by at most 1 - b ... 1 + b
+    s_time: float = 0.05  # the midpoint's noise level is scaled by at most 1 - b ... 1 + b
+    domain: Domain | None = None  # in which nodes are spread; None: what suits the schedule
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -110,7 +110,15 @@ class Fashion:
 
     def condition(self, seeds: list[int]) -> Condition:
         """Class ``seed mod 10``: every run of ten consecutive seeds shows every class once."""
-        return class_condition(torch.tensor([seed % NO_LABEL for seed in seeds]))
+        return self.labelled([seed % NO_LABEL for seed in seeds])
+
+    def labelled(self, labels: list[int]) -> Condition:
+        """Classes 0 ... 9, or 10 for no label.
+
+        Raises:
+            ValueError: if a label is out of range.
+        """
+        return class_condition(torch.tensor(labels))
 
 
 def class_condition(labels: Tensor) -> Condition:

@@ -25,15 +25,15 @@ class TrainConfig:
     """How the denoiser is trained."""
 
     images: int = 1_000_000  # images seen in all
-    batch: int = 128
-    lr: float = 1e-3
+    batch: int = 128  # images an iteration
+    lr: float = 1e-3  # of the optimizer
     warmup: int = 200  # steps of linear warm-up
     ema: float = 0.999  # decay per step; reached gradually
-    label_dropout: float = 0.1
-    log_sigma_mean: float = -1.0
-    log_sigma_std: float = 1.2
-    bf16: bool = True
-    seed: int = 0
+    label_dropout: float = 0.1  # part of the labels that are left out
+    log_sigma_mean: float = -1.0  # of the noise levels that are trained on
+    log_sigma_std: float = 1.2  # of the noise levels that are trained on
+    bf16: bool = True  # train under bfloat16 autocast
+    seed: int = 0  # of the initial weights and the batches
 
     def __post_init__(self) -> None:
         for name, least in (("images", 1), ("batch", 1), ("warmup", 0)):

@@ -256,7 +256,8 @@ class Comparison:
         process = method.tuning(self.denoiser, self.data, self.bench.loss)
         home = self.folder / "artifacts" / cell.name
         seconds = yield from self._tune(process, home, cell, identity, doing)
-        provenance = {**self.bench.provenance(), **identity, "validation_loss": process.best}
+        fitted_on = artifact.seen_seeds(self.data.seeds)
+        provenance = {**self.bench.provenance(), **identity, "fitted_on": fitted_on, "validation_loss": process.best}
         artifact.save(process.sampler, home, provenance)
         yield CompareProgress(f"{doing} judged", 1, 1)
         row = self._judge(cell, process.sampler, self.sizes.samples)

@@ -47,13 +47,13 @@ class SightConfig:
         ValueError: for a number outside its range.
     """
 
-    epochs: int = 10
-    batch: int = 128
-    lr: float = 2e-3
-    decay: float = 1e-2
-    width: int = 128
-    depth: int = 2
-    seed: int = 0
+    epochs: int = 10  # passes over the endpoints
+    batch: int = 128  # endpoints an iteration
+    lr: float = 2e-3  # of the optimizer
+    decay: float = 1e-2  # of the weights
+    width: int = 128  # of the hidden layers
+    depth: int = 2  # number of hidden layers
+    seed: int = 0  # of the initial weights and the batches
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch", "width", "depth"):

@@ -48,25 +48,25 @@ TEACHER_STEPS = 100
 class ToyConfig:
     """The size of the study. The defaults are the full one, under 15 minutes on two cores."""
 
-    classes: str = "A"
-    tree_seed: int = 2
+    classes: str = "A"  # A, or AB for both
+    tree_seed: int = 2  # of the mixture
     priors: int = 20_000  # paper
     steps: tuple[int, ...] = (3, 4, 5, 6, 7, 8, 9, 10)  # paper, Fig. 3
-    freedoms: tuple[str, ...] = tuple(FREEDOMS)
+    freedoms: tuple[str, ...] = tuple(FREEDOMS)  # what a plan may choose
     dtau: float = 0.9  # of the interval that follows; ours
     gamma: float = 0.9  # ours
-    global_iterations: int = 500
-    global_batch: int = 256
-    instance_iterations: int = 400
-    instance_batch: int = 512
+    global_iterations: int = 500  # of the global plan's fit
+    global_batch: int = 256  # priors an iteration
+    instance_iterations: int = 400  # of phi's fit
+    instance_batch: int = 512  # priors an iteration
     lr: float = 0.3  # of 0.1, 0.3 and 1 the best for a global plan
     probes: int = 2000  # errors are heavy-tailed, so 64 would measure the sensitivity of a few
-    width: int = 96
-    depth: int = 3
-    oracle_iterations: int = 8
-    oracle_lr: float = 0.1
+    width: int = 96  # of phi's hidden layers
+    depth: int = 3  # number of phi's hidden layers
+    oracle_iterations: int = 8  # of each prior's own plan
+    oracle_lr: float = 0.1  # of each prior's own plan
     reference: int = 200_000  # true samples for the histogram
-    seed: int = 0
+    seed: int = 0  # of the fits
 
     def __post_init__(self) -> None:
         unknown = set(self.freedoms) - set(FREEDOMS)
