@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import time
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -20,6 +23,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from indis import models
+from indis.denoise import Denoiser
 from indis.storage import save_json
 
 T = TypeVar("T")
@@ -105,6 +110,41 @@ def writable_file(path: Path | None) -> None:
         writable(path.parent)
         if path.is_dir():
             raise IsADirectoryError(f"{path} is a folder, a file is expected")
+
+
+@dataclass(frozen=True, kw_only=True)
+class WithModel:
+    """A command that loads a model.
+
+    Raises:
+        ValueError: if there is no such device; found out before any work is done.
+    """
+
+    device: str | None = None
+    """Where the model runs: cpu, cuda or cuda:N; cuda if there is one, else cpu."""
+
+    def __post_init__(self) -> None:
+        chosen_device(self.device)
+
+    def load_model(self, spec: str) -> Denoiser:
+        """The model of that name on the device."""
+        return models.load(spec, chosen_device(self.device))
+
+
+def chosen_device(name: str | None) -> torch.device:
+    """The device of a name; without one CUDA if it is there, else the CPU.
+
+    Raises:
+        ValueError: if it is no device that the library runs on, or absent.
+    """
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", name):  # others, MPS say, have no float64, which times are in
+        raise ValueError(f"device must be cpu, cuda or cuda:N, got {name!r}")
+    device, count = torch.device(name), torch.cuda.device_count()
+    if device.type == "cuda" and (device.index or 0) >= count:
+        raise ValueError(f"device {name} is absent: torch sees {count} CUDA devices here")
+    return device
 
 
 def taught_model(meta: dict[str, Any], folder: Path | None) -> str:

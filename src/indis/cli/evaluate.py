@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from indis import losses, models
+from indis import losses
 from indis.budget import BudgetSampler
 from indis.cli.console import bar, emit, say, taught_model, writable_file
 from indis.cli.sample import SamplerChoice
@@ -45,7 +45,7 @@ class Evaluate(SamplerChoice):
             raise ValueError(f"samples must be 0 or at least 2, got {self.samples}")
         writable_file(self.json)
         data, meta = load_endpoints(self.heldout) if self.heldout else (None, None)
-        denoiser = models.load(taught_model(meta, self.heldout) if meta else self.model)
+        denoiser = self.load_model(taught_model(meta, self.heldout) if meta else self.model)
         sampler = self.build(denoiser)
         counter = Counted(denoiser)
         row: Row = {"model": denoiser.name}

@@ -9,8 +9,8 @@ from typing import Annotated, Any, Generic, TypeVar
 
 import tyro
 
-from indis import artifact, losses, models
-from indis.cli.console import bar, command_line, emit, say, taught_model, writable, writable_file
+from indis import artifact, losses
+from indis.cli.console import WithModel, bar, command_line, emit, say, taught_model, writable, writable_file
 from indis.methods import Method, named
 from indis.storage import checksum, load_json, save_json
 from indis.teacher import load_endpoints
@@ -59,7 +59,7 @@ def _range(text: str) -> tuple[str, str]:
 
 
 @dataclass(frozen=True)
-class FitCommand(Generic[M]):
+class FitCommand(WithModel, Generic[M]):
     """Tune a method's sampler on teacher endpoints and write an artifact; run again to resume.
 
     The options below are those of the method: ask again with `--method NAME --help` for another one's.
@@ -97,7 +97,7 @@ class FitCommand(Generic[M]):
         writable_file(self.json)
         start = artifact.load(self.start) if self.start else None
         begun = checksum(artifact.find(self.start) / "policy.safetensors") if self.start else None
-        process = self.config.tuning(models.load(model), data, losses.named(self.config.loss), start=start)
+        process = self.config.tuning(self.load_model(model), data, losses.named(self.config.loss), start=start)
         identity = {"method": self.method, "config": asdict(self.config), "endpoints": meta["shards"], "start": begun}
         curve = self._resume(process, identity)
         self._iterate(process, identity, curve)

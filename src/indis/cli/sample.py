@@ -7,9 +7,9 @@ from pathlib import Path
 
 import torch
 
-from indis import artifact, budget, models
+from indis import artifact, budget
 from indis.budget import BudgetSampler
-from indis.cli.console import say, writable_file
+from indis.cli.console import WithModel, say, writable_file
 from indis.denoise import Counted, Denoiser
 from indis.evaluate import sample_batches
 from indis.methods import heuristic
@@ -20,7 +20,7 @@ from indis.storage import save_tensors, write_aside
 
 
 @dataclass(frozen=True)
-class SamplerChoice:
+class SamplerChoice(WithModel):
     """An artifact, or a solver on a grid."""
 
     artifact: Path | None = None
@@ -94,10 +94,10 @@ class Sample(SamplerChoice):
         if self.out.suffix not in (".png", ".safetensors"):
             raise ValueError(f"out must end in .png or .safetensors, got {self.out}")
         writable_file(self.out)
-        denoiser = Counted(models.load(self.model))
+        denoiser = Counted(self.load_model(self.model))
         sampler = self.build(denoiser)
         seeds = range(self.first_seed, self.first_seed + self.count)
-        samples = torch.cat(list(sample_batches(denoiser, sampler, seeds)))
+        samples = torch.cat([batch.cpu() for batch in sample_batches(denoiser, sampler, seeds)])
         if self.out.suffix == ".png":
             save_grid(samples, self.out)
         else:

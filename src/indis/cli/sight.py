@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from indis import artifact, losses, models
-from indis.cli.console import emit, say, taught_model, track, writable_file
+from indis import artifact, losses
+from indis.cli.console import WithModel, emit, say, taught_model, track, writable_file
 from indis.policies import Global
 from indis.studies import sight
 from indis.studies.sight import SightConfig, Wishes
@@ -14,7 +14,7 @@ from indis.teacher import load_endpoints
 
 
 @dataclass(frozen=True)
-class Sight:
+class Sight(WithModel):
     """Measure what share of each sample's own wish for a plan its condition, noise or first answers tell.
 
     A small share for "noise" means that phi(x_T, c) has little to learn beyond a global plan; a larger one for
@@ -52,6 +52,7 @@ class Sight:
         if not isinstance(sampler.policy, Global):
             raise ValueError(f"artifact must be a global plan (`indis fit --method god`), got {self.artifact}")
         data, meta = load_endpoints(self.data)
-        data, denoiser, loss = data[: self.count], models.load(taught_model(meta, self.data)), losses.named(self.loss)
+        data, loss = data[: self.count], losses.named(self.loss)
+        denoiser = self.load_model(taught_model(meta, self.data))
         parts = sight.observe(sampler, denoiser, data, loss)
         return sight.gathered(list(track(parts, -(-len(data) // sight.BATCH), "observe")))
