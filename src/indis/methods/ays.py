@@ -210,7 +210,8 @@ def interpolated(schedule: NoiseSchedule, log_snr: Tensor, steps: int) -> Tensor
     place = torch.linspace(0, len(log_snr) - 1, steps + 1, dtype=TIME_DTYPE)[1:-1].to(log_snr.device)
     cell = place.long().clamp(max=len(log_snr) - 2)
     inner = torch.lerp(log_snr[cell], log_snr[cell + 1], place - cell)
-    first, last = (log_snr.new_tensor([t], dtype=TIME_DTYPE) for t in (schedule.t_max, schedule.t_min))
+    ends = schedule.t_max, schedule.t_min
+    first, last = (torch.tensor([t], dtype=TIME_DTYPE, device=log_snr.device) for t in ends)
     return torch.cat([first, schedule.time(inner), last])[None]
 
 
