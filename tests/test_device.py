@@ -26,12 +26,24 @@ from indis.evaluate import counted_nfe, frechet_of_seeds, sample_batches, score_
 from indis.methods import METHODS, heuristic
 from indis.models.toy import load
 from indis.studies import sight
+from indis.studies.bench import ToyBench
+from indis.studies.pictures import Picture, write_plans, write_samples
 from indis.teacher import TeachConfig
 from methods.cases import CASES
-from small_cases import TinyClasses, same_tensors, tiny_teacher, toy, toy_pairs, toy_teacher
+from small_cases import TinyClasses, contents, same_tensors, tiny_teacher, toy, toy_pairs, toy_teacher
 
 SHORT = FitConfig(iterations=3, batch=32, lr=0.05, holdout=32, validate_every=2)
-SOLVERS = ("euler", "heun", "ipndm:4", "adams_bashforth:3", "deis:3", "dpmpp:3", "unipc:3:bh1", "unipc:3:bh2", "midpoint:2:2")
+SOLVERS = (
+    "euler",
+    "heun",
+    "ipndm:4",
+    "adams_bashforth:3",
+    "deis:3",
+    "dpmpp:3",
+    "unipc:3:bh1",
+    "unipc:3:bh2",
+    "midpoint:2:2",
+)
 cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 
 
@@ -96,6 +108,7 @@ def test_end_points_made_elsewhere_are_kept_on_the_cpu(tmp_path):
     assert not isinstance(data.target, Away) and data.target.device.type == "cpu"
 
 
+@pytest.mark.filterwarnings("ignore:.*to a meta parameter")  # true of torch's meta tensors, not of these
 def test_pictures_with_conditions_are_fitted_elsewhere_and_stored_from_there(tmp_path):
     def fitted(denoiser, folder):
         data = toy_images()
@@ -132,6 +145,27 @@ def test_budgets_are_measured_and_spent_elsewhere():
     here = spent(load())
     with elsewhere():
         assert spent(load().to(AWAY)) == here
+
+
+def test_a_bench_judges_elsewhere():
+    def judged(device):
+        bench = ToyBench(device=device)
+        sampler, data = bench.grid_sampler("uniform", 3, analytic_first=False), toy_pairs(64)
+        return bench.judge(sampler, data, 64)["heldout_loss"]
+
+    here = judged("cpu")
+    with elsewhere():
+        assert judged(AWAY) == here
+
+
+def test_pictures_and_plans_are_drawn_elsewhere(tmp_path):
+    pictures = [Picture("teacher", 4, None), Picture("student", 2, tiny_teacher(2))]
+    write_samples(TinyClasses(), toy_images(), pictures, tmp_path / "here", count=5)
+    write_plans(TinyClasses(), toy_images(), pictures, tmp_path / "here", count=5)
+    with elsewhere():
+        write_samples(TinyThere(), toy_images(), pictures, tmp_path / "there", count=5)
+        write_plans(TinyThere(), toy_images(), pictures, tmp_path / "there", count=5)
+    assert contents(tmp_path / "here") == contents(tmp_path / "there")
 
 
 def test_what_could_be_foreseen_is_observed_elsewhere_and_kept_on_the_cpu():

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from indis.cli.console import WithModel, bar, chosen_device, command_line, emit, say, writable, writable_file
+from indis.cli.console import WithModel, bar, command_line, emit, say, writable, writable_file
 from indis.report.results_table import write_markdown
 from indis.storage import save_json, write_aside
 from indis.studies import bench
@@ -72,7 +72,7 @@ class Compare(WithModel):
         for part in () if self.resume else ("cells", "artifacts"):
             shutil.rmtree(folder / part, ignore_errors=True)
         writable(folder)
-        return Comparison(config, kind(bf16=self.bf16, device=chosen_device(self.device)), sizes, folder)
+        return Comparison(config, kind(bf16=self.bf16, device=self.place), sizes, folder)
 
     def _run(self, comparison: Comparison) -> dict[str, Any]:
         run_comparison(comparison)

@@ -114,21 +114,27 @@ def writable_file(path: Path | None) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class WithModel:
-    """A command that loads a model.
-
-    Raises:
-        ValueError: if there is no such device; found out before any work is done.
-    """
+    """A command that loads a model."""
 
     device: str | None = None
     """Where the model runs: cpu, cuda or cuda:N; cuda if there is one, else cpu."""
 
-    def __post_init__(self) -> None:
-        chosen_device(self.device)
+    @property
+    def place(self) -> torch.device:
+        """The device that is meant.
+
+        Raises:
+            ValueError: if it is unknown or absent.
+        """
+        return chosen_device(self.device)
 
     def load_model(self, spec: str) -> Denoiser:
-        """The model of that name on the device."""
-        return models.load(spec, chosen_device(self.device))
+        """The model of that name on the device.
+
+        Raises:
+            ValueError: if model or device is unknown, or the device absent.
+        """
+        return models.load(spec, self.place)
 
 
 def chosen_device(name: str | None) -> torch.device:

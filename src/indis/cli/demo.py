@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from indis.cli import compare, toy
-from indis.cli.console import WithModel, chosen_device, command_line, say, writable
+from indis.cli.console import WithModel, command_line, say, writable
 from indis.storage import save_json
 from indis.studies.bench import FashionBench
 from indis.studies.compare import CompareConfig, Comparison
@@ -40,7 +40,7 @@ class Demo(WithModel):
         say(
             "2/3 Fashion-MNIST: teacher end points, then a short fit of phi and of one global plan, 3 and 5 evaluations"
         )
-        comparison = Comparison(DEMO, FashionBench(device=chosen_device(self.device)), FashionBench.brief, self.out)
+        comparison = Comparison(DEMO, FashionBench(device=self.place), FashionBench.brief, self.out)
         compare.run_comparison(comparison)
         say("3/3 report")
         seconds = time.perf_counter() - started

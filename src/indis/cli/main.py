@@ -15,7 +15,7 @@ import tyro
 from indis import __version__
 from indis.cli.budget import Budget
 from indis.cli.compare import Compare
-from indis.cli.console import say
+from indis.cli.console import WithModel, say
 from indis.cli.demo import Demo
 from indis.cli.evaluate import Evaluate
 from indis.cli.fit import fit_command, spelled_out
@@ -59,6 +59,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
         given = spelled_out(given) if given[:1] == ["fit"] else given
         # Configs check themselves when they are built.
         command = tyro.cli(_union(given), prog="indis", description=DESCRIPTION, args=given)
+        if isinstance(command, WithModel):
+            _ = command.place  # refused before any work is done
         command.run()
     except MENDABLE as error:
         say(f"indis: error: {_sentence(error)}")
