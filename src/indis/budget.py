@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from indis import artifact
-from indis.denoise import UNCONDITIONAL, Condition, Denoiser
+from indis.denoise import UNCONDITIONAL, Condition, Denoiser, bring
 from indis.losses import Loss
 from indis.policies import AnySteps
 from indis.policies.errors import ErrorPredictor, deviance
@@ -76,19 +76,23 @@ def any_steps(sampler: Sampler) -> AnySteps:
 def measure(
     sampler: Sampler, denoiser: Denoiser, data: Endpoints, loss: Loss, batch: int = 500
 ) -> Iterator[tuple[int, Tensor]]:
-    """Each number of steps and the losses ``(len(data),)`` there, the smallest number first."""
+    """Each number of steps and the losses ``(len(data),)`` there, the smallest number first; losses are on the CPU."""
     policy = any_steps(sampler)
+    sampler, loss = bring(sampler, denoiser), bring(loss, denoiser)
     chosen = policy.steps
     for steps in policy.counts:
         policy.choose(steps)
         with torch.no_grad():
             parts = [_losses(sampler, denoiser, data[i : i + batch], loss) for i in range(0, len(data), batch)]
         policy.choose(chosen)
-        yield steps, torch.cat(parts)
+        yield steps, torch.cat(parts).cpu()
 
 
 def foresee(sampler: Sampler, data: Endpoints, losses: Tensor, config: BudgetConfig) -> ErrorPredictor:
-    """Fit the predictor to measured ``losses`` ``(len(data), counts)``; the best held-out state is kept."""
+    """Fit the predictor to measured ``losses`` ``(len(data), counts)``; the best held-out state is kept.
+
+    It is so small a network that it is fitted on the CPU, where the end points are.
+    """
     policy = any_steps(sampler)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
@@ -128,7 +132,7 @@ def price_for(log_expected: Tensor, counts: tuple[int, ...], mean: float) -> flo
         ValueError: if no mixture of the counts has that mean.
     """
     check_mean(counts, mean)
-    numbers = torch.tensor(counts, dtype=torch.float64)
+    numbers = torch.tensor(counts, dtype=torch.float64, device=log_expected.device)
     high = math.log(float(log_expected.double().exp().max()) + 1e-30)
     low = high - 60  # a price that no loss notices
     for _ in range(100):
@@ -147,11 +151,17 @@ class BudgetSampler:
     price: float
     mean: float
 
+    def to(self, device: torch.device | str) -> BudgetSampler:
+        """Itself, with its policy and its predictor moved to a device."""
+        self.sampler.to(device)
+        self.predictor.to(device)
+        return self
+
     def steps(self, noise: Tensor, features: Tensor | None = None) -> Tensor:
         """The number of steps ``(batch,)`` that each sample takes."""
         with torch.no_grad():
             column = allocate(self.predictor(noise, features), self.predictor.counts, self.price)
-        return torch.tensor(self.predictor.counts)[column]
+        return torch.tensor(self.predictor.counts, device=column.device)[column]
 
     def __call__(self, denoiser: Denoiser, noise: Tensor, condition: Condition = UNCONDITIONAL) -> Tensor:
         """Samples from unit ``noise`` ``(batch, *shape)``: those of equal number run together."""
@@ -189,6 +199,7 @@ def load(folder: Path) -> BudgetSampler:
 
 
 def _losses(sampler: Sampler, denoiser: Denoiser, part: Endpoints, loss: Loss) -> Tensor:
+    part = bring(part, denoiser)
     student = sampler(denoiser, part.noise, part.condition)
     return loss(denoiser.decode(student), denoiser.decode(part.target))
 

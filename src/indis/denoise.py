@@ -14,6 +14,9 @@ velocity   eps - x_0              alpha + sigma        sigma / (alpha+sigma) d(x
 
 The last column is why a solver needs nothing else: in every form a step is "carry x, add weights times values". All
 conversions between forms are in this module and in no other.
+
+A denoiser may say where it lives, by an attribute ``device``; without one it is on the CPU. Seeds, noise and conditions
+are made on the CPU, and :func:`bring` takes them over where they enter.
 """
 
 from __future__ import annotations
@@ -21,13 +24,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Protocol, runtime_checkable
+from typing import Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from indis.noise import NoiseSchedule
 from indis.numerics import broadcast
+
+T = TypeVar("T")
 
 
 class Form(Enum):
@@ -110,7 +115,10 @@ UNCONDITIONAL = Condition()
 
 @runtime_checkable
 class Denoiser(Protocol):
-    """What a model family supplies. Parameters are frozen; gradients flow through a call, never into the model."""
+    """What a model family supplies. Parameters are frozen; gradients flow through a call, never into the model.
+
+    Optional is ``device``, where a call expects its tensors; see :func:`device_of`.
+    """
 
     @property
     def name(self) -> str:
@@ -142,6 +150,20 @@ class Denoiser(Protocol):
         """The default condition of each seed, so that a seed names a whole sample."""
 
 
+def device_of(denoiser: Denoiser) -> torch.device:
+    """Where a denoiser expects its tensors: what its ``device`` says, the CPU if it has none."""
+    return torch.device(getattr(denoiser, "device", "cpu"))
+
+
+def bring(thing: T, denoiser: Denoiser) -> T:
+    """``thing`` on the denoiser's device, by its own ``to``: a tensor, a condition, end points, a sampler, a loss.
+
+    Modules and samplers are moved themselves, as torch does it. A plain function has no ``to`` and nothing to move.
+    """
+    to = getattr(thing, "to", None)
+    return thing if to is None else to(device_of(denoiser))
+
+
 @runtime_checkable
 class Revealing(Protocol):
     """A denoiser that shows what its network thought: features of its latest call, at no further call."""
@@ -170,8 +192,9 @@ class Labelled(Protocol):
 class Wrapped:
     """A denoiser from a function ``(x, t, condition) -> native prediction`` and what its numbers mean.
 
-    For an unconditional model in pixel space that is all; ``decode`` and ``condition`` are for the others. Names and
-    fingerprints matter only where results are stored.
+    For an unconditional model in pixel space on the CPU that is all; ``decode`` and ``condition`` are for the others,
+    and ``device`` says where the function expects its tensors. Names and fingerprints matter only where results are
+    stored.
     """
 
     function: Callable[[Tensor, Tensor, Condition], Tensor]
@@ -182,6 +205,7 @@ class Wrapped:
     fingerprint: str = "unsaved"
     decode: Callable[[Tensor], Tensor] = lambda x: x
     condition: Callable[[list[int]], Condition] = lambda seeds: UNCONDITIONAL
+    device: torch.device | str = "cpu"
 
     def __call__(self, x: Tensor, t: Tensor, condition: Condition = UNCONDITIONAL) -> Tensor:
         """The function's answer."""
@@ -199,6 +223,11 @@ class Counted:
         if isinstance(denoiser, Revealing):
             self.bottleneck = denoiser.bottleneck
         self.calls = self.samples = 0
+
+    @property
+    def device(self) -> torch.device:
+        """Where the wrapped denoiser is now."""
+        return device_of(self.inner)
 
     def __call__(self, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
         """The wrapped denoiser's answer."""

@@ -2,7 +2,8 @@
 
 Two questions are kept apart. *Does a sample end where the teacher ends?* is asked pair by pair on held-out endpoints
 (a loss and the mean square error). *Do the samples look like the data?* is asked of the whole set (Frechet distance
-of features). The number of network evaluations is counted by a wrapper, not computed.
+of features). The number of network evaluations is counted by a wrapper, not computed. Everything runs where the
+denoiser is, and samplers and losses are moved there.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from indis.denoise import Condition, Counted, Denoiser
+from indis.denoise import Condition, Counted, Denoiser, bring
 from indis.losses import Loss, mse
 from indis.sampler import Sampler
 from indis.teacher import Endpoints, noise_from_seeds
@@ -37,25 +38,25 @@ class PairScores:
 
 
 def sample_batches(denoiser: Denoiser, sampler: Draw, seeds: Sequence[int], batch: int = 250) -> Iterator[Tensor]:
-    """Decoded samples ``(<= batch, *shape)`` of consecutive seeds under their default conditions."""
+    """Decoded samples ``(<= batch, *shape)`` of consecutive seeds under their default conditions, on the device."""
+    sampler = bring(sampler, denoiser)
     for start in range(0, len(seeds), batch):
         part = list(seeds[start : start + batch])
         with torch.inference_mode():
-            samples = denoiser.decode(
-                sampler(denoiser, noise_from_seeds(part, denoiser.shape), denoiser.condition(part))
-            )
+            samples = denoiser.decode(sampler(denoiser, *_start(denoiser, part)))
         yield samples  # outside, since a generator's context would reach into its caller
 
 
 def score_pairs(denoiser: Denoiser, sampler: Draw, data: Endpoints, loss: Loss, batch: int = 500) -> PairScores:
     """The loss and the mean square error to the teacher on held-out endpoints."""
+    sampler, loss = bring(sampler, denoiser), bring(loss, denoiser)
     sums = torch.zeros(2, dtype=torch.float64)
     for start in range(0, len(data), batch):
-        part = data[start : start + batch]
+        part = bring(data[start : start + batch], denoiser)
         with torch.no_grad():
             student = denoiser.decode(sampler(denoiser, part.noise, part.condition))
             target = denoiser.decode(part.target)
-            sums += torch.stack([loss(student, target).double().sum(), mse(student, target).double().sum()])
+            sums += torch.stack([loss(student, target).double().sum(), mse(student, target).double().sum()]).cpu()
     heldout, error = (sums / len(data)).tolist()
     return PairScores(heldout, error, len(data))
 
@@ -64,8 +65,13 @@ def counted_nfe(denoiser: Denoiser, sampler: Sampler) -> int:
     """Network evaluations of one sample, counted."""
     counter = Counted(denoiser)
     with torch.inference_mode():
-        sampler(counter, noise_from_seeds([0], denoiser.shape), denoiser.condition([0]))
+        bring(sampler, denoiser)(counter, *_start(denoiser, [0]))
     return counter.samples
+
+
+def _start(denoiser: Denoiser, seeds: list[int]) -> tuple[Tensor, Condition]:
+    """The noise and the condition that seeds name, where the denoiser is."""
+    return bring(noise_from_seeds(seeds, denoiser.shape), denoiser), bring(denoiser.condition(seeds), denoiser)
 
 
 def frechet_of_seeds(
@@ -87,6 +93,6 @@ def frechet_of_images(images: Iterator[Tensor], *, on_batch: Callable[[int], Non
     moments = Moments(features.POOLED)
     for batch in images:
         with torch.inference_mode():
-            moments.update(network.pooled(batch))
+            moments.update(network.to(batch.device).pooled(batch))
         on_batch(moments.count)
     return frechet_distance(moments, reference)

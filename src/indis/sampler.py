@@ -30,6 +30,11 @@ class Sampler:
         if self.nfe < 1:
             raise ValueError(f"steps must be above {self.policy.steps} with an analytic first step: no call is left")
 
+    def to(self, device: torch.device | str) -> Sampler:
+        """Itself, with its policy moved to a device; like a module of torch it makes no copy."""
+        self.policy.to(device)
+        return self
+
     @property
     def nfe(self) -> int:
         """Network evaluations a sample."""
@@ -51,6 +56,8 @@ class Sampler:
         checkpoint: bool = False,
     ) -> Tensor:
         """Samples from unit ``noise`` ``(batch, *shape)``; same shape, in the denoiser's space.
+
+        Policy, noise, condition and denoiser must be on one device; :func:`~indis.denoise.bring` takes them there.
 
         Raises:
             ValueError: if the noise does not fit the denoiser, or the denoiser lacks what the policy reads.

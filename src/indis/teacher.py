@@ -1,7 +1,8 @@
 """Teacher endpoints: what a many-step sampler makes of each seed, the only data that tuning needs.
 
 A sample is its *seed*: the noise is drawn per sample from a CPU generator, so it depends neither on batch size nor on
-device, and a data set stores seeds instead of noise (paper, Algorithm 1: "RNG state"). A folder holds
+device, and a data set stores seeds instead of noise (paper, Algorithm 1: "RNG state"). End points are kept on the CPU,
+whatever device the teacher ran on. A folder holds
 
     meta.json                    what made it, and the checksum of every finished shard
     endpoints-00000.safetensors  seeds, x_0*, condition inputs and features of one shard
@@ -20,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from indis.denoise import Condition, Denoiser
+from indis.denoise import Condition, Denoiser, bring
 from indis.sampler import Sampler
 from indis.storage import checksum, load_json, load_tensors, save_json, save_tensors, section
 
@@ -53,15 +54,24 @@ class Endpoints:
     def __getitem__(self, index: Tensor | slice) -> Endpoints:
         return Endpoints(self.seeds[index], self.noise[index], self.target[index], self.condition[index])
 
+    def to(self, device: torch.device | str) -> Endpoints:
+        """The same pairs on another device."""
+        seeds, noise, target = (value.to(device) for value in (self.seeds, self.noise, self.target))
+        return Endpoints(seeds, noise, target, self.condition.to(device))
+
 
 def endpoints(denoiser: Denoiser, teacher: Sampler, seeds: Sequence[int], batch: int = 256) -> Iterator[Endpoints]:
-    """Run the teacher on consecutive batches of seeds under their default conditions."""
+    """Run the teacher on consecutive batches of seeds under their default conditions.
+
+    It runs (and is moved to) where the denoiser is; what it makes comes back to the CPU.
+    """
+    teacher = bring(teacher, denoiser)
     for start in range(0, len(seeds), batch):
         part = list(seeds[start : start + batch])
         noise, condition = noise_from_seeds(part, denoiser.shape), denoiser.condition(part)
         with torch.inference_mode():
-            target = teacher(denoiser, noise, condition)
-        yield Endpoints(torch.tensor(part), noise, target.clone(), condition)
+            target = teacher(denoiser, bring(noise, denoiser), bring(condition, denoiser))
+        yield Endpoints(torch.tensor(part), noise, target.cpu().clone(), condition.to("cpu"))
 
 
 def gather(parts: Sequence[Endpoints]) -> Endpoints:

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from indis.denoise import Denoiser
+from indis.denoise import Denoiser, bring
 from indis.losses import Loss
 from indis.policies import Global, LogitPolicy, PerSample, Policy
 from indis.sampler import Sampler
@@ -70,6 +70,8 @@ class Progress:
 class Tuning(ABC):
     """What turns an untuned sampler into a tuned one: endpoints to learn from, others to judge by, and :meth:`run`.
 
+    It works on the denoiser's device: sampler and loss are moved there once, end points batch by batch.
+
     Raises:
         ValueError: if the endpoints are too few for the held-out part.
     """
@@ -78,7 +80,8 @@ class Tuning(ABC):
         if len(data) <= config.holdout:
             raise ValueError(f"holdout must be below the number of endpoints, got {config.holdout} of {len(data)}")
         split = len(data) - config.holdout
-        self.sampler, self.denoiser, self.loss, self.config = sampler, denoiser, loss, config
+        self.sampler, self.loss = bring(sampler, denoiser), bring(loss, denoiser)
+        self.denoiser, self.config = denoiser, config
         self.train, self.heldout = data[:split], data[split:]
         self.step, self.best = 0, math.inf
 
@@ -101,6 +104,7 @@ class Tuning(ABC):
         return torch.cat(parts).mean().item()
 
     def _losses(self, part: Endpoints, index: Tensor | None = None) -> Tensor:
+        part, index = bring(part, self.denoiser), bring(index, self.denoiser)
         student = self.sampler(
             self.denoiser, part.noise, part.condition, index=index, checkpoint=self.config.checkpoint
         )
@@ -124,7 +128,7 @@ class Search(Tuning):
 
     def run(self) -> Iterator[Progress]:
         """Compute the policy from the training endpoints."""
-        self.sampler.policy = self.search(self.train)
+        self.sampler.policy = bring(self.search(self.train), self.denoiser)
         self.step = 1
         if len(self.heldout):
             self.best = self.validate()
@@ -256,7 +260,7 @@ def own_gradients(sampler: Sampler, denoiser: Denoiser, data: Endpoints, loss: L
     """How each sample would move the logits of its own copy of the shared plan: gradients ``(len(data), rows, steps)``.
 
     The shared plan is that of a :class:`Global` policy, or the base grid that an untrained per-instance policy has.
-    Gradients are of the logits that the bounds see, after any scale.
+    Gradients are of the logits that the bounds see, after any scale, and on the denoiser's device.
 
     Raises:
         TypeError: if the policy has no logits.
@@ -267,7 +271,9 @@ def own_gradients(sampler: Sampler, denoiser: Denoiser, data: Endpoints, loss: L
     own = PerSample(len(data), policy.base, policy.schedule, policy.bounds, policy.order)
     if isinstance(policy, Global):
         own.free.data.copy_(policy.scale * policy.free)
-    student = Sampler(own, sampler.solver, sampler.analytic_first)(denoiser, data.noise, data.condition)
+    copies = bring(Sampler(own, sampler.solver, sampler.analytic_first), denoiser)
+    data, loss = bring(data, denoiser), bring(loss, denoiser)
+    student = copies(denoiser, data.noise, data.condition)
     loss(denoiser.decode(student), denoiser.decode(data.target)).sum().backward()
     assert own.free.grad is not None
     return own.free.grad

@@ -187,7 +187,7 @@ def test_every_command_explains_itself(indis, capsys, command):
 
 
 def test_a_bug_keeps_its_traceback(indis, monkeypatch):
-    def broken(spec):
+    def broken(spec, device):
         raise RuntimeError("a bug")
 
     monkeypatch.setattr(models, "load", broken)

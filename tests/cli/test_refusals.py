@@ -64,6 +64,12 @@ BAD = {
     "fit: below a file": (f"fit --data data --out fit.json/x {FIT}", ["fit.json/x"]),
     "fit: json below a file": (f"fit --data data --out x {FIT} --json fit.json/x", ["fit.json is a file"]),
     "fit: json onto a folder": (f"fit --data data --out x {FIT} --json data", ["data is a folder"]),
+    "teach: no such device": (
+        "teach --model toy --out x --device gpu",
+        ["device must be cpu, cuda or cuda:N, got 'gpu'"],
+    ),
+    "fit: absent device": ("fit --data data --out x --device cuda:99", ["device cuda:99 is absent"]),
+    "compare: absent device": ("compare --model toy --out x --device cuda:99", ["device cuda:99 is absent"]),
     "sample: no artifact": ("sample --model toy --artifact x --out s.safetensors", ["artifact", "x"]),
     "sample: another model": (
         "sample --model fashion --artifact fitted --out s.safetensors",

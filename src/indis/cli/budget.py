@@ -10,7 +10,7 @@ import torch
 
 from indis import artifact, budget, losses
 from indis.budget import BudgetConfig, BudgetSampler
-from indis.cli.console import emit, load_taught, say, track, writable, writable_file
+from indis.cli.console import WithModel, emit, say, track, writable, writable_file
 from indis.denoise import Counted, Denoiser
 from indis.evaluate import score_pairs
 from indis.losses import Loss
@@ -20,7 +20,7 @@ from indis.teacher import Endpoints, load_endpoints
 
 
 @dataclass(frozen=True)
-class Budget:
+class Budget(WithModel):
     """Fit a predictor of each sample's loss at each N, and spend a mean number of evaluations where it helps most.
 
     Example: indis fit --data runs/endpoints --out runs/every --steps 3-10 --loss fashion
@@ -63,7 +63,7 @@ class Budget:
         if set(data.seeds.tolist()) & set(heldout.seeds.tolist()):
             raise ValueError(f"heldout must hold other seeds than data, got {self.heldout} and {self.data}")
         artifact.check_unseen(self.artifact, heldout.seeds)
-        denoiser, data = load_taught(meta, self.data), data[: self.count]
+        denoiser, data = self.load_taught(meta, self.data), data[: self.count]
         measured = track(budget.measure(sampler, denoiser, data, loss), len(policy.counts), "measure")
         table = torch.stack([values for _, values in measured], dim=1)
         predictor = budget.foresee(sampler, data, table, self.config)

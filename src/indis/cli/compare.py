@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from indis.cli.console import bar, command_line, emit, say, writable, writable_file
+from indis.cli.console import WithModel, bar, command_line, emit, say, writable, writable_file
 from indis.report.results_table import write_markdown
 from indis.storage import save_json, write_aside
 from indis.studies import bench
@@ -18,7 +18,7 @@ from indis.studies.pictures import Picture, write_plans, write_samples
 
 
 @dataclass(frozen=True)
-class Compare:
+class Compare(WithModel):
     """Methods x evaluations x seeds on a model, cell by cell; finished cells are kept, run again to go on.
 
     Example: indis compare --model toy --steps 3 5 --methods all --quick --json out.json
@@ -72,7 +72,7 @@ class Compare:
         for part in () if self.resume else ("cells", "artifacts"):
             shutil.rmtree(folder / part, ignore_errors=True)
         writable(folder)
-        return Comparison(config, kind(bf16=self.bf16), sizes, folder)
+        return Comparison(config, kind(bf16=self.bf16, device=self.place), sizes, folder)
 
     def _run(self, comparison: Comparison) -> dict[str, Any]:
         run_comparison(comparison)

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from threading import Event, current_thread, main_thread
 from types import FrameType
 from typing import Any, TypeVar
 
+import torch
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -113,6 +116,60 @@ def writable_file(path: Path | None) -> None:
             raise IsADirectoryError(f"{path} is a folder, a file is expected")
 
 
+@dataclass(frozen=True, kw_only=True)
+class WithModel:
+    """A command that loads a model."""
+
+    device: str | None = None
+    """Where the model runs: cpu, cuda or cuda:N; cuda if there is one, else cpu."""
+
+    @property
+    def place(self) -> torch.device:
+        """The device that is meant.
+
+        Raises:
+            ValueError: if it is unknown or absent.
+        """
+        return chosen_device(self.device)
+
+    def load_model(self, spec: str) -> Denoiser:
+        """The model of that name on the device.
+
+        Raises:
+            ValueError: if model or device is unknown, or the device absent.
+        """
+        return models.load(spec, self.place)
+
+    def load_taught(self, meta: dict[str, Any], folder: Path | None) -> Denoiser:
+        """The model that endpoints came from, with the weights that they came from if they say which.
+
+        Raises:
+            ValueError: if they name no model, or it has other weights by now.
+        """
+        denoiser = self.load_model(taught_model(meta, folder))
+        needed = meta["provenance"].get("weights", denoiser.fingerprint)
+        if needed != denoiser.fingerprint:
+            has = f"{denoiser.name} has {denoiser.fingerprint}"
+            raise ValueError(f"the endpoints in {folder} were made with weights {needed}, {has}: make them again")
+        return denoiser
+
+
+def chosen_device(name: str | None) -> torch.device:
+    """The device of a name; without one CUDA if it is there, else the CPU.
+
+    Raises:
+        ValueError: if it is no device that the library runs on, or absent.
+    """
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", name):  # others, MPS say, have no float64, which times are in
+        raise ValueError(f"device must be cpu, cuda or cuda:N, got {name!r}")
+    device, count = torch.device(name), torch.cuda.device_count()
+    if device.type == "cuda" and (device.index or 0) >= count:
+        raise ValueError(f"device {name} is absent: torch sees {count} CUDA devices here")
+    return device
+
+
 def taught_model(meta: dict[str, Any], folder: Path | None) -> str:
     """The model that endpoints came from, for :func:`indis.models.load`.
 
@@ -122,20 +179,6 @@ def taught_model(meta: dict[str, Any], folder: Path | None) -> str:
     if "model" not in meta["provenance"]:
         raise ValueError(f"the endpoints in {folder} name no model in their provenance: make them with `indis teach`")
     return meta["provenance"]["model"]
-
-
-def load_taught(meta: dict[str, Any], folder: Path | None) -> Denoiser:
-    """The model that endpoints came from, with the weights that they came from if they say which.
-
-    Raises:
-        ValueError: if they name no model, or it has other weights by now.
-    """
-    denoiser = models.load(taught_model(meta, folder))
-    needed = meta["provenance"].get("weights", denoiser.fingerprint)
-    if needed != denoiser.fingerprint:
-        has = f"{denoiser.name} has {denoiser.fingerprint}"
-        raise ValueError(f"the endpoints in {folder} were made with weights {needed}, {has}: make them again")
-    return denoiser
 
 
 @contextmanager

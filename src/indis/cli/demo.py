@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from indis.cli import compare, toy
-from indis.cli.console import command_line, say, writable
+from indis.cli.console import WithModel, command_line, say, writable
 from indis.storage import save_json
 from indis.studies.bench import FashionBench
 from indis.studies.compare import CompareConfig, Comparison
@@ -20,7 +20,7 @@ DEMO = CompareConfig(
 
 
 @dataclass(frozen=True)
-class Demo:
+class Demo(WithModel):
     """A short fit on Fashion-MNIST at 3 and 5 evaluations, the quick toy study, and a report.
 
     Example: indis demo --out runs/demo
@@ -40,7 +40,7 @@ class Demo:
         say(
             "2/3 Fashion-MNIST: teacher end points, then a short fit of phi and of one global plan, 3 and 5 evaluations"
         )
-        comparison = Comparison(DEMO, FashionBench(), FashionBench.brief, self.out)
+        comparison = Comparison(DEMO, FashionBench(device=self.place), FashionBench.brief, self.out)
         compare.run_comparison(comparison)
         say("3/3 report")
         seconds = time.perf_counter() - started

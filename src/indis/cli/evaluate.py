@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from indis import artifact, losses, models
+from indis import artifact, losses
 from indis.budget import BudgetSampler
-from indis.cli.console import bar, emit, load_taught, say, writable_file
+from indis.cli.console import bar, emit, say, writable_file
 from indis.cli.sample import SamplerChoice
 from indis.denoise import Counted, Denoiser
 from indis.evaluate import Draw, Row, counted_nfe, frechet_of_seeds, score_pairs
@@ -47,7 +47,7 @@ class Evaluate(SamplerChoice):
         data, meta = load_endpoints(self.heldout) if self.heldout else (None, None)
         if data is not None and self.artifact is not None:
             artifact.check_unseen(self.artifact, data.seeds)
-        denoiser = load_taught(meta, self.heldout) if meta else models.load(self.model)
+        denoiser = self.load_taught(meta, self.heldout) if meta else self.load_model(self.model)
         sampler = self.build(denoiser)
         counter = Counted(denoiser)
         row: Row = {"model": denoiser.name}

@@ -11,11 +11,11 @@ import tyro
 
 from indis import artifact, losses
 from indis.cli.console import (
+    WithModel,
     bar,
     command_line,
     emit,
     held_interrupt,
-    load_taught,
     say,
     taught_model,
     writable,
@@ -69,7 +69,7 @@ def _range(text: str) -> tuple[str, str]:
 
 
 @dataclass(frozen=True)
-class FitCommand(Generic[M]):
+class FitCommand(WithModel, Generic[M]):
     """Tune a method's sampler on teacher endpoints and write an artifact; run again to resume.
 
     The options below are those of the method: ask again with `--method NAME --help` for another one's.
@@ -102,7 +102,7 @@ class FitCommand(Generic[M]):
         if self.save_every < 1:
             raise ValueError(f"save-every must be at least 1, got {self.save_every}")
         data, meta = load_endpoints(self.data)
-        denoiser = load_taught(meta, self.data)
+        denoiser = self.load_taught(meta, self.data)
         writable(self.out)
         writable_file(self.json)
         start = artifact.load(self.start) if self.start else None

@@ -18,7 +18,7 @@ import tyro
 from indis import __version__
 from indis.cli.budget import Budget
 from indis.cli.compare import Compare
-from indis.cli.console import say
+from indis.cli.console import WithModel, say
 from indis.cli.demo import Demo
 from indis.cli.evaluate import Evaluate
 from indis.cli.fit import FitCommand, fit_command, spelled_out
@@ -63,6 +63,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
             return 0
         given = spelled_out(given) if given[:1] == ["fit"] else given
         command = _parse(given)
+        if isinstance(command, WithModel):
+            _ = command.place  # refused before any work is done
         command.run()
     except MENDABLE as error:
         say(f"indis: error: {_sentence(error)}")

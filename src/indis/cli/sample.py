@@ -8,9 +8,9 @@ from pathlib import Path
 
 import torch
 
-from indis import artifact, budget, models
+from indis import artifact, budget
 from indis.budget import BudgetSampler
-from indis.cli.console import say, writable_file
+from indis.cli.console import WithModel, say, writable_file
 from indis.denoise import Counted, Denoiser, Labelled
 from indis.evaluate import sample_batches
 from indis.methods import heuristic
@@ -21,7 +21,7 @@ from indis.storage import save_tensors, write_aside
 
 
 @dataclass(frozen=True)
-class SamplerChoice:
+class SamplerChoice(WithModel):
     """An artifact, or a solver on a grid."""
 
     artifact: Path | None = None
@@ -111,7 +111,7 @@ class Sample(SamplerChoice):
         denoiser = Counted(self._denoiser())
         sampler = self.build(denoiser)
         seeds = range(self.first_seed, self.first_seed + self.count)
-        samples = torch.cat(list(sample_batches(denoiser, sampler, seeds)))
+        samples = torch.cat([batch.cpu() for batch in sample_batches(denoiser, sampler, seeds)])
         if self.out.suffix == ".png":
             save_grid(samples, self.out)
         else:
@@ -122,7 +122,7 @@ class Sample(SamplerChoice):
         say(f"{self.count} samples with {each} in {self.out}")
 
     def _denoiser(self) -> Denoiser:
-        denoiser = models.load(self.model)
+        denoiser = self.load_model(self.model)
         return Asked(denoiser, self.label) if self.label else denoiser
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from indis import artifact, losses
-from indis.cli.console import emit, load_taught, say, track, writable_file
+from indis.cli.console import WithModel, emit, say, track, writable_file
 from indis.policies import Global
 from indis.studies import sight
 from indis.studies.sight import SightConfig, Wishes
@@ -14,7 +14,7 @@ from indis.teacher import load_endpoints
 
 
 @dataclass(frozen=True)
-class Sight:
+class Sight(WithModel):
     """Measure what share of each sample's own wish for a plan its condition, noise or first answers tell.
 
     A small share for "noise" means that phi(x_T, c) has little to learn beyond a global plan; a larger one for
@@ -52,6 +52,6 @@ class Sight:
         if not isinstance(sampler.policy, Global):
             raise ValueError(f"artifact must be a global plan (`indis fit --method god`), got {self.artifact}")
         data, meta = load_endpoints(self.data)
-        data, denoiser, loss = data[: self.count], load_taught(meta, self.data), losses.named(self.loss)
+        data, denoiser, loss = data[: self.count], self.load_taught(meta, self.data), losses.named(self.loss)
         parts = sight.observe(sampler, denoiser, data, loss)
         return sight.gathered(list(track(parts, -(-len(data) // sight.BATCH), "observe")))

@@ -8,15 +8,14 @@ from typing import Annotated
 
 import tyro
 
-from indis import models
-from indis.cli.console import bar, say, writable
+from indis.cli.console import WithModel, bar, say, writable
 from indis.methods import heuristic
 from indis.storage import describe
 from indis.teacher import TeachConfig, teach
 
 
 @dataclass(frozen=True)
-class Teach:
+class Teach(WithModel):
     """Run a many-step teacher on seeds and store its end points; run again to resume.
 
     Example: indis teach --model fashion --count 10000 --out runs/endpoints
@@ -39,7 +38,7 @@ class Teach:
 
     def run(self) -> None:
         """Write the shards."""
-        denoiser = models.load(self.model)
+        denoiser = self.load_model(self.model)
         teacher = heuristic(denoiser, solver=self.solver, grid=self.grid, steps=self.steps)
         provenance = {
             "model": self.model,

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import torch
 
 from indis import grids, solvers
-from indis.denoise import Denoiser
+from indis.denoise import Denoiser, bring, device_of
 from indis.methods.two_stage import TwoStage
 from indis.policies import MidpointPredictor
 from indis.policies.predictor import Features, pooled, revealing
@@ -78,6 +78,7 @@ def _feature_size(denoiser: Denoiser, features: Features) -> int:
     if features == "bottleneck":
         revealing(denoiser)
     with torch.no_grad():
-        times = torch.full((1,), denoiser.schedule.t_max, dtype=torch.float64)
-        answer = denoiser(torch.zeros(1, *denoiser.shape), times, denoiser.condition([0]))
+        times = torch.full((1,), denoiser.schedule.t_max, dtype=torch.float64, device=device_of(denoiser))
+        still = torch.zeros(1, *denoiser.shape, device=times.device)
+        answer = denoiser(still, times, bring(denoiser.condition([0]), denoiser))
         return (pooled(answer) if features == "answer" else revealing(denoiser).bottleneck()).shape[1]

@@ -33,7 +33,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from indis import grids
-from indis.denoise import Denoiser, Form, convert
+from indis.denoise import Denoiser, Form, bring, convert
 from indis.discretization import Churn
 from indis.losses import Loss
 from indis.methods.grid import GridMethod
@@ -90,7 +90,7 @@ class AYS(GridMethod):
     @torch.no_grad()
     def _optimised(self, denoiser: Denoiser, data: Endpoints, loss: Loss) -> Tensor:
         require_noise(denoiser.schedule)
-        fine = grids.log_snr(denoiser.schedule, self.fine)
+        fine = bring(grids.log_snr(denoiser.schedule, self.fine), denoiser)
         cost = self._bounds(denoiser, data, fine).tolist()
         paths = sweeps(cost, self._first(denoiser.schedule), self.candidates // 2, gap=2**self.halvings)
         levels = (denoiser.schedule.log_snr(fine[0, halved(cost, path, self.halvings)]) for path in paths)
@@ -111,14 +111,15 @@ class AYS(GridMethod):
     def _bounds(self, denoiser: Denoiser, data: Endpoints, fine: Tensor) -> Tensor:
         generator = torch.Generator().manual_seed(self.fit.seed)
         total = torch.zeros(())
-        for part in self.batches(data):
+        for part in self.batches(denoiser, data):
             for path in denoised(denoiser, part, fine[0], generator).double().unbind(1):
                 total = total + torch.cdist(path, path).square()
         return interval_bounds(total / len(data), denoiser.schedule.log_snr(fine[0]))
 
     def _loss(self, denoiser: Denoiser, data: Endpoints, tau: Tensor, loss: Loss) -> float:
         sampler, decode = self.on(tau), denoiser.decode
-        values = [loss(decode(sampler(denoiser, p.noise, p.condition)), decode(p.target)) for p in self.batches(data)]
+        parts, loss = self.batches(denoiser, data), bring(loss, denoiser)
+        values = [loss(decode(sampler(denoiser, p.noise, p.condition)), decode(p.target)) for p in parts]
         return torch.cat(values).mean().item()
 
 
@@ -133,13 +134,16 @@ def require_noise(schedule: NoiseSchedule) -> None:
 
 
 def forward_path(schedule: NoiseSchedule, data: Tensor, tau: Tensor, generator: torch.Generator) -> Iterator[Tensor]:
-    """States ``(batch, *shape)`` of one forward process at the nodes ``tau`` ``(nodes,)``, cleanest and last first."""
-    noise = torch.randn(data.shape, generator=generator, dtype=data.dtype)
+    """States ``(batch, *shape)`` of one forward process at the nodes ``tau`` ``(nodes,)``, cleanest and last first.
+
+    Its noise is drawn on the CPU, so it is the same on every device.
+    """
+    noise = torch.randn(data.shape, generator=generator, dtype=data.dtype).to(data.device)
     t = tau[-1:]
     x = broadcast(schedule.alpha(t), data) * data + broadcast(schedule.sigma(t), data) * noise
     yield x
     for s in reversed(tau[:-1].split(1)):
-        noise = torch.randn(data.shape, generator=generator, dtype=data.dtype)
+        noise = torch.randn(data.shape, generator=generator, dtype=data.dtype).to(data.device)
         x, t = inflate(x, t, Churn(s, noise), schedule), s
         yield x
 
@@ -203,10 +207,11 @@ def between(cost: Costs, left: int, right: int, places: range) -> int:
 
 def interpolated(schedule: NoiseSchedule, log_snr: Tensor, steps: int) -> Tensor:
     """``steps`` intervals from ``log_snr`` ``(nodes,)``, linear over the index; the ends are the schedule's own."""
-    place = torch.linspace(0, len(log_snr) - 1, steps + 1, dtype=TIME_DTYPE)[1:-1]
+    place = torch.linspace(0, len(log_snr) - 1, steps + 1, dtype=TIME_DTYPE)[1:-1].to(log_snr.device)
     cell = place.long().clamp(max=len(log_snr) - 2)
     inner = torch.lerp(log_snr[cell], log_snr[cell + 1], place - cell)
-    first, last = (torch.tensor([t], dtype=TIME_DTYPE) for t in (schedule.t_max, schedule.t_min))
+    ends = schedule.t_max, schedule.t_min
+    first, last = (torch.tensor([t], dtype=TIME_DTYPE, device=log_snr.device) for t in ends)
     return torch.cat([first, schedule.time(inner), last])[None]
 
 

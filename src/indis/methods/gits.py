@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from indis import grids, solvers
-from indis.denoise import Denoiser, convert
+from indis.denoise import Denoiser, bring, convert
 from indis.discretization import Decision, Discretization
 from indis.losses import Loss
 from indis.methods.grid import GridMethod
@@ -73,9 +73,9 @@ class GITS(GridMethod):
             ValueError: if the teacher's trajectory is not finite.
         """
         data = train[: self.samples]
-        tau = grids.named(self.grid)(denoiser.schedule, self.teacher_steps)
+        tau = bring(grids.named(self.grid)(denoiser.schedule, self.teacher_steps), denoiser)
         cost, ends = torch.zeros(()), []
-        for part in self.batches(data):
+        for part in self.batches(denoiser, data):
             run = follow(denoiser, part, tau, solvers.named(self.teacher_solver))
             cost = cost + cost_matrix(run, self.metric) * (len(part) / len(data))
             ends.append(run.end)
@@ -91,7 +91,7 @@ class GITS(GridMethod):
 
         def miss(k: int) -> float:
             sampler = self.on(tau[:, [0, k, *path[1:]]])
-            samples = [sampler(denoiser, part.noise, part.condition) for part in self.batches(data)]
+            samples = [sampler(denoiser, part.noise, part.condition) for part in self.batches(denoiser, data)]
             return (torch.cat(samples) - ends).flatten(1).norm(dim=1).mean().item()
 
         return [0, min(range(1, path[1]), key=miss), *path[1:]]
@@ -149,7 +149,7 @@ class _Record:
 def cost_matrix(run: Run, metric: str) -> Tensor:
     """What a jump from node i to node j costs, ``(M + 1, M + 1)`` float64, infinite unless j > i."""
     size = len(run.clock)
-    cost = torch.full((size, size), torch.inf, dtype=run.clock.dtype)
+    cost = run.clock.new_full((size, size), torch.inf)
     chord = run.y[0], run.y[-1]
     # One row at a time: the jumps of a row take as much memory as the trajectory, those of all rows M times as much.
     for i in range(size - 1):

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from indis import grids, solvers
-from indis.denoise import Denoiser
+from indis.denoise import Denoiser, bring
 from indis.losses import Loss
 from indis.methods.method import Method
 from indis.policies import Fixed
@@ -48,6 +48,6 @@ class GridMethod(Method):
         """The method's solver on a grid ``(1, steps + 1)``."""
         return Sampler(Fixed(tau), solvers.named(self.solver), self.analytic_first)
 
-    def batches(self, data: Endpoints) -> Iterator[Endpoints]:
-        """The endpoints, ``fit.batch`` at a time."""
-        return (data[i : i + self.fit.batch] for i in range(0, len(data), self.fit.batch))
+    def batches(self, denoiser: Denoiser, data: Endpoints) -> Iterator[Endpoints]:
+        """The endpoints, ``fit.batch`` at a time, on the denoiser's device."""
+        return (bring(data[i : i + self.fit.batch], denoiser) for i in range(0, len(data), self.fit.batch))

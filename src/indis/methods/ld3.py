@@ -158,7 +158,8 @@ class LD3Fit(Fit):
         trial = self._inside(latent - self.method.latent_lr / self.method.steps * own, self.train.noise[index])
         with torch.no_grad():
             after = self._losses(replace(part, noise=trial), index)
-        return torch.where((after < before).reshape(-1, *[1] * (latent.ndim - 1)), trial, latent)
+        better = (after < before).to(latent.device)  # latents stay where the end points are
+        return torch.where(better.reshape(-1, *[1] * (latent.ndim - 1)), trial, latent)
 
     def _inside(self, latent: Tensor, centre: Tensor) -> Tensor:
         offset = latent - centre

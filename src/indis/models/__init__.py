@@ -8,6 +8,8 @@ from __future__ import annotations
 from importlib import import_module
 from pathlib import Path
 
+import torch
+
 from indis.denoise import Denoiser
 
 FAMILIES = {
@@ -16,8 +18,8 @@ FAMILIES = {
 }
 
 
-def load(spec: str) -> Denoiser:
-    """The denoiser that ``family`` or ``family:detail`` means.
+def load(spec: str, device: torch.device | str = "cpu") -> Denoiser:
+    """The denoiser that ``family`` or ``family:detail`` means, on a device.
 
     Raises:
         ValueError: if the family is unknown.
@@ -28,5 +30,5 @@ def load(spec: str) -> Denoiser:
         raise ValueError(f"model must be one of {', '.join(FAMILIES)}, got {family!r}")
     module = import_module(f"indis.models.{family}")
     if not detail:
-        return module.load()
-    return module.load(Path(detail) if family == "fashion" else detail)
+        return module.load().to(device)
+    return module.load(Path(detail) if family == "fashion" else detail).to(device)

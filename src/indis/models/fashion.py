@@ -90,6 +90,16 @@ class Fashion:
 
         return edm.noise_prediction(network, x.float(), t.float(), SIGMA_DATA).to(x.dtype)
 
+    @property
+    def device(self) -> torch.device:
+        """Where the network is."""
+        return next(self.network.parameters()).device
+
+    def to(self, device: torch.device | str) -> Fashion:
+        """Itself, with its network moved."""
+        self.network.to(device)
+        return self
+
     def bottleneck(self) -> Tensor:
         """The latest output of the U-Net's middle block, averaged over its channels: ``(batch, 49)``, a 7 x 7 map.
 

@@ -352,7 +352,13 @@ class Toy:
     def __init__(self, mixture: Mixture, name: str = "toy", schedule: RectifiedFlow | None = None) -> None:
         self.mixture, self.name, self.fingerprint = mixture, name, name
         self.schedule = schedule or RectifiedFlow(t_min=0.002 / 1.002, t_max=80 / 81)
+        self.device = torch.device("cpu")
         self._latest: tuple[Tensor, Tensor] | None = None
+
+    def to(self, device: torch.device | str) -> Toy:
+        """Itself, expecting its tensors there: the mixture's constants follow the points, see :func:`_kernel`."""
+        self.device = torch.device(device)
+        return self
 
     def __call__(self, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
         """(x - E[x_0 | x]) / t; times beyond the schedule, even t >= 1, are answered exactly."""

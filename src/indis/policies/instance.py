@@ -66,7 +66,8 @@ class Instance(LogitPolicy):
         Raises:
             ValueError: if the plan has another base grid, other bounds or other freedoms.
         """
-        if plan.bounds != self.bounds or plan.rows != self.rows or not torch.equal(plan.base, self.base):
+        base = plan.base.to(self.base.device)
+        if plan.bounds != self.bounds or plan.rows != self.rows or not torch.equal(base, self.base):
             raise ValueError("start must be a global plan on the same base grid with the same bounds and freedoms")
         with torch.no_grad():
             self.scale.copy_(plan.scale)

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from indis import losses, methods, models
-from indis.denoise import Denoiser
+from indis.denoise import Denoiser, bring
 from indis.evaluate import frechet_of_images, frechet_of_seeds, score_pairs
 from indis.methods import IndisConfig, heuristic
 from indis.methods.two_stage import TwoStage
@@ -66,8 +66,8 @@ class Bench(ABC):
     full: Sizes
     brief: Sizes
 
-    def __init__(self, *, bf16: bool = False) -> None:
-        self.denoiser = models.load(self.name)
+    def __init__(self, *, bf16: bool = False, device: torch.device | str = "cpu") -> None:
+        self.denoiser = models.load(self.name, device)
         self.drawing: Denoiser = self.denoiser
         if bf16:
             if not isinstance(self.denoiser, Fashion):
@@ -153,8 +153,8 @@ class FashionBench(Bench):
         count = min(samples, len(data))
         if count < 2:
             return {"fd": None, "samples": 0}
-        images = (self.denoiser.decode(data.target[i : min(i + 500, count)]) for i in range(0, count, 500))
-        return {"fd": frechet_of_images(images), "samples": count}
+        targets = (bring(data.target[i : min(i + 500, count)], self.denoiser) for i in range(0, count, 500))
+        return {"fd": frechet_of_images(map(self.denoiser.decode, targets)), "samples": count}
 
     def notes(self, sizes: Sizes) -> list[str]:
         """Seeds, precision, and the two uses of the feature network."""
@@ -221,8 +221,9 @@ class ToyBench(Bench):
         return self.denoiser.mixture.sample(count, torch.Generator().manual_seed(seed)).float()
 
     def _ends(self, sampler: Sampler, data: Endpoints) -> Iterator[torch.Tensor]:
+        sampler = bring(sampler, self.denoiser)
         for start in range(0, len(data), 4096):
-            yield sampler(self.denoiser, data.noise[start : start + 4096])
+            yield sampler(self.denoiser, bring(data.noise[start : start + 4096], self.denoiser)).cpu()
 
     def _distances(self, samples: torch.Tensor) -> Scores:
         from indis.metrics.toy import histogram_kl, wasserstein1

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from indis.denoise import Denoiser
+from indis.denoise import Denoiser, bring
 from indis.pixels import to_bytes
 from indis.policies import Fixed, Global, Instance
 from indis.sampler import Sampler
@@ -31,25 +31,26 @@ class Picture:
 
 def write_samples(denoiser: Denoiser, data: Endpoints, pictures: list[Picture], folder: Path, count: int = 20) -> None:
     """``samples.safetensors``: one uint8 tensor ``(count, *shape)`` for each row, all from the same noise."""
-    part = data[:count]
+    part = bring(data[:count], denoiser)
     rows = {}
     for picture in pictures:
+        sampler = bring(picture.sampler, denoiser)
         with torch.inference_mode():
-            end = part.target if picture.sampler is None else picture.sampler(denoiser, part.noise, part.condition)
+            end = part.target if sampler is None else sampler(denoiser, part.noise, part.condition)
             rows[picture.title] = to_bytes(denoiser.decode(end))
     save_tensors(folder / "samples.safetensors", rows, {"order": list(rows)})
 
 
 def write_plans(denoiser: Denoiser, data: Endpoints, pictures: list[Picture], folder: Path, count: int = 1000) -> None:
     """``plans.safetensors``: the plans of instances, and for comparison the shared ones of the same NFE."""
-    part, tensors, shared = data[:count], {}, {}
+    part, tensors, shared = bring(data[:count], denoiser), {}, {}
     if "label" in part.condition.inputs:
         tensors["label"] = part.condition.inputs["label"]
     for picture in pictures:
         if picture.sampler is None:
             continue
         with torch.inference_mode():
-            plan = picture.sampler.realised(denoiser, part.noise, part.condition)
+            plan = bring(picture.sampler, denoiser).realised(denoiser, part.noise, part.condition)
         columns = {name: getattr(plan, name) for name in ("tau", "dtau", "gamma")}
         if type(picture.sampler.policy) is Instance:
             tensors |= {f"{name} N={picture.nfe}": value for name, value in columns.items()}

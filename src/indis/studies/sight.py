@@ -27,7 +27,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from indis.denoise import Condition, Denoiser
+from indis.denoise import Condition, Denoiser, bring
 from indis.losses import Loss
 from indis.policies.closed import seen
 from indis.policies.encoders import Reader
@@ -76,13 +76,14 @@ class Wishes:
 
 
 def observe(sampler: Sampler, denoiser: Denoiser, data: Endpoints, loss: Loss) -> Iterator[Wishes]:
-    """Measure the wishes of consecutive batches of ``BATCH`` samples."""
+    """Measure the wishes of consecutive batches of ``BATCH`` samples where the denoiser is; the CPU keeps them."""
+    sampler = bring(sampler, denoiser)
     for start in range(0, len(data), BATCH):
         part = data[start : start + BATCH]
         watched = _Watched(denoiser)
         with torch.no_grad():
-            sampler(watched, part.noise, part.condition)
-        gradients = own_gradients(sampler, denoiser, part, loss).flatten(1)
+            sampler(watched, bring(part.noise, denoiser), bring(part.condition, denoiser))
+        gradients = own_gradients(sampler, denoiser, part, loss).flatten(1).cpu()
         views = {"noise": part.noise} | {f"answer {k}": seen for k, seen in enumerate(watched.seen)}
         yield Wishes(gradients, views, part.condition.features)
 
@@ -128,7 +129,7 @@ class _Watched:
 
     def __call__(self, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
         answer = self.denoiser(x, t, condition)
-        self.seen.append(seen(x, answer, t, self.denoiser.schedule, self.denoiser.native).float())
+        self.seen.append(seen(x, answer, t, self.denoiser.schedule, self.denoiser.native).float().cpu())
         return answer
 
 
