@@ -177,6 +177,7 @@ class ToyBench(Bench):
         "grid": "uniform",
         "loss": "squared",
         "width": 96,
+        "probes": 2000,  # errors are heavy-tailed, so a few would measure the sensitivity of themselves
     }
     full = Sizes(20_000, 20_000, 20_000, FitConfig(400, 512, holdout=1000, validate_every=50))
     brief = Sizes(4000, 4000, 4000, FitConfig(120, 256, holdout=500, validate_every=20))
