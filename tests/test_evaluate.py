@@ -19,7 +19,7 @@ def euler(denoiser, steps=3):
     [
         ("euler", 4, False, 4),
         ("euler", 4, True, 3),
-        ("euler", 1, True, 0),
+        ("euler", 2, True, 1),
         ("ipndm:3", 5, False, 5),
         ("ipndm:3", 5, True, 4),
         ("heun", 3, False, 6),

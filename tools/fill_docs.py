@@ -23,7 +23,18 @@ from indis.report.tables import Cell, Group, Table, markdown, number, paper_tabl
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"(<!-- table: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
-SHORT = ("god", "god +weights", "indis", "look", "gits", "ld3", "amed-plugin", "epd-plugin", comparison.BEST_GRID)
+SHORT = (
+    "god",
+    "god +weights",
+    "indis",
+    "look",
+    "dyweight",
+    "gits",
+    "ld3",
+    "amed-plugin",
+    "epd-plugin",
+    comparison.BEST_GRID,
+)
 
 
 def filled(text: str) -> str:
