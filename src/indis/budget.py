@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from indis import artifact
+from indis.checks import require_least
 from indis.denoise import UNCONDITIONAL, Condition, Denoiser, bring
 from indis.losses import Loss
 from indis.policies import AnySteps
@@ -53,9 +54,7 @@ class BudgetConfig:
     seed: int = 0  # of the initial weights and the batches
 
     def __post_init__(self) -> None:
-        for name in ("iterations", "batch", "width", "depth"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        require_least(self, iterations=1, batch=1, width=1, depth=1)
         if not self.lr > 0:
             raise ValueError(f"lr must be positive, got {self.lr}")
         if not 0 < self.holdout < 1:

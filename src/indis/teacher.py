@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from indis.checks import require_least
 from indis.denoise import Condition, Denoiser, bring
 from indis.sampler import Sampler
 from indis.storage import checksum, load_json, load_tensors, save_json, save_tensors, section
@@ -99,9 +100,7 @@ class TeachConfig:
     batch: int = 250  # samples a network call; a matter of memory
 
     def __post_init__(self) -> None:
-        for name in ("count", "shard", "batch"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        require_least(self, count=1, shard=1, batch=1)
 
 
 @dataclass(frozen=True)

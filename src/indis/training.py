@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from indis.checks import require_least
 from indis.denoise import Denoiser, bring
 from indis.losses import Loss
 from indis.policies import Global, LogitPolicy, PerSample, Policy
@@ -42,9 +43,7 @@ class FitConfig:
     seed: int = 0  # of the initial weights and the batches
 
     def __post_init__(self) -> None:
-        for name, least in (("iterations", 1), ("batch", 1), ("holdout", 0), ("validate_every", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        require_least(self, iterations=1, batch=1, holdout=0, validate_every=1)
         if not 0 <= self.warmup < 1:
             raise ValueError(f"warmup must be in [0, 1), got {self.warmup}")
         if not (self.lr > 0 and self.clip > 0):

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 import torch
 
 from indis import grids, solvers
+from indis.checks import require_least
 from indis.denoise import Denoiser
 from indis.discretization import Bounds
 from indis.methods.method import Method
@@ -47,9 +48,7 @@ class ALD3(Method):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, least in (("steps", 2), ("width", 1), ("depth", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        require_least(self, steps=2, width=1, depth=1)
 
     def untrained(self, denoiser: Denoiser) -> Sampler:
         """The sampler before any tuning: equal to its base solver, bit for bit."""

@@ -33,6 +33,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from indis import grids
+from indis.checks import require_least
 from indis.denoise import Denoiser, Form, bring, convert
 from indis.discretization import Churn
 from indis.losses import Loss
@@ -72,10 +73,8 @@ class AYS(GridMethod):
         super().__post_init__()
         if self.table not in (OPTIMISE, *TABLES):
             raise ValueError(f"table must be {OPTIMISE} or one of {', '.join(TABLES)}, got {self.table!r}")
-        limits = {"intervals": 2, "halvings": 0, "candidates": 3, "samples": 1}
-        for name, least in (limits | {"fine": self.intervals * 2 ** max(self.halvings, 0)}).items():
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        require_least(self, intervals=2, halvings=0, candidates=3, samples=1)
+        require_least(self, fine=self.intervals * 2**self.halvings)
 
     def best(self, denoiser: Denoiser, train: Endpoints, loss: Loss) -> Tensor:
         """The table's grid or the one that the search finds.

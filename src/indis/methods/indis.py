@@ -20,6 +20,7 @@ from typing import Any, Literal
 import torch
 
 from indis import grids, solvers
+from indis.checks import require_least
 from indis.denoise import Denoiser
 from indis.discretization import Bounds, Shift
 from indis.losses import Loss
@@ -59,9 +60,7 @@ class IndisConfig(Method):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, least in (("probes", 0), ("width", 1), ("depth", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        require_least(self, probes=0, width=1, depth=1)
         if self.keep not in ("data", "answer"):
             raise ValueError(f"keep must be data or answer, got {self.keep!r}")
         if self.look not in ("never", "first", "every"):

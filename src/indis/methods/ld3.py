@@ -26,6 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from indis import grids, solvers
+from indis.checks import require_least
 from indis.denoise import Denoiser
 from indis.losses import Loss
 from indis.methods.method import Method
@@ -74,10 +75,7 @@ class LD3(Method):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        least = {"steps": 2, "pairs": 1, "stamp_rounds": 0, "shift_rounds": 0, "patience": 1}
-        for name, low in least.items():
-            if getattr(self, name) < low:
-                raise ValueError(f"{name} must be at least {low}, got {getattr(self, name)}")
+        require_least(self, steps=2, pairs=1, stamp_rounds=0, shift_rounds=0, patience=1)
         self._check_rates()
         if self.stamp_rounds + self.shift_rounds < 1:
             raise ValueError("stamp_rounds + shift_rounds must be at least 1, got 0")

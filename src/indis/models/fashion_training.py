@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from indis.checks import require_least
 from indis.models import edm, fashion
 from indis.pixels import to_pixels
 from indis.storage import load_tensors, pack_optimizer, save_tensors, section, unpack_optimizer
@@ -36,9 +37,7 @@ class TrainConfig:
     seed: int = 0  # of the initial weights and the batches
 
     def __post_init__(self) -> None:
-        for name, least in (("images", 1), ("batch", 1), ("warmup", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        require_least(self, images=1, batch=1, warmup=0)
         for name in ("lr", "log_sigma_std"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")

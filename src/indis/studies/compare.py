@@ -172,22 +172,26 @@ class Comparison:
 
     def rows(self) -> list[dict[str, Any]]:
         """All finished rows, this run's and those of earlier runs in the same folder."""
-        return [load_json(path)["row"] for path in sorted((self.folder / "cells").glob("*.json"))]
+        return [stored["row"] for stored in self._stored()]
+
+    def _stored(self) -> list[dict[str, Any]]:
+        return [load_json(path) for path in sorted((self.folder / "cells").glob("*.json"))]
 
     def collect(self) -> dict[str, Any]:
         """Write ``results.json`` and ``curves.json``; the former is returned."""
-        rows = self.rows()
+        stored = self._stored()
+        rows = [cell["row"] for cell in stored]
         teacher = [row for row in rows if row["method"] == TEACHER]
         table = [row for row in rows if row["method"] != TEACHER]
-        result = {"rows": table, "teacher": teacher[0] if teacher else None, "notes": self._notes()}
+        result = {"rows": table, "teacher": teacher[0] if teacher else None, "notes": self._notes(stored)}
         save_json(self.folder / "results.json", result)
         curves = [load_json(path) for path in sorted(self.folder.glob("artifacts/*/curve.json"))]
         save_json(self.folder / "curves.json", {"curves": curves})
         return result
 
-    def _notes(self) -> list[str]:
+    def _notes(self, stored: list[dict[str, Any]]) -> list[str]:
         b, s = self.bench, self.sizes
-        strangers = ", ".join(self._strangers())
+        strangers = ", ".join(self._strangers(stored))
         warning = [f"Not comparable, from earlier runs with other sizes or settings: {strangers}."] if strangers else []
         skipped = [f"Not run: {name}, {reason}." for name, reason in self.skipped.items()]
         return [
@@ -322,9 +326,8 @@ class Comparison:
         sizes = {name: getattr(self.sizes, name) for name in ("endpoints", "heldout", "samples")}
         return {"method": VARIANTS[cell.method].method, "config": asdict(self.method(cell)), **sizes}
 
-    def _strangers(self) -> list[str]:
+    def _strangers(self, stored: list[dict[str, Any]]) -> list[str]:
         """Finished rows that this run would not reuse, since they come from other sizes or settings."""
-        stored = [load_json(path) for path in sorted((self.folder / "cells").glob("*.json"))]
         rows = [s["row"] for s in stored if s["row"]["method"] != TEACHER and not self._ours(s)]
         return sorted({f"{row['method']} at {row['nfe']} NFE" for row in rows})
 

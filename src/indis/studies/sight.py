@@ -27,6 +27,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from indis.checks import require_least
 from indis.denoise import Condition, Denoiser, bring
 from indis.losses import Loss
 from indis.policies.closed import seen
@@ -56,9 +57,7 @@ class SightConfig:
     seed: int = 0  # of the initial weights and the batches
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch", "width", "depth"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        require_least(self, epochs=1, batch=1, width=1, depth=1)
         if not (self.lr > 0 and self.decay >= 0):
             raise ValueError(f"lr must be positive and decay at least 0, got {self.lr} and {self.decay}")
 
@@ -80,10 +79,8 @@ def observe(sampler: Sampler, denoiser: Denoiser, data: Endpoints, loss: Loss) -
     sampler = bring(sampler, denoiser)
     for start in range(0, len(data), BATCH):
         part = data[start : start + BATCH]
-        watched = _Watched(denoiser)
-        with torch.no_grad():
-            sampler(watched, bring(part.noise, denoiser), bring(part.condition, denoiser))
-        gradients = own_gradients(sampler, denoiser, part, loss).flatten(1).cpu()
+        watched = _Watched(denoiser)  # each sample's own copy of the plan takes the way of the shared one
+        gradients = own_gradients(sampler, watched, part, loss).flatten(1).cpu()
         views = {"noise": part.noise} | {f"answer {k}": seen for k, seen in enumerate(watched.seen)}
         yield Wishes(gradients, views, part.condition.features)
 
@@ -112,9 +109,9 @@ def shares(wishes: Wishes, config: SightConfig) -> Iterator[dict[str, Any]]:
     if len(wishes) < 20:
         raise ValueError(f"count must be at least 20, got {len(wishes)}")
     target = _standardised(wishes.gradients)
-    views: dict[str, Tensor | None] = ({} if wishes.features is None else {"condition": None}) | wishes.views
+    views = ({} if wishes.features is None else {"condition": wishes.features}) | wishes.views
     for name, view in views.items():
-        explained = _Lesson(view, wishes.features, target, config).explained()
+        explained = _Lesson(view.float(), wishes.features, target, config).explained()
         yield {"view": name, "explained": explained, "samples": len(wishes), "logits": target.shape[1]}
 
 
@@ -129,39 +126,35 @@ class _Watched:
 
     def __call__(self, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
         answer = self.denoiser(x, t, condition)
-        self.seen.append(seen(x, answer, t, self.denoiser.schedule, self.denoiser.native).float().cpu())
+        self.seen.append(seen(x, answer, t, self.denoiser.schedule, self.denoiser.native).detach().float().cpu())
         return answer
 
 
 class _Predictor(nn.Module):
-    """Gradients from a view and the condition, or from the condition alone."""
+    """Gradients from a view and the condition."""
 
-    def __init__(self, shape: tuple[int, ...] | None, condition: int, logits: int, config: SightConfig) -> None:
+    def __init__(self, shape: tuple[int, ...], condition: int, logits: int, config: SightConfig) -> None:
         super().__init__()
         width = config.width
-        self.reader = Reader(shape, condition, width, config.depth) if shape else None
-        self.condition = nn.Linear(condition, width) if shape is None else None
+        self.reader = Reader(shape, condition, width, config.depth)
         self.head = nn.Sequential(nn.SiLU(), nn.Linear(width, width), nn.SiLU(), nn.Linear(width, logits))
 
-    def forward(self, view: Tensor | None, features: Tensor | None) -> Tensor:
+    def forward(self, view: Tensor, features: Tensor | None) -> Tensor:
         """``(batch, logits)``."""
-        if self.reader is not None and view is not None:
-            return self.head(self.reader(view, features))
-        assert self.condition is not None
-        return self.head(self.condition(features))
+        return self.head(self.reader(view, features))
 
 
 class _Lesson:
     """One predictor, taught on eight tenths of the samples; one tenth chooses the epoch, and one judges."""
 
-    def __init__(self, view: Tensor | None, features: Tensor | None, target: Tensor, config: SightConfig) -> None:
+    def __init__(self, view: Tensor, features: Tensor | None, target: Tensor, config: SightConfig) -> None:
         self.view, self.features, self.target, self.config = view, features, target, config
         count = len(target)
         self.train, self.choose, self.judge = torch.arange(count).tensor_split([count * 8 // 10, count * 9 // 10])
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
-            shape = None if view is None else tuple(view.shape[1:])
-            self.net = _Predictor(shape, 0 if features is None else features.shape[1], target.shape[1], config)
+            condition = 0 if features is None else features.shape[1]
+            self.net = _Predictor(tuple(view.shape[1:]), condition, target.shape[1], config)
         self.optimizer = torch.optim.AdamW(self.net.parameters(), lr=config.lr, weight_decay=config.decay)
 
     def explained(self) -> float:
@@ -178,8 +171,7 @@ class _Lesson:
         return share
 
     def _predict(self, part: Tensor) -> Tensor:
-        view = None if self.view is None else self.view[part]
-        return self.net(view, None if self.features is None else self.features[part].float())
+        return self.net(self.view[part], None if self.features is None else self.features[part])
 
     def _learn(self, part: Tensor) -> None:
         self.optimizer.zero_grad(set_to_none=True)

@@ -28,6 +28,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from indis.checks import require_least
 from indis.losses import squared_distance
 from indis.methods import IndisConfig, heuristic
 from indis.models.toy import load
@@ -74,10 +75,7 @@ class ToyConfig:
             raise ValueError(f"freedoms must be among {', '.join(FREEDOMS)}, got {', '.join(sorted(unknown))}")
         if not self.steps or min(self.steps) < 1:
             raise ValueError(f"steps must be at least 1, got {self.steps}")
-        least = {"priors": 2, "reference": 1, "width": 1, "depth": 1, "oracle_iterations": 1, "tree_seed": 0}
-        for name, low in least.items():
-            if getattr(self, name) < low:
-                raise ValueError(f"{name} must be at least {low}, got {getattr(self, name)}")
+        require_least(self, priors=2, reference=1, width=1, depth=1, oracle_iterations=1, tree_seed=0)
 
     def quick(self) -> ToyConfig:
         """A size for a demonstration."""
@@ -290,7 +288,7 @@ class ToyStudy:
         seconds: float,
     ) -> Cell:
         c = self.config
-        kl, w1 = self._distances(end)
+        kl, w1 = _distances(end, self.truth)
         return Cell(
             policy=policy,
             freedoms=freedoms,
@@ -309,9 +307,6 @@ class ToyStudy:
             parameters=sampler.policy.parameter_count(),
             fit_seconds=round(seconds, 2),
         )
-
-    def _distances(self, samples: Tensor) -> tuple[float, float]:
-        return _distances(samples, self.truth)
 
 
 @lru_cache(maxsize=1)
