@@ -129,6 +129,16 @@ def test_every_schedule_comes_back_with_its_parameters(tmp_path, schedule):
     assert policy.schedule == schedule and policy.bounds == bounds
 
 
+@pytest.mark.parametrize("case", ["instance", "instance+class", "closed"])
+def test_an_artifact_from_before_the_trunk_was_a_readers_still_loads(case):
+    sampler, denoiser = build(case)
+    policy = sampler.policy
+    old = {name.removeprefix("reader."): value for name, value in policy.state_dict().items()}
+    assert old.keys() != policy.state_dict().keys()
+    back = Sampler(type(policy).rebuild(policy.describe(), old), sampler.solver)
+    assert torch.equal(draw(back, denoiser), draw(sampler, denoiser))
+
+
 def test_a_loaded_policy_is_frozen(folder):
     policy = artifact.load(folder).policy
     assert not policy.training

@@ -1,5 +1,6 @@
 """Fitting on the toy, three Euler steps: it helps, repeats itself, resumes, and stops with something good in hand."""
 
+import itertools
 import math
 
 import pytest
@@ -15,7 +16,8 @@ SMALL = {"iterations": 12, "batch": 16, "lr": 2e-2, "holdout": 32, "validate_eve
 
 def start(per_instance=True, loss=squared_distance, denoiser=None, **changes) -> Fit:
     fitting = FitConfig(**SMALL | changes)
-    config = IndisConfig(3, "euler", "uniform", per_instance=per_instance, width=16, depth=2, probes=0, fit=fitting)
+    small = {"width": 16, "depth": 2, "probes": 0, "settle": 0.0}
+    config = IndisConfig(3, "euler", "uniform", per_instance=per_instance, fit=fitting, **small)
     return config.tuning(denoiser or toy(), toy_pairs(), loss)
 
 
@@ -251,6 +253,26 @@ def test_a_network_learns_its_shared_offset_faster_than_its_weights():
     assert moved["head.bias"] == pytest.approx(0.1, rel=1e-3)
     assert moved["head.weight"] == pytest.approx(0.1 * VectorTrunk.rate, rel=1e-3) and VectorTrunk.rate < 0.1
     assert moved["base"] == 0
+
+
+def test_a_network_waits_until_the_shared_plan_has_settled():
+    process = start(iterations=4, lr=0.1, holdout=0)
+    process.settle = 0.5
+    seen = [state(process)]
+    for _ in process.run():
+        seen.append(state(process))
+    moves = [{name: not torch.equal(a[name], b[name]) for name in a} for a, b in itertools.pairwise(seen)]
+    assert [move["head.bias"] for move in moves] == [True] * 4
+    assert [move["head.weight"] for move in moves] == [False, False, True, True]
+
+
+def test_a_fit_that_settles_for_another_time_does_not_resume(tmp_path):
+    process = start(iterations=4)
+    advance(process, 2)
+    process.save(tmp_path / "checkpoint.safetensors")
+    process.settle = 0.5
+    with pytest.raises(ValueError, match="another configuration"):
+        process.resume(tmp_path / "checkpoint.safetensors")
 
 
 def oracle(batch, **changes):

@@ -143,12 +143,17 @@ class Search(Tuning):
 class Fit(Tuning):
     """Gradient descent on the loss. After :meth:`run` the sampler's policy holds the best held-out parameters.
 
+    For the part ``settle`` of the iterations only bare logits move; a network waits for them (:meth:`Policy.rates`).
+
     Raises:
         ValueError: if the endpoints are too few for the held-out part, or the policy has no parameters.
     """
 
-    def __init__(self, sampler: Sampler, denoiser: Denoiser, data: Endpoints, loss: Loss, config: FitConfig) -> None:
+    def __init__(
+        self, sampler: Sampler, denoiser: Denoiser, data: Endpoints, loss: Loss, config: FitConfig, settle: float = 0.0
+    ) -> None:
         super().__init__(sampler, denoiser, data, loss, config)
+        self.settle = settle
         self.best_state = _copy(sampler.policy)
         self.optimizer = self._optimizer()
 
@@ -187,7 +192,7 @@ class Fit(Tuning):
 
     def _identity(self) -> dict[str, Any]:
         """What a checkpoint must have been made with, as JSON."""
-        return asdict(self.config)
+        return asdict(self.config) | {"settle": self.settle}
 
     def _state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """All that changes during a run: tensors, and numbers as JSON."""
@@ -212,7 +217,7 @@ class Fit(Tuning):
 
     def _iterate(self) -> float:
         for group in self.optimizer.param_groups:
-            group["lr"] = self.config.lr_at(self.step) * group["rate"]
+            group["lr"] = self._rate(group["rate"])
         self.optimizer.zero_grad(set_to_none=True)
         loss, value = self._objective(self._batch())
         loss.backward()
@@ -221,6 +226,11 @@ class Fit(Tuning):
         self.optimizer.step()
         self.step += 1
         return value
+
+    def _rate(self, relative: float) -> float:
+        """What a group learns at now."""
+        waits = relative < 1 and self.step < self.settle * self.config.iterations
+        return 0.0 if waits else relative * self.config.lr_at(self.step)
 
     def _objective(self, index: Tensor) -> tuple[Tensor, float]:
         """What is differentiated for a batch, and the loss to report."""

@@ -69,7 +69,7 @@ class EveryN(IndisConfig):
             table = policy.table(steps)
             probe = Sampler(table, sampler.solver, self.analytic_first)
             table.scale.copy_(even_scale(sensitivity(probe, denoiser, data[: self.probes], loss)))
-        return EveryFit(sampler, denoiser, data, loss, self.fit)
+        return EveryFit(sampler, denoiser, data, loss, self.fit, self.settle)
 
 
 class EveryFit(Fit):

@@ -55,12 +55,16 @@ class IndisConfig(Method):
     domain: Domain | None = None  # in which nodes are spread; None: what suits the schedule
     look: Literal["never", "first", "every"] = "never"  # "never": the paper's open loop; the others are ours
     probes: int = 64  # endpoints that measure how sensitive each logit is (ours); 0 gives all logits the same rate
+    # part of the iterations in which phi's network waits for the plan that all samples share (ours)
+    settle: float = 0.2
     width: int = 128  # of the hidden layers of phi
     depth: int = 3  # number of hidden layers of phi
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require_least(self, probes=0, width=1, depth=1)
+        if not 0 <= self.settle < 1:
+            raise ValueError(f"settle must be in [0, 1), got {self.settle}")
         if self.keep not in ("data", "answer"):
             raise ValueError(f"keep must be data or answer, got {self.keep!r}")
         if self.look not in ("never", "first", "every"):
@@ -107,7 +111,7 @@ class IndisConfig(Method):
         elif self.probes:
             rms = sensitivity(sampler, denoiser, data[: self.probes], loss)
             sampler.policy.get_buffer("scale").copy_(even_scale(rms))
-        return Fit(sampler, denoiser, data, loss, self.fit)
+        return Fit(sampler, denoiser, data, loss, self.fit, self.settle)
 
 
 def _policy(config: IndisConfig, denoiser: Denoiser, base: torch.Tensor, order: int) -> LogitPolicy:

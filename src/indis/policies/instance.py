@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from indis.discretization import Bounds
 from indis.noise import NoiseSchedule
-from indis.policies.encoders import trunk_for
+from indis.policies.encoders import Reader
 from indis.policies.policy import Global, LogitPolicy
 
 
@@ -39,8 +39,7 @@ class Instance(LogitPolicy):
     ) -> None:
         super().__init__(base, schedule, bounds, order)
         self.shape, self.condition_dim, self.width, self.depth = tuple(shape), condition_dim, width, depth
-        self.trunk = trunk_for((self.views * self.shape[0], *self.shape[1:]), width, depth)
-        self.condition = nn.Linear(condition_dim, width) if condition_dim else None
+        self.reader = Reader((self.views * self.shape[0], *self.shape[1:]), condition_dim, width, depth)
         self.mix = nn.Linear(width, width)
         self.head = nn.Linear(width, self.rows * self.steps)
         nn.init.zeros_(self.head.weight)
@@ -51,13 +50,9 @@ class Instance(LogitPolicy):
         return self.read(noise, features)
 
     def read(self, seen: Tensor, features: Tensor | None, place: Tensor | None = None) -> Tensor:
-        """Logits ``(batch, rows, steps)`` from what the trunk sees; ``place`` is added to what it makes of that."""
-        hidden = self.trunk(seen.to(self.head.weight.dtype))
-        if place is not None:
-            hidden = hidden + place
-        if self.condition is not None:
-            hidden = hidden + self.condition(self._checked(features))
-        hidden = F.silu(self.mix(hidden))
+        """Logits ``(batch, rows, steps)`` from what the trunk sees; ``place`` is added to what is made of that."""
+        hidden = self.reader(seen, features)
+        hidden = F.silu(self.mix(hidden if place is None else hidden + place))
         return self.head(hidden).unflatten(1, (self.rows, self.steps))
 
     def start_at(self, plan: Global) -> None:
@@ -82,13 +77,12 @@ class Instance(LogitPolicy):
     def _own(cls, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Any]:
         return config["network"] | {"shape": tuple(config["network"]["shape"])}
 
+    @classmethod
+    def _named(cls, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        moved = ("trunk.", "condition.")  # they stood beside mix and head before they were a reader's
+        return {f"reader.{name}" if name.startswith(moved) else name: value for name, value in tensors.items()}
+
     def rates(self) -> list[tuple[list[nn.Parameter], float]]:
         """The shared offset of the logits learns like a global plan, the network's weights at the rate of the trunk."""
         weights = [p for p in self.parameters() if p is not self.head.bias]
-        return [([self.head.bias], 1.0), (weights, self.trunk.rate)]
-
-    def _checked(self, features: Tensor | None) -> Tensor:
-        if features is None or features.shape[-1] != self.condition_dim:
-            given = None if features is None else tuple(features.shape)
-            raise ValueError(f"features must be (batch, {self.condition_dim}), got {given}")
-        return features.to(self.head.weight.dtype)
+        return [([self.head.bias], 1.0), (weights, self.reader.trunk.rate)]

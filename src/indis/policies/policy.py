@@ -173,13 +173,18 @@ class LogitPolicy(Policy):
         shared = {"schedule": schedule, "bounds": Bounds(**config["bounds"]), "order": config["order"]}
         policy = cls(base=tensors["base"], **shared, **cls._own(config, tensors))
         # Artifacts written before there was a scale have none.
-        policy.load_state_dict({"scale": policy.scale, **tensors})
+        policy.load_state_dict({"scale": policy.scale, **cls._named(tensors)})
         return policy
 
     @classmethod
     def _own(cls, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Any]:
         """Further arguments of the constructor."""
         return {}
+
+    @classmethod
+    def _named(cls, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """A stored state under the present names; artifacts keep those of the day they were written."""
+        return dict(tensors)
 
 
 def discretize(logits: Tensor, base: Tensor, schedule: NoiseSchedule, bounds: Bounds) -> Discretization:

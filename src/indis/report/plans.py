@@ -22,6 +22,7 @@ _NAME = re.compile(r"(tau|dtau|gamma) (N=(\d+).*)")
 _BINS = 80
 _HEAT = "RdBu_r"
 _WRITTEN = 26  # columns of a heat map that leave room for numbers
+_FULL = 1.0  # per cent at full colour at least: where classes hardly differ, a map must look it
 
 
 @dataclass
@@ -200,7 +201,7 @@ def class_map(plans: Sequence[Plan], labels: np.ndarray, names: Sequence[str]) -
     axes = figure.subplots(len(rows), len(plans), squeeze=False, width_ratios=widths)
     for line, (row, label) in zip(axes, rows.items(), strict=True):
         maps = [_deviations(plan, row, labels) for plan in plans]
-        limit = max(float(np.abs(m).max(initial=0)) for m in maps) or 1.0
+        limit = max(_FULL, *(float(np.abs(m).max(initial=0)) for m in maps))
         for axis, plan, values in zip(line, plans, maps, strict=True):
             axis.set_title(plan.tag.replace("=", " = "), fontsize=9)
             _heat(axis, values, limit, first=1 if row == "gamma" else 2, written=sum(widths) <= _WRITTEN)
