@@ -139,6 +139,14 @@ def test_figures_are_named_after_model_and_kind(tmp_path):
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in written)
 
 
+def test_figures_of_the_toy_study_and_of_samples_are_written_too(tmp_path):
+    write(tmp_path)
+    names = {path.name for path in write_figures(tmp_path, tmp_path / "out")}
+    assert {"toy_fig2.png", "toy_fig3.png", "picture.png"} <= names == {p.name for p in (tmp_path / "out").iterdir()}
+    readme_picture(tmp_path, tmp_path / "same.png")
+    assert (tmp_path / "same.png").read_bytes() == (tmp_path / "out" / "picture.png").read_bytes()
+
+
 def test_no_comparison_has_no_figures(tmp_path):
     save_json(tmp_path / "run.json", RUN)
     with pytest.raises(FileNotFoundError, match=r"results\.json"):

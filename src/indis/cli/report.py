@@ -26,7 +26,8 @@ class Report:
     out: Path | None = None
     """The page; report.html in the folder by default."""
     figures: Path | None = None
-    """Also write the figures of comparisons there, as compare-<model>-<figure>.png: dots, nfe, pareto, ablation."""
+    """Also write PNG files there: compare-<model>-<figure>.png of comparisons (dots, nfe, pareto, ablation),
+    toy_fig2.png and toy_fig3.png of the toy study, picture.png of samples."""
 
     def run(self) -> None:
         """Write the page, then the figures."""

@@ -19,6 +19,7 @@ from indis.report.results_table import FILE, homes, results_table
 from indis.report.tables import Cell, Group, Table
 from indis.storage import load_json, load_tensors, write_aside
 
+SAMPLES, TOY, SCATTER = "samples.safetensors", "toy.json", "toy_scatter.safetensors"
 TITLE = "INDIS: few-step sampling with instance-aware discretizations"
 
 
@@ -98,7 +99,10 @@ def write_report(folder: Path, out: Path, title: str = TITLE) -> list[str]:
 
 
 def write_figures(folder: Path, out: Path) -> list[Path]:
-    """Write the figures of the comparisons in ``folder`` as ``compare-<model>-<figure>.png``, for a document.
+    """Write the figures of ``folder`` for a document, and return their paths.
+
+    ``compare-<model>-<figure>.png`` of comparisons, ``toy_fig3.png`` and ``toy_fig2.png`` of the toy study (named after
+    the paper's figures), and ``picture.png`` of samples (:func:`readme_picture`).
 
     Raises:
         FileNotFoundError: if there are none.
@@ -106,21 +110,32 @@ def write_figures(folder: Path, out: Path) -> list[Path]:
     """
     made: dict[str, bytes] = {}
     for home, section in _present(folder):
-        if section.file == FILE:
-            made |= _checked(home / FILE, _named_figures)
+        if section.file in _FIGURES:
+            made |= _checked(home / section.file, _FIGURES[section.file])
+        if section.file == SAMPLES:
+            made["picture.png"] = _readme_png(home)
     if not made:
-        raise FileNotFoundError(f"{folder} has no {FILE} to draw, nor has a folder in it")
+        raise FileNotFoundError(
+            f"{folder} has none of {', '.join([*_FIGURES, SAMPLES])} to draw, nor has a folder in it"
+        )
     for name, picture in made.items():
         write_aside(out / name, partial(_write_bytes, data=picture))
     return [out / name for name in made]
 
 
-def _named_figures(content: Mapping[str, Any]) -> dict[str, bytes]:
+def _compared(content: Mapping[str, Any]) -> dict[str, bytes]:
     return {
         f"compare-{results.model.replace('/', '-') or 'model'}-{drawing.name}.png": charts.png(drawing.figure)
         for results in comparison.read(content)
         for drawing in drawings(results)
     }
+
+
+_FIGURES: dict[str, Callable[[Any], dict[str, bytes]]] = {
+    FILE: _compared,
+    TOY: lambda content: {"toy_fig3.png": charts.png(charts.toy_curves(content["cells"]))},
+    SCATTER: lambda content: {"toy_fig2.png": charts.png(charts.toy_scatter(content[0]))},
+}
 
 
 def readme_picture(folder: Path, out: Path) -> None:
@@ -130,13 +145,16 @@ def readme_picture(folder: Path, out: Path) -> None:
         FileNotFoundError: if the folder has neither.
         ValueError: if one of them is malformed.
     """
-    samples, toy = folder / "samples.safetensors", folder / "toy.json"
-    if not samples.is_file() and not toy.is_file():
-        raise FileNotFoundError(f"{folder} has neither {samples.name} nor {toy.name} to draw")
+    if not (folder / SAMPLES).is_file() and not (folder / TOY).is_file():
+        raise FileNotFoundError(f"{folder} has neither {SAMPLES} nor {TOY} to draw")
+    write_aside(out, partial(_write_bytes, data=_readme_png(folder)))
+
+
+def _readme_png(folder: Path) -> bytes:
+    samples, toy = folder / SAMPLES, folder / TOY
     rows = _checked(samples, _rows) if samples.is_file() else {}
     cells = _checked(toy, lambda content: content["cells"]) if toy.is_file() else []
-    picture = pictures.readme_png(rows, cells)
-    write_aside(out, lambda temporary: _write_bytes(temporary, picture))
+    return pictures.readme_png(rows, cells)
 
 
 # --- reading
@@ -307,11 +325,11 @@ def _duration(seconds: float) -> str:
 
 
 SECTIONS = (
-    Section("samples", "Samples", "samples.safetensors", _samples),
+    Section("samples", "Samples", SAMPLES, _samples),
     Section("results", "Comparison", FILE, _results),
     Section("plans", "Plans", "plans.safetensors", _plans),
     Section("curves", "Learning curves", "curves.json", _curves),
-    Section("toy", "Toy: error against the number of steps", "toy.json", _toy),
-    Section("toy_scatter", "Toy: error over the starting point", "toy_scatter.safetensors", _scatter),
+    Section("toy", "Toy: error against the number of steps", TOY, _toy),
+    Section("toy_scatter", "Toy: error over the starting point", SCATTER, _scatter),
     Section("run", "How this was made", "run.json", _run),
 )
