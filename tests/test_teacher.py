@@ -151,6 +151,16 @@ def test_a_crash_within_a_shard_leaves_only_whole_shards(finished, tmp_path):
     assert contents(tmp_path) == contents(finished)
 
 
+@pytest.mark.parametrize(("count", "kept"), [(6, 2), (7, 2), (3, 1)])
+def test_more_endpoints_are_added_to_what_there_is(tmp_path, count, kept):
+    list(run(tmp_path / "grown", TeachConfig(count, 40, 3, 2)))
+    denoiser, larger = TinyClasses(), TeachConfig(11, 40, 3, 2)
+    list(run(tmp_path / "grown", larger, denoiser=denoiser))
+    list(run(tmp_path / "at once", larger))
+    assert contents(tmp_path / "grown") == contents(tmp_path / "at once")
+    assert denoiser.asked == tiny_teacher().nfe * (11 - 3 * kept)
+
+
 def test_a_finished_run_is_not_repeated(copy):
     before, denoiser = contents(copy), TinyClasses()
     assert [p.done for p in run(copy, denoiser=denoiser)] == [3, 6, 7]
@@ -158,7 +168,7 @@ def test_a_finished_run_is_not_repeated(copy):
     assert denoiser.asked == 0
 
 
-@pytest.mark.parametrize("changed", [TeachConfig(8, 40, 3, 2), TeachConfig(7, 41, 3, 2), TeachConfig(7, 40, 4, 2)])
+@pytest.mark.parametrize("changed", [TeachConfig(6, 40, 3, 2), TeachConfig(7, 41, 3, 2), TeachConfig(7, 40, 4, 2)])
 def test_another_config_is_refused(copy, changed):
     text = refused(copy, config=changed)
     assert "holds endpoints with another config" in text and str(copy) in text

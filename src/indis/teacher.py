@@ -116,7 +116,8 @@ def teach(
 ) -> Iterator[TeachProgress]:
     """Write the endpoints of a teacher into ``folder``, or go on where an earlier run stopped.
 
-    ``provenance`` (JSON) says which model and teacher these are; it must not change between runs.
+    ``provenance`` (JSON) says which model and teacher these are; it must not change between runs. A larger ``count``
+    than the earlier run's adds to what there is.
 
     Raises:
         ValueError: if the folder holds endpoints of another configuration or a damaged shard.
@@ -132,7 +133,7 @@ def teach(
     seeds = range(config.first_seed, config.first_seed + config.count)
     for number, start in enumerate(range(0, config.count, config.shard)):
         part = seeds[start : start + config.shard]
-        name = f"endpoints-{number:05d}.safetensors"
+        name = _shard_name(number)
         if name not in meta["shards"]:
             _write_shard(folder / name, gather(list(endpoints(denoiser, teacher, part, config.batch))))
             meta["shards"][name] = checksum(folder / name)
@@ -168,17 +169,31 @@ def _shard_count(meta: dict[str, Any], folder: Path) -> int:
 
 
 def _resume(folder: Path, meta: dict[str, Any]) -> dict[str, str]:
-    """The finished shards of an earlier run of the same configuration."""
+    """The finished shards of an earlier run of the same configuration, up to its number of endpoints."""
     if not (folder / "meta.json").exists():
         return {}
     old = _read_meta(folder)
     old["config"]["batch"] = meta["config"]["batch"]  # a matter of memory, not of what is made
+    _enlarge(old, meta["config"])
     for key in ("config", "provenance", "noise"):
         if old[key] != meta[key]:
             raise ValueError(f"{folder} holds endpoints with another {key}: {old[key]}, not {meta[key]}")
     for name, digest in old["shards"].items():
         _check_shard(folder / name, digest)
     return old["shards"]
+
+
+def _enlarge(old: dict[str, Any], wanted: dict[str, Any]) -> None:
+    """Let the earlier run have asked for as many endpoints as are wanted now: a last shard that is not full goes."""
+    count = old["config"].get("count")
+    if isinstance(count, int) and count < wanted["count"]:
+        old["config"]["count"] = wanted["count"]
+        if count % wanted["shard"]:
+            old["shards"].pop(_shard_name(count // wanted["shard"]), None)
+
+
+def _shard_name(number: int) -> str:
+    return f"endpoints-{number:05d}.safetensors"
 
 
 def _read_meta(folder: Path) -> dict[str, Any]:

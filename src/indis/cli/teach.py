@@ -16,7 +16,7 @@ from indis.teacher import TeachConfig, teach
 
 @dataclass(frozen=True)
 class Teach(WithModel):
-    """Run a many-step teacher on seeds and store its end points; run again to resume.
+    """Run a many-step teacher on seeds and store its end points; run again to resume, with a larger count to add some.
 
     Example: indis teach --model fashion --count 10000 --out runs/endpoints
     """
