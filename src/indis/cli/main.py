@@ -22,6 +22,7 @@ from indis.cli.console import WithModel, say
 from indis.cli.demo import Demo
 from indis.cli.evaluate import Evaluate
 from indis.cli.fit import FitCommand, fit_command, spelled_out
+from indis.cli.overhead import Overhead
 from indis.cli.report import Report
 from indis.cli.sample import Sample
 from indis.cli.sight import Sight
@@ -42,6 +43,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], Any]] = {
     "budget": lambda arguments: Budget,
     "compare": lambda arguments: Compare,
     "sight": lambda arguments: Sight,
+    "overhead": lambda arguments: Overhead,
     "demo": lambda arguments: Demo,
     "train-model": lambda arguments: TrainModel,
 }
