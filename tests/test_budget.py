@@ -8,7 +8,7 @@ from indis.budget import BudgetConfig, BudgetSampler, allocate, price_for
 from indis.denoise import Counted
 from indis.methods import EveryN, IndisConfig
 from indis.policies.errors import ErrorPredictor, deviance
-from small_cases import sentence, toy, toy_pairs
+from small_cases import same_tensors, sentence, toy, toy_pairs
 
 COUNTS = (2, 3, 5)
 
@@ -141,3 +141,40 @@ def test_a_predictor_needs_something_to_learn_from(fitted, measured):
     with pytest.raises(ValueError) as error:
         budget.foresee(fitted, *measured, BudgetConfig(holdout=0.9999))
     assert "holdout must leave one of the 1500 end points to fit on, got 0.9999" in sentence(error)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_losses_that_are_not_finite_are_refused_and_located(fitted, measured, value):
+    data, table = measured
+    table = table.clone()
+    table[[3, 1400], 1] = value
+    with pytest.raises(ValueError) as error:
+        budget.foresee(fitted, data, table, BudgetConfig(iterations=1))
+    assert sentence(error) == "losses must be finite, got 2 that are not, with [3] steps"
+
+
+def test_a_fit_that_blows_up_stops_and_leaves_its_best_state(measured):
+    data, table = measured
+    predictor = ErrorPredictor(COUNTS, shape=(2,), width=8, depth=1)
+    before = {name: value.clone() for name, value in predictor.state_dict().items()}
+    with pytest.raises(FloatingPointError) as error:
+        budget._descend(predictor, data, table, 1400, BudgetConfig(iterations=40, batch=64, lr=1e30))
+    assert "not finite at iteration" in sentence(error)
+    assert same_tensors(predictor.state_dict(), before)
+
+
+def test_a_fit_that_only_makes_it_worse_returns_where_it_began(fitted, measured):
+    data, table = measured
+    predictor = budget.foresee(fitted, data, table, BudgetConfig(iterations=1, batch=2, lr=5.0, width=8, depth=1))
+    foreseen = predictor(data.noise[:3])
+    torch.testing.assert_close(foreseen, table.mean(0).log().expand(3, -1))
+
+
+@pytest.mark.parametrize("iterations", [50, 51, 120])
+def test_the_state_that_is_returned_is_the_best_held_out_one(fitted, measured, monkeypatch, iterations):
+    data, table = measured
+    seen, heldout = [], budget._heldout
+    monkeypatch.setattr(budget, "_heldout", lambda *given: seen.append(heldout(*given)) or seen[-1])
+    config = BudgetConfig(iterations=iterations, batch=16, lr=0.3, width=8, depth=1)
+    predictor = budget.foresee(fitted, data, table, config)
+    assert heldout(predictor, data[1350:], table[1350:]) == min(seen) and len(seen) >= 2

@@ -25,10 +25,12 @@ from indis import (
     losses,
     models,
 )
-from indis.denoise import Revealing
+from indis.cli.sample import Asked
+from indis.denoise import Labelled, Revealing
 from indis.evaluate import counted_nfe
+from indis.methods import AMED
 from problems import FORMS, Bumpy, Gaussian, GoldenMixture, Recording, seeded
-from small_cases import sentence
+from small_cases import TinyClasses, sentence
 
 SCHEDULES = {
     "edm": EDM(),
@@ -226,3 +228,70 @@ def test_an_answer_of_another_shape_is_refused_rather_than_broadcast(answer):
     with pytest.raises(ValueError) as error:
         heuristic(model, solver="euler", grid="uniform", steps=2)(model, torch.ones(4, 3))
     assert "denoiser must answer in the shape of x, (4, 3), got" in sentence(error)
+
+
+class Thinker:
+    """A network that remembers its hidden layer, as a forward hook would."""
+
+    def __init__(self):
+        self.layer, self.hidden = torch.nn.Linear(3, 5), None
+
+    def __call__(self, x, t, condition):
+        self.hidden = torch.tanh(self.layer(x))
+        return self.hidden[:, :3] + x
+
+    def wrapped(self, **given):
+        return Wrapped(self, RectifiedFlow(), (3,), Form.VELOCITY, **given)
+
+
+def test_a_wrapped_function_shows_features_and_takes_labels_only_if_it_was_given_them():
+    thinker = Thinker()
+    plain, shows = thinker.wrapped(), thinker.wrapped(features=lambda: thinker.hidden)
+    asked = thinker.wrapped(labelled=TinyClasses().condition)
+    assert [isinstance(model, Revealing) for model in (plain, shows, asked)] == [False, True, False]
+    assert [isinstance(model, Labelled) for model in (plain, shows, asked)] == [False, False, True]
+    assert [isinstance(Counted(model), Revealing) for model in (plain, shows)] == [False, True]
+    assert all(isinstance(model, Denoiser) for model in (plain, shows, asked))
+
+
+def test_the_features_of_a_wrapped_function_are_those_of_its_latest_call_without_gradient():
+    thinker = Thinker()
+    model = thinker.wrapped(features=lambda: thinker.hidden)
+    model(seeded(4, 3, dtype=torch.float32), torch.ones(4))
+    assert torch.equal(model.bottleneck(), thinker.hidden) and not model.bottleneck().requires_grad
+    with pytest.raises(ValueError) as error:
+        thinker.wrapped(features=lambda: torch.zeros(4, 2, 7)).bottleneck()
+    assert sentence(error) == "features must give (batch, size), got (4, 2, 7)"
+
+
+def test_amed_reads_the_features_of_a_wrapped_function(tmp_path):
+    thinker = Thinker()
+    thinker.layer.requires_grad_(False)
+    model = thinker.wrapped(features=lambda: thinker.hidden)
+    teacher = heuristic(model, solver="euler", grid="uniform", steps=12)
+    data = gather(list(endpoints(model, teacher, range(24))))
+    fit = FitConfig(iterations=2, batch=8, holdout=8, lr=0.1)
+    process = AMED(steps=2, grid="uniform", analytic_first=False, fit=fit).tuning(model, data, losses.mse)
+    assert len(list(process.run())) == 2
+    sampler = process.sampler
+    assert sampler.policy.size == 5
+    with torch.no_grad():
+        sampler.policy.head.weight.fill_(0.5)  # as after more training: the features decide
+        drawn = sampler(model, data.noise)
+        blind = thinker.wrapped(features=lambda: torch.zeros_like(thinker.hidden))
+        assert float((sampler(blind, data.noise) - drawn).abs().max()) > 1e-4
+    artifact.save(sampler, tmp_path)
+    with torch.no_grad():
+        assert torch.equal(artifact.load(tmp_path)(model, data.noise), drawn)
+    with pytest.raises(ValueError, match=r"needs a denoiser with bottleneck\(\), which 'wrapped' lacks"):
+        sampler(thinker.wrapped(), data.noise)
+
+
+def test_a_wrapped_function_of_classes_is_asked_for_labels_as_a_model_family_is():
+    tiny = TinyClasses()
+    parts = (tiny, tiny.schedule, tiny.shape, tiny.native)
+    model = Asked(Wrapped(*parts, condition=tiny.condition, labelled=tiny.condition), [3, 5])
+    assert model.condition([0, 1, 2]).inputs["label"].tolist() == [3, 5, 3]
+    with pytest.raises(ValueError) as error:
+        Asked(Wrapped(*parts, condition=tiny.condition), [3])
+    assert "label must be left out for wrapped, which has no classes" in sentence(error)

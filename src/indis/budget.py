@@ -91,8 +91,13 @@ def foresee(sampler: Sampler, data: Endpoints, losses: Tensor, config: BudgetCon
     """Fit the predictor to measured ``losses`` ``(len(data), counts)``; the best held-out state is kept.
 
     It is so small a network that it is fitted on the CPU, where the end points are.
+
+    Raises:
+        ValueError: if a loss is not finite, or the held-out part leaves nothing to fit on.
+        FloatingPointError: if the fit stops being finite.
     """
     policy = any_steps(sampler)
+    _require_finite(losses, policy.counts)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         reader = {"condition_dim": policy.condition_dim, "width": config.width, "depth": config.depth}
@@ -203,24 +208,40 @@ def _losses(sampler: Sampler, denoiser: Denoiser, part: Endpoints, loss: Loss) -
     return loss(denoiser.decode(student), denoiser.decode(part.target))
 
 
+def _require_finite(losses: Tensor, counts: tuple[int, ...]) -> None:
+    # One sample that blew up at one N would turn every expected loss there into NaN, and no price could be found.
+    bad = ~losses.isfinite()
+    if bool(bad.any()):
+        numbers = [n for n, some in zip(counts, bad.any(0).tolist(), strict=True) if some]
+        raise ValueError(f"losses must be finite, got {int(bad.sum())} that are not, with {numbers} steps")
+
+
 def _descend(predictor: ErrorPredictor, data: Endpoints, losses: Tensor, split: int, config: BudgetConfig) -> None:
     generator = torch.Generator().manual_seed(config.seed)
     optimizer = torch.optim.Adam(predictor.parameters(), lr=config.lr)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, config.iterations)
-    best, state = math.inf, predictor.state_dict()
-    heldout = slice(split, len(data))
+    heldout = data[split:], losses[split:]
+    best, state = _heldout(predictor, *heldout), _copy(predictor)
     for step in range(config.iterations):
         index = torch.randint(split, (config.batch,), generator=generator)
         loss = deviance(predictor(data.noise[index], data.condition[index].features), losses[index]).mean()
+        if not bool(loss.isfinite()):
+            predictor.load_state_dict(state)
+            raise FloatingPointError(f"the predictor's loss is not finite at iteration {step + 1}, lower lr")
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         schedule.step()
         if (step + 1) % 50 == 0 or step + 1 == config.iterations:
-            value = _heldout(predictor, data[heldout], losses[heldout])
+            value = _heldout(predictor, *heldout)
             if value < best:
-                best, state = value, {k: v.detach().clone() for k, v in predictor.state_dict().items()}
+                best, state = value, _copy(predictor)
     predictor.load_state_dict(state)
+
+
+def _copy(predictor: ErrorPredictor) -> dict[str, Tensor]:
+    # A state_dict refers to the parameters themselves, which the optimizer goes on changing.
+    return {name: value.detach().clone() for name, value in predictor.state_dict().items()}
 
 
 def _heldout(predictor: ErrorPredictor, data: Endpoints, losses: Tensor) -> float:

@@ -194,7 +194,9 @@ class Wrapped:
 
     For an unconditional model in pixel space on the CPU that is all; ``decode`` and ``condition`` are for the others,
     and ``device`` says where the function expects its tensors. Names and fingerprints matter only where results are
-    stored.
+    stored. ``features`` gives what the network thought in its latest call, ``(batch, size)``: with it the denoiser is
+    :class:`Revealing`, which AMED asks for. ``labelled`` makes the condition of a list of labels: with it the denoiser
+    is :class:`Labelled`.
     """
 
     function: Callable[[Tensor, Tensor, Condition], Tensor]
@@ -206,10 +208,30 @@ class Wrapped:
     decode: Callable[[Tensor], Tensor] = lambda x: x
     condition: Callable[[list[int]], Condition] = lambda seeds: UNCONDITIONAL
     device: torch.device | str = "cpu"
+    features: Callable[[], Tensor] | None = None
+    # Protocols take a method that is None for an absent one, so without it this is not Labelled.
+    labelled: Callable[[list[int]], Condition] | None = None
+
+    def __post_init__(self) -> None:
+        # A method of the class would make every wrapped function Revealing, and AMED would fail in the middle of a run.
+        if self.features is not None:
+            object.__setattr__(self, "bottleneck", self._shown)
 
     def __call__(self, x: Tensor, t: Tensor, condition: Condition = UNCONDITIONAL) -> Tensor:
         """The function's answer."""
         return self.function(x, t, condition)
+
+    def _shown(self) -> Tensor:
+        """The features without gradient.
+
+        Raises:
+            ValueError: if they are no rows of numbers.
+        """
+        assert self.features is not None
+        features = self.features().detach()
+        if features.ndim != 2:
+            raise ValueError(f"features must give (batch, size), got {tuple(features.shape)}")
+        return features
 
 
 class Counted:

@@ -8,9 +8,13 @@ is 2e-5 of the sample's size. What is not compared, and why:
 * DEISMultistepScheduler: Lagrange polynomials in log sigma ("logrho"), where DEIS here is "t" (VP time).
 * IPNDMScheduler: betas and times of its own (sin, atan2), no way to hand it a schedule.
 * The final step to sigma = 0 of the Euler, Heun and flow schedulers, where a grid here would end at sigma_min: compared
-  up to that step, except for the flow, whose t_min may be 0.
+  up to that step, except for Euler's flow, whose t_min may be 0. DPM-Solver++ and UniPC, which work in log-SNR, end at
+  0.01 in use_flow_sigmas too: there UniPC's own "sigma_min" repeats its last sigma, and "zero" has an infinite log-SNR.
+* FlowMatchHeunDiscrete's grid, which shifts the ends of its range before it shifts every time again: its steps are
+  compared on the times that it chose.
 """
 
+from itertools import pairwise
 from types import ModuleType
 
 import pytest
@@ -188,6 +192,38 @@ def test_flow_matching_euler_down_to_pure_data(diffusers, shift):
     x = seeded(3, *problem.shape, seed=1)
     times = grid[0].tolist()
     assert_same(ours(problem, x, times, Euler()), theirs(scheduler, problem, x, times[:-1]), x)
+
+
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+def test_flow_matching_heun_on_its_own_time_steps(diffusers, shift):
+    scheduler = diffusers.FlowMatchHeunDiscreteScheduler(shift=shift)
+    scheduler.set_timesteps(6)  # it takes no list; a first time, then pairs
+    times = [scheduler.sigmas[0].item(), *scheduler.sigmas[1:-1:2].tolist()]
+    problem = Smooth(RectifiedFlow(), Form.VELOCITY)
+    x = seeded(3, *problem.shape, seed=1)
+    stages = [t for pair in pairwise(times) for t in pair]
+    assert_same(ours(problem, x, times, Heun()), theirs(scheduler, problem, x, stages), x)
+
+
+@pytest.mark.parametrize("final", [True, False])
+@pytest.mark.parametrize("order", [1, 2, 3])
+@pytest.mark.parametrize("name", ["dpm", "bh1", "bh2"])
+def test_multistep_solvers_on_flow_sigmas(diffusers, name, order, final):
+    options = {"solver_order": order, "lower_order_final": final, "prediction_type": "flow_prediction"}
+    # Left at "zero", DPM-Solver++ falls to first order at the end whatever it is told.
+    flow = {"use_flow_sigmas": True, "flow_shift": 3.0, "final_sigmas_type": "sigma_min"}
+    if name == "dpm":
+        scheduler, solver = diffusers.DPMSolverMultistepScheduler(**options, **flow), DPMSolverPP(order, final)
+    else:
+        scheduler = diffusers.UniPCMultistepScheduler(**options, **flow, solver_type=name)
+        solver = UniPC(order, name, final)
+    scheduler.set_timesteps(8)
+    scheduler.sigmas[-1] = 0.01
+    scheduler.sigmas = scheduler.sigmas.double()
+    times = scheduler.sigmas.tolist()
+    problem = Smooth(RectifiedFlow(), Form.VELOCITY)
+    x = seeded(3, *problem.shape, seed=1)
+    assert_same(ours(problem, x, times, solver), theirs(scheduler, problem, x, times[:-1]), x)
 
 
 def test_the_dynamic_shift_is_the_resolution_grid(diffusers):

@@ -15,7 +15,7 @@ from indis.denoise import Form
 from indis.grids import VPClock, ratio
 from indis.noise import NoiseSchedule
 from indis.numerics import integrate_lagrange, quadrature_points
-from indis.solvers.solver import Coefficients, drift_form, first_order
+from indis.solvers.solver import Coefficients, drift_form, first_order, step_order
 
 # Adams-Bashforth weights of an even grid, newest first.
 EVEN_WEIGHTS = {
@@ -48,7 +48,7 @@ class Euler:
 
 @dataclass(frozen=True)
 class _Multistep:
-    """The shared part of the multistep methods: an order with a warm-up of 1, 2, 3, ... and no lower-order finish."""
+    """The shared part of the multistep methods: an order with a warm-up of 1, 2, 3, ..."""
 
     order: int = 3
 
@@ -86,7 +86,23 @@ class IPNDM(_Multistep):
 
 
 @dataclass(frozen=True)
-class AdamsBashforth(_Multistep):
+class _Exact(_Multistep):
+    """A multistep method that integrates its polynomial over the very nodes, whatever the order of a step.
+
+    ``lower_order_final`` ends with orders ..., 2, 1, as DPM-Solver++ does; it is off as published.
+    """
+
+    lower_order_final: bool = False
+
+    def _recent(self, coordinate: Tensor, steps: int) -> tuple[list[Tensor], Tensor]:
+        """The nodes whose answers step k of ``steps`` uses, newest first, and the node to reach."""
+        past = coordinate[:, :-1]
+        order = step_order(self.order, past.shape[1] - 1, steps, final=self.lower_order_final)
+        return [past[:, -1 - j] for j in range(order)], coordinate[:, -1]
+
+
+@dataclass(frozen=True)
+class AdamsBashforth(_Exact):
     """Exact variable-step Adams-Bashforth in the clock of the form (sigma / alpha for noise: "rho-AB").
 
     Published ``iPNDM_v`` code means this but has three slips in its formulas; numbers differ from it on purpose.
@@ -95,13 +111,13 @@ class AdamsBashforth(_Multistep):
     def coefficients(self, schedule: NoiseSchedule, form: Form, tau: Tensor, steps: int) -> Coefficients:
         """Integrals of the Lagrange polynomials of the last nodes over the new interval."""
         carry, unit = first_order(schedule, form, tau)
-        nodes, stop = _recent(form.clock(schedule, tau), self.order)
+        nodes, stop = self._recent(form.clock(schedule, tau), steps)
         weights = integrate_lagrange(nodes, nodes[0], stop)
         return Coefficients(carry, form.scale(schedule, tau[:, -1:]) * torch.stack(weights, dim=1), unit)
 
 
 @dataclass(frozen=True)
-class DEIS(_Multistep):
+class DEIS(_Exact):
     """tAB-DEIS (Zhang & Chen, 2023): Lagrange polynomials in the time of a VP process, integrated over sigma / alpha.
 
     Noise form only, so a schedule whose first time has no signal at all (a flow that starts at t = 1) is refused.
@@ -120,13 +136,7 @@ class DEIS(_Multistep):
             raise ValueError("DEIS needs alpha(t_max) > 0, which this schedule does not have; use AdamsBashforth")
         carry, unit = first_order(schedule, form, tau)
         clock = VPClock.fit(schedule)
-        nodes, stop = _recent(clock.time(ratio(schedule, tau)), self.order)
+        nodes, stop = self._recent(clock.time(ratio(schedule, tau)), steps)
         at, _ = quadrature_points(nodes[0], stop)
         weights = integrate_lagrange(nodes, nodes[0], stop, density=clock.speed(at))
         return Coefficients(carry, form.scale(schedule, tau[:, -1:]) * torch.stack(weights, dim=1), unit)
-
-
-def _recent(coordinate: Tensor, order: int) -> tuple[list[Tensor], Tensor]:
-    """The nodes that carry answers, newest first and at most ``order`` of them, and the node to reach."""
-    past = coordinate[:, :-1]
-    return [past[:, -1 - j] for j in range(min(order, past.shape[1]))], coordinate[:, -1]

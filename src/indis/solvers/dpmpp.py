@@ -15,7 +15,7 @@ from torch import Tensor
 from indis.denoise import Form
 from indis.noise import NoiseSchedule
 from indis.numerics import phi
-from indis.solvers.solver import Coefficients
+from indis.solvers.solver import Coefficients, step_order
 
 
 @dataclass(frozen=True)
@@ -51,11 +51,6 @@ class DPMSolverPP:
     def nfe(self, steps: int) -> int:
         """One a step."""
         return steps
-
-
-def step_order(order: int, k: int, steps: int, *, final: bool) -> int:
-    """The order of step k: warm-up 1, 2, 3, and the mirror image at the end if ``final``."""
-    return min(order, k + 1, steps - k) if final else min(order, k + 1)
 
 
 def _weights(order: int, level: Tensor, h: Tensor, alpha: Tensor, unit: Tensor) -> list[Tensor]:

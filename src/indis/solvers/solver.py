@@ -72,3 +72,8 @@ def first_order(schedule: NoiseSchedule, form: Form, tau: Tensor) -> tuple[Tenso
     """Carry and unit ``(grid,)`` of the last interval: exact if the answer does not change over it."""
     scale, clock = form.scale(schedule, tau[:, -2:]), form.clock(schedule, tau[:, -2:])
     return scale[:, 1] / scale[:, 0], scale[:, 1] * (clock[:, 1] - clock[:, 0])
+
+
+def step_order(order: int, k: int, steps: int, *, final: bool) -> int:
+    """The order of step k: warm-up 1, 2, 3, and the mirror image at the end if ``final``."""
+    return min(order, k + 1, steps - k) if final else min(order, k + 1)

@@ -17,8 +17,7 @@ from torch import Tensor
 from indis.denoise import Form
 from indis.noise import NoiseSchedule
 from indis.numerics import phi
-from indis.solvers.dpmpp import step_order
-from indis.solvers.solver import Coefficients
+from indis.solvers.solver import Coefficients, step_order
 
 
 @dataclass(frozen=True)
