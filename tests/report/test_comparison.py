@@ -89,6 +89,17 @@ def test_rows_with_other_settings_are_not_merged():
     assert [e.name for e in comparison.entries(rows)] == ["indis (τ)", "indis (τ+Δτ)"]
 
 
+def test_what_was_not_measured_and_where_it_ran_tell_no_rows_apart():
+    empty = dict.fromkeys(("perceptual", "fd", "kl", "w1"))
+    rows = [row("indis", 3, 0.1), row("indis", 3, 0.2, seed=1, device="cpu") | empty]
+    rows += [row("indis", 3, 0.3, seed=2, device="cuda"), row("uniform", 3, 0.5, None, fit_seconds=None) | empty]
+    results = read({"rows": rows})
+    assert [(e.name, e.seeds) for e in results.at(3)] == [("indis", 3), ("uniform", 1)]
+    assert results_table(results).head == ["", "held-out loss", "MSE to teacher", "parameters", "fit, s", "seeds"]
+    assert text(results_table(results))["3 NFE"]["uniform"]["fit, s"].text == tables.MISSING
+    assert results.distance is None
+
+
 def test_models_are_kept_apart_and_the_teacher_goes_to_its_own():
     content = fashion() | {"rows": [*toy_rows(["god"])["rows"], *fashion()["rows"]]}
     toy, image = comparison.read(content)

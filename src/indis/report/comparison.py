@@ -28,8 +28,9 @@ BEST_GRID = "best grid"
 REFERENCE = "indis"
 ABLATED = ("god tau", "indis tau", "indis without dtau", "indis without gamma", "indis without class")
 ABLATIONS = ("god", *ABLATED, "indis +weights", "look first", "look")
-# Fields with a place of their own, and measured ones; any other setting is named only where it tells rows apart.
-_SHOWN = ("model", "method", "nfe", "afs", "seed", "calls", "parameters", "fit_seconds", *METRICS)
+# Fields with a place of their own, measured ones, and the device, on which no score should depend; any other setting is
+# named only where it tells rows apart.
+_SHOWN = ("model", "method", "nfe", "afs", "seed", "calls", "parameters", "fit_seconds", "device", *METRICS)
 
 
 @dataclass(frozen=True)
