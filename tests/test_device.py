@@ -25,6 +25,7 @@ from indis.denoise import bring, device_of
 from indis.evaluate import counted_nfe, frechet_of_seeds, sample_batches, score_pairs
 from indis.methods import METHODS, heuristic
 from indis.models.toy import load
+from indis.solvers import SOLVERS
 from indis.studies import sight
 from indis.studies.bench import ToyBench
 from indis.studies.pictures import Picture, write_plans, write_samples
@@ -33,9 +34,9 @@ from methods.cases import CASES
 from small_cases import TinyClasses, contents, same_tensors, tiny_teacher, toy, toy_pairs, toy_teacher
 
 SHORT = FitConfig(iterations=3, batch=32, lr=0.05, holdout=32, validate_every=2)
-SOLVERS = (
-    "euler",
-    "heun",
+# Every registered one as it is by default, and variants that take other branches.
+EVERY_SOLVER = (
+    *SOLVERS,
     "ipndm:4",
     "adams_bashforth:3",
     "deis:3",
@@ -76,7 +77,7 @@ def test_a_fit_elsewhere_gives_the_same_bits(name):
 
 
 @pytest.mark.parametrize("analytic_first", [False, True])
-@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("solver", EVERY_SOLVER)
 def test_every_solver_samples_elsewhere(solver, analytic_first):
     sampler = heuristic(load(), solver=solver, grid="uniform", steps=6, analytic_first=analytic_first)
     noise = noise_from_seeds(range(4), (2,))

@@ -7,7 +7,6 @@ from small_cases import contents
 TEACH = "teach --model toy --solver euler --grid uniform --steps 12 --shard 16"
 STUDENT = "--steps 3 --solver euler --grid uniform --loss squared --width 8 --depth 1"
 FIT = f"{STUDENT} --fit.iterations 8 --fit.batch 16 --fit.holdout 16 --fit.validate-every 2 --fit.lr 0.1"
-COMMANDS = ["teach", "fit", "sample", "evaluate", "report", "toy", "budget", "compare", "demo", "train-model"]
 
 
 def refused(indis, line):

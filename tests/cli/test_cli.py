@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from cli.lines import COMMANDS, FIT, STUDENT, TEACH, refused
+from cli.lines import FIT, STUDENT, TEACH, refused
 from indis import Global, __version__, artifact, heuristic, models, noise_from_seeds
 from indis.cli import main as entry
 from indis.cli.budget import Budget
@@ -177,7 +177,7 @@ def test_phi_can_start_at_a_fitted_global_plan(indis, work):
     assert told[1] < 0.9 * told[2]
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", entry.COMMANDS)
 def test_every_command_explains_itself(indis, capsys, command):
     with pytest.raises(SystemExit) as error:
         indis(f"{command} --help")
@@ -203,7 +203,7 @@ def module(*words, cwd):
 def test_the_module_lists_its_commands(tmp_path):
     result = module("--help", cwd=tmp_path)
     assert result.returncode == 0
-    assert all(command in result.stdout for command in COMMANDS)
+    assert all(command in result.stdout for command in entry.COMMANDS)
 
 
 def test_the_module_fails_with_one_sentence(tmp_path):

@@ -7,6 +7,8 @@ from indis import noise_from_seeds
 from indis.cli import main as entry
 from indis.storage import load_json, load_tensors
 
+NAMES = ("uniform", "global", "instance", "oracle")
+
 
 @pytest.fixture(scope="module")
 def toy_run(tmp_path_factory):
@@ -45,6 +47,16 @@ def test_the_toy_study_writes_the_documented_cells(toy_run):
         assert 0 < cell["w1_floor"] < cell["w1"] and cell["kl_floor"] > 0
     parameters = {c["policy"]: c["parameters"] for c in result["cells"]}
     assert (parameters["uniform"], parameters["global"], parameters["oracle"]) == (0, 9, 200 * 9)
+
+
+def test_the_toy_study_prints_what_it_stores(capsys):
+    sizes = "--priors 40 --reference 500 --width 8 --depth 1 --global-iterations 3 --instance-iterations 3"
+    assert entry.run(f"toy --steps 3 --freedoms tau --probes 20 {sizes}".split()) == 0
+    head, *rows = [line.split() for line in capsys.readouterr().err.splitlines() if line.startswith(("policy", *NAMES))]
+    assert head[-1] == "params"
+    counts = {row[0]: int(row[-1]) for row in rows}
+    # phi: one hidden layer, the mixing layer, the head for three rows of three logits.
+    assert counts == {"uniform": 0, "global": 3, "instance": 24 + 72 + 81, "oracle": 40 * 3}
 
 
 def test_two_processes_find_what_one_finds(tmp_path):

@@ -1,5 +1,6 @@
 """What every method promises, whatever it does inside: it helps, it repeats itself, and it is kept as it is."""
 
+from dataclasses import replace
 from functools import cache
 
 import pytest
@@ -82,3 +83,35 @@ def test_progress_ends_where_it_said_it_would(name):
     _, states = tuned(name)
     assert states[-1].step == states[-1].iterations == len(states)
     assert states[-1].best == min(state.best for state in states)
+
+
+def test_freedoms_are_what_a_method_learns_and_nothing_else():
+    grid, midpoints, scaled = "tau", "midpoints+slope scales", "midpoints+time scales+slope scales"
+    told = {name: method.freedoms for name, method in CASES.items()}
+    all_of_phi, ours = "tau+dtau+gamma", ("indis", "god", "every-n")
+    assert told == dict.fromkeys(ours, all_of_phi) | {
+        "look": f"{all_of_phi}+weights",
+        "ld3": "tau+dtau",
+        "dyweight": "weights+time scales",
+        "ald3": grid,
+        "amed": midpoints,
+        "amed-plugin": scaled,
+        "epd": f"{scaled}+weights",
+        "epd-plugin": f"{scaled}+weights",
+        "adasde": f"{scaled}+churn",
+        **dict.fromkeys(("gits", "dmn", "ays"), grid),
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "freedoms"),
+    [
+        ("indis", {"dtau": 0.0, "gamma": 0.0}, "tau"),
+        ("god", {"weights": 0.5}, "tau+dtau+gamma+weights"),
+        ("ld3", {"shift_rounds": 0}, "tau"),
+        ("ld3", {"win_rate": 0.0}, "tau"),
+        ("adasde", {"churn": 0.0, "s_time": 0.0}, "midpoints+slope scales"),
+    ],
+)
+def test_a_freedom_without_room_is_not_named(name, changes, freedoms):
+    assert replace(CASES[name], **changes).freedoms == freedoms

@@ -193,6 +193,10 @@ def test_parameter_counts_are_the_numbers_that_are_learned():
     assert Global(base, EDM(), bounds).parameter_count() == 3 * 4
     assert Global(base, EDM(), Bounds(weights=0.1), 3).parameter_count() == 6 * 4
     assert PerSample(7, base, EDM(), bounds).parameter_count() == 7 * 3 * 4
+    # A bound of zero leaves a row of logits without effect.
+    assert Global(base, EDM(), Bounds(dtau=0.0, gamma=0.0)).parameter_count() == 4
+    assert Global(base, EDM(), Bounds(dtau=0.0, weights=0.1), 3).parameter_count() == 5 * 4
+    assert PerSample(7, base, EDM(), Bounds(gamma=0.0)).parameter_count() == 7 * 2 * 4
     # 3 hidden layers, the condition, the mixing layer, the head
     expected = (3 * 16 + 16) + 2 * (16 * 16 + 16) + (2 * 16 + 16) + (16 * 16 + 16) + (16 * 12 + 12)
     assert instance(condition_dim=2).parameter_count() == expected

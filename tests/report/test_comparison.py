@@ -89,6 +89,17 @@ def test_rows_with_other_settings_are_not_merged():
     assert [e.name for e in comparison.entries(rows)] == ["indis (τ)", "indis (τ+Δτ)"]
 
 
+def test_what_was_not_measured_and_where_it_ran_tell_no_rows_apart():
+    empty = dict.fromkeys(("perceptual", "fd", "kl", "w1"))
+    rows = [row("indis", 3, 0.1), row("indis", 3, 0.2, seed=1, device="cpu") | empty]
+    rows += [row("indis", 3, 0.3, seed=2, device="cuda"), row("uniform", 3, 0.5, None, fit_seconds=None) | empty]
+    results = read({"rows": rows})
+    assert [(e.name, e.seeds) for e in results.at(3)] == [("indis", 3), ("uniform", 1)]
+    assert results_table(results).head == ["", "held-out loss", "MSE to teacher", "parameters", "fit, s", "seeds"]
+    assert text(results_table(results))["3 NFE"]["uniform"]["fit, s"].text == tables.MISSING
+    assert results.distance is None
+
+
 def test_models_are_kept_apart_and_the_teacher_goes_to_its_own():
     content = fashion() | {"rows": [*toy_rows(["god"])["rows"], *fashion()["rows"]]}
     toy, image = comparison.read(content)
@@ -97,13 +108,16 @@ def test_models_are_kept_apart_and_the_teacher_goes_to_its_own():
     assert (toy.distance, image.distance) == ("kl", "fd")
 
 
-def test_contenders_are_methods_without_afs_and_the_best_grid():
+def test_contenders_are_the_best_of_with_and_without_afs_and_the_best_grid():
     content = fashion()
     content["rows"] += [row("amed", 3, 0.2, afs=True), row("indis tau", 3, 0.4), row("god tau", 7, 0.1)]
     found = read(content).contenders(3)
     assert set(found) == {"indis", "god", "amed", comparison.BEST_GRID}
-    assert [name for name, e in found.items() if e.afs] == ["amed"]
-    assert found[comparison.BEST_GRID].name == "polynomial:7"
+    # God's rows are alike, so it stays without; phi's are better with AFS, and amed has no other.
+    assert [name for name, e in found.items() if e.afs] == ["indis", "amed"]
+    assert found[comparison.BEST_GRID].label == "polynomial:7"
+    content["rows"].append(row("uniform", 3, 0.01, None, afs=True))
+    assert read(content).contenders(3)[comparison.BEST_GRID].label == "uniform, AFS"
 
 
 def test_changes_are_relative_to_all_of_phi():
@@ -111,6 +125,13 @@ def test_changes_are_relative_to_all_of_phi():
     results = read({"rows": rows})
     assert results.changes(3) == {"god tau": pytest.approx(1.5), "look": pytest.approx(-0.5)}
     assert results.changes(5) == {}
+
+
+def test_changes_compare_at_equal_afs():
+    both = [row("indis", 3, 0.2), row("indis", 3, 0.1, afs=True), row("look", 3, 0.3), row("look", 3, 0.01, afs=True)]
+    assert read({"rows": [*both, row("god tau", 3, 0.4, afs=True)]}).changes(3) == {"look": pytest.approx(0.5)}
+    forced = [row("indis", 3, 0.1, afs=True), row("look", 3, 0.3), row("look", 3, 0.05, afs=True)]
+    assert read({"rows": forced}).changes(3) == {"look": pytest.approx(-0.5)}
 
 
 def test_a_row_without_a_loss_stands_last():
@@ -151,6 +172,17 @@ def test_a_metric_against_nfe_names_the_analytic_first_step_and_leaves_gaps():
     ]
     assert ["epd, AFS", "0.500", tables.MISSING] in lines and ["god", tables.MISSING, "0.100"] in lines
     assert ["amed, AFS where needed", "0.400", "0.200"] in lines
+    assert against_nfe(read({"rows": rows}), "heldout_loss").caption == ""
+
+
+@pytest.mark.parametrize(
+    ("afs", "shown"), [(0.3, ["god, AFS where needed", "0.300", "0.200"]), (0.5, ["god", "0.400", "0.200"])]
+)
+def test_a_metric_against_nfe_takes_the_better_of_with_and_without_afs_and_says_so(afs, shown):
+    rows = [row("god", 3, 0.4), row("god", 3, afs, afs=True), row("god", 4, 0.2)]
+    table = against_nfe(read({"rows": rows}), "heldout_loss")
+    assert [[cell.text for cell in cells] for cells in table.groups[0].rows] == [shown]
+    assert table.caption == "Best of with and without AFS, by held-out loss."
 
 
 def test_a_choice_of_rows_keeps_the_best_grid_of_each_nfe():

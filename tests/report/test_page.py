@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from indis.storage import save_json, save_tensors
-from report.cases import RUN, fashion, report, toy_rows, write
+from report.cases import RUN, curves, fashion, report, toy_rows, write
 
 pytest.importorskip("jinja2")
 pytest.importorskip("matplotlib")
@@ -142,9 +142,32 @@ def test_figures_are_named_after_model_and_kind(tmp_path):
 def test_figures_of_the_toy_study_and_of_samples_are_written_too(tmp_path):
     write(tmp_path)
     names = {path.name for path in write_figures(tmp_path, tmp_path / "out")}
-    assert {"toy_fig2.png", "toy_fig3.png", "picture.png"} <= names == {p.name for p in (tmp_path / "out").iterdir()}
+    assert (
+        {"toy_fig2.png", "toy_fig3.png", "curves.png", "picture.png"}
+        <= names
+        == {p.name for p in (tmp_path / "out").iterdir()}
+    )
     readme_picture(tmp_path, tmp_path / "same.png")
     assert (tmp_path / "same.png").read_bytes() == (tmp_path / "out" / "picture.png").read_bytes()
+
+
+def test_figures_of_learning_curves_are_named_after_their_folder(tmp_path):
+    run = tmp_path / "run"
+    for home in (run, run / "fashion", run / "toy"):
+        save_json(home / "curves.json", curves())
+        save_json(home / "results.json", toy_rows(["god"], (3,)))
+    save_json(run / "toy" / "curves.json", {"curves": curves()["curves"][:2]})
+    written = {path.name: path.read_bytes() for path in write_figures(run, tmp_path / "out")}
+    found = {name: data for name, data in written.items() if name.startswith("curves")}
+    assert set(found) == {"curves.png", "curves-fashion.png", "curves-toy.png"}
+    assert all(data.startswith(b"\x89PNG") for data in found.values())
+    assert found["curves.png"] == found["curves-fashion.png"] != found["curves-toy.png"]
+
+
+def test_a_comparison_without_curves_has_its_other_figures(tmp_path):
+    save_json(tmp_path / "curves.json", {"curves": []})
+    save_json(tmp_path / "results.json", toy_rows(["god"], (3,)))
+    assert [path.name for path in write_figures(tmp_path, tmp_path / "out")] == ["compare-toy-dots.png"]
 
 
 def test_no_comparison_has_no_figures(tmp_path):

@@ -28,12 +28,15 @@ from indis import (
     solve,
     trajectory,
 )
+from indis.solvers import SOLVERS as REGISTERED
+from indis.solvers import Midpoint
 from indis.solvers.loop import analytic_answer
 from problems import FORMS, Bumpy, Gaussian, Recording, seeded
 
-SOLVERS = [
-    Euler(),
-    Heun(),
+# Every registered solver as it is by default, and more of those that have parameters. Midpoint, whose steps are several
+# of the plan's, has a file of its own.
+PLAIN = [kind() for kind in REGISTERED.values() if kind is not Midpoint]
+MORE = [
     IPNDM(1),
     IPNDM(3),
     IPNDM(4),
@@ -50,6 +53,7 @@ SOLVERS = [
     UniPC(3),
     UniPC(3, "bh1", False),
 ]
+SOLVERS = list(dict.fromkeys(PLAIN + MORE))
 PROBLEMS = {
     "flow": Bumpy(RectifiedFlow(0.02, 0.95), Form.VELOCITY),
     "edm": Bumpy(EDM(0.05, 3.0), Form.NOISE),

@@ -31,6 +31,7 @@ from indis import (
     solve,
 )
 from indis.numerics import broadcast, integrate_lagrange, phi, quadrature_points
+from indis.solvers import SOLVERS, Midpoint
 from indis.solvers.adams import EVEN_WEIGHTS
 from indis.solvers.solver import first_order
 from problems import FORMS, Gaussian, seeded
@@ -71,6 +72,11 @@ OBSERVED = [
     (UniPC(3, "bh2", False), 3.4, 4.2),
     (UniPC(3), 1.8, 2.2),  # an uncorrected first-order step at the end
 ]
+
+
+def test_every_solver_says_what_order_was_observed():
+    # Midpoint, whose steps are several of the plan's, is measured in test_midpoint.py.
+    assert {type(solver) for solver, _, _ in OBSERVED} == set(SOLVERS.values()) - {Midpoint}
 
 
 def error(problem: Gaussian, solver, grid, steps: int) -> float:

@@ -6,10 +6,10 @@ import torch
 from indis import FitConfig, heuristic, noise_from_seeds
 from indis.cli.compare import draw, lines
 from indis.methods import IndisConfig
-from indis.storage import load_json, load_tensors
+from indis.storage import load_json, load_tensors, save_json
 from indis.studies import bench
 from indis.studies.bench import FashionBench, Sizes, ToyBench
-from indis.studies.compare import CompareConfig, Comparison
+from indis.studies.compare import MEASURED, CompareConfig, Comparison
 from indis.studies.variants import VARIANTS, Variant, chosen
 from small_cases import TinyClasses
 
@@ -71,8 +71,34 @@ def test_rows_say_what_they_are(tmp_path):
         assert (row["fd"] is None) == (method in CONFIG.grids and row["heldout_loss"] > best)
         assert row["parameters"] == {"god": 3 * (2 + afs), "indis": row["parameters"]}.get(method, 0)
         assert row["freedoms"] == ("none" if method in CONFIG.grids else "tau+dtau+gamma")
+        assert set(MEASURED) <= set(row) and row["kl"] is row["w1"] is None and row["device"] == "cpu"
+        assert row["perceptual"] == row["heldout_loss"]
+        assert (row["fit_seconds"] is None) == (method in CONFIG.grids)
     printed = lines(table)
     assert len(printed) == 9 and len({len(line) for line in printed}) == 1
+
+
+def test_rows_of_published_methods_say_what_those_learn(tmp_path):
+    comparison = small(tmp_path, CompareConfig(methods=("dyweight",), grids=("uniform",), nfe=(2,)))
+    list(comparison.run())
+    assert {row["method"]: row["freedoms"] for row in load_json(tmp_path / "results.json")["rows"]} == {
+        "dyweight": "weights+time scales",
+        "uniform": "none",
+    }
+
+
+def test_a_reused_row_of_an_earlier_version_gets_its_keys_and_words(tmp_path):
+    list(small(tmp_path).run())
+    before = small(tmp_path).rows()
+    for file in (tmp_path / "cells").glob("god*.json"):
+        stored = load_json(file)
+        old = {k: v for k, v in stored["row"].items() if k not in ("kl", "w1", "device")}
+        save_json(file, stored | {"row": old | {"freedoms": "tau"}})
+    again = small(tmp_path)
+    list(again.run())
+    assert again.denoiser.asked == 0
+    gods = [row for row in before if row["method"] == "god"]
+    assert [r for r in again.rows() if r["method"] == "god"] == [row | {"device": None} for row in gods]
 
 
 @pytest.mark.parametrize(

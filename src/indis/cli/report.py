@@ -27,7 +27,8 @@ class Report:
     """The page; report.html in the folder by default."""
     figures: Path | None = None
     """Also write PNG files there: compare-<model>-<figure>.png of comparisons (dots, nfe, pareto, ablation),
-    toy_fig2.png and toy_fig3.png of the toy study, picture.png of samples."""
+    curves.png or curves-<folder>.png of learning curves, toy_fig2.png and toy_fig3.png of the toy study, picture.png of
+    samples."""
 
     def run(self) -> None:
         """Write the page, then the figures."""

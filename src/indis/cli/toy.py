@@ -11,7 +11,7 @@ import tyro
 
 from indis.cli.console import bar, emit, say, writable, writable_file
 from indis.storage import save_json, save_tensors
-from indis.studies.toy import ToyConfig, ToyStudy
+from indis.studies.toy import Cell, ToyConfig, ToyStudy
 
 
 @dataclass(frozen=True)
@@ -70,10 +70,12 @@ def write(study: ToyStudy, folder: Path) -> None:
 
 def lines(study: ToyStudy) -> list[str]:
     """The cells as aligned text."""
-    head = f"{'policy':9} {'freedoms':15} {'N':>2} {'split':8} {'sq. dist':>9} {'KL':>7} {'W1':>7}"
-    rows = [
-        f"{c.policy:9} {c.freedoms:15} {c.steps:2d} {c.split:8} {c.squared_distance:9.5f} {c.kl:7.4f} {c.w1:7.4f}"
-        for c in study.cells
-    ]
+    head = f"{'policy':9} {'freedoms':15} {'N':>2} {'split':8} {'sq. dist':>9} {'KL':>7} {'W1':>7} {'params':>8}"
+    rows = [_line(cell) for cell in study.cells]
     floors = [f"floors of exact samples: KL {c.kl_floor:.4f}, W1 {c.w1_floor:.4f}" for c in study.cells[:1]]
     return [head, *rows, *floors]
+
+
+def _line(cell: Cell) -> str:
+    named = f"{cell.policy:9} {cell.freedoms:15} {cell.steps:2d} {cell.split:8}"
+    return f"{named} {cell.squared_distance:9.5f} {cell.kl:7.4f} {cell.w1:7.4f} {cell.parameters:8d}"

@@ -45,6 +45,11 @@ class DyWeight(Method):
         if not isinstance(solvers.named(self.solver), solvers.IPNDM):
             raise ValueError(f"solver must be ipndm:1 ... ipndm:4 for DyWeight, got {self.solver!r}")
 
+    @property
+    def freedoms(self) -> str:
+        """Weights, which move the nodes too if they are tracked, and scales of the times asked about."""
+        return "weights+time scales"
+
     def untrained(self, denoiser: Denoiser) -> Sampler:
         """The sampler before any tuning: iPNDM, to rounding."""
         solver, schedule = solvers.named(self.solver), denoiser.schedule

@@ -82,6 +82,12 @@ class LD3(Method):
         if self.objective not in ("soft", "hard"):
             raise ValueError(f"objective must be soft or hard, got {self.objective!r}")
 
+    @property
+    def freedoms(self) -> str:
+        """Stamps, and the shifts of the times asked about."""
+        rounds = {"tau": self.stamp_rounds, "dtau": self.shift_rounds if self.win_rate else 0}
+        return "+".join(name for name, share in rounds.items() if share)
+
     def _check_rates(self) -> None:
         for name in ("radius", "latent_lr", "stamp_lr", "shift_lr"):
             value = getattr(self, name)

@@ -42,6 +42,12 @@ class Method(ABC):
         solvers.named(self.solver)
         grids.named(self.grid)
 
+    @property
+    def freedoms(self) -> str:
+        """What it may choose, as a comparison's rows name it: the timesteps, and what has a bound above zero."""
+        sizes = {name: getattr(self, name, 0) for name in ("dtau", "gamma", "weights")}
+        return "+".join(["tau", *(name for name, size in sizes.items() if size)])
+
     @abstractmethod
     def untrained(self, denoiser: Denoiser) -> Sampler:
         """The sampler before any tuning."""

@@ -39,6 +39,14 @@ class TwoStage(Method):
         self._check_solver(solvers.named(self.solver))
         self._bounds("log_snr")
 
+    @property
+    def freedoms(self) -> str:
+        """Where midpoints lie, and what of their times, slopes, weights and churn has room to move."""
+        bounds, solver = self._bounds("log_snr"), solvers.named(self.solver)
+        sizes = {"time scales": bounds.s_time, "slope scales": bounds.s_dir, "churn": bounds.churn}
+        weighted = isinstance(solver, Midpoint) and solver.points > 1
+        return "+".join(["midpoints", *(name for name, size in (sizes | {"weights": weighted}).items() if size)])
+
     def bounds(self, denoiser: Denoiser) -> MidpointBounds:
         """The bounds in the terms of a denoiser's schedule."""
         return self._bounds(self.domain or denoiser.schedule.domain)

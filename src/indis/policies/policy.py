@@ -10,6 +10,7 @@ LD3Policy               everybody the same, learned: stamps and shifts          
 DyWeightPolicy          everybody the same, learned: weights and time scales       (steps, history), steps
 Instance                each sample, as a function phi(x_T, c) of what it is       a small network
 ClosedLoop              each sample, step by step from states and answers          a small network
+AnySteps                each sample, at any N of a range: one phi for every N      a small network, tables
 OneShot                 each sample, as a function of x_T: timesteps alone         a small network
 MidpointTable           everybody the same, learned (EPD-Solver, AdaSDE)           (steps, points) each
 MidpointPredictor       each sample, step by step from the answers (AMED)          a small network
@@ -149,6 +150,13 @@ class LogitPolicy(Policy):
         self.order = order if bounds.weights > 0 else 0
         self.steps, self.rows = base.shape[1] - 1, LOGIT_ROWS + self.order
         self.register_buffer("scale", torch.ones(1, self.rows, self.steps))
+
+    def parameter_count(self) -> int:
+        """How many numbers are learned: of a table of logits only the rows that act, whose bound is not zero."""
+        table = dict(self.named_parameters(recurse=False)).get("free")
+        sizes = {1: self.bounds.dtau, 2: self.bounds.gamma}  # rows of from_logits
+        idle = 0 if table is None else sum(table[:, row].numel() for row, size in sizes.items() if not size)
+        return super().parameter_count() - idle
 
     @abstractmethod
     def logits(self, noise: Tensor, features: Tensor | None, index: Tensor | None) -> Tensor:

@@ -14,7 +14,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from indis.report.charts import WIDTH, log_axis, panels, style, wide
-from indis.report.comparison import ABLATED, BEST_GRID, LOSS, METRICS, REFERENCE, Entry, Results
+from indis.report.comparison import ABLATED, BEST_GRID, BEST_OF, LOSS, METRICS, REFERENCE, Entry, Results
 from indis.report.lines import nfe_lines
 from indis.report.marks import OTHER, SIZE, Look, look, name_points
 from indis.report.tables import percent
@@ -59,7 +59,8 @@ def _ablated(results: Results) -> bool:
 
 def _chosen(results: Results) -> str:
     """What a figure of contenders leaves out."""
-    afs = "With AFS only where a method has no other row." if any(e.afs for e in results.entries) else ""
+    forced = "With AFS only where a method has no other row." if any(e.afs for e in results.entries) else ""
+    afs = BEST_OF if results.choosy else forced
     ablations = "Ablations have their own figure." if any(e.name in ABLATED for e in results.entries) else ""
     return " ".join(part for part in (afs, ablations) if part)
 
@@ -180,7 +181,7 @@ def _pareto_panel(axes: Axes, points: Mapping[str, tuple[float, float]], grid: E
     for which in "xy":
         log_axis(axes, which)
     if grid is not None:
-        name = f"{BEST_GRID}, no fit: {grid.name}"
+        name = f"{BEST_GRID}, no fit: {grid.label}"
         at: dict[str, Any] = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points"}
         axes.annotate(name, (0.01, grid.loss), (0, 2), fontsize=SIZE, **at)
     first = dict(sorted(points.items(), key=lambda item: not look(item[0]).main))

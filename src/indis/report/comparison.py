@@ -24,12 +24,14 @@ METRICS = {
 }
 DISTANCES = ("fd", "kl", "w1")  # to the data, the first that was measured stands beside the loss
 BEST_GRID = "best grid"
+BEST_OF = "Best of with and without AFS, by held-out loss."
 # What φ is made of, one piece changed at a time, against all of it.
 REFERENCE = "indis"
 ABLATED = ("god tau", "indis tau", "indis without dtau", "indis without gamma", "indis without class")
 ABLATIONS = ("god", *ABLATED, "indis +weights", "look first", "look")
-# Fields with a place of their own, and measured ones; any other setting is named only where it tells rows apart.
-_SHOWN = ("model", "method", "nfe", "afs", "seed", "calls", "parameters", "fit_seconds", *METRICS)
+# Fields with a place of their own, measured ones, and the device, on which no score should depend; any other setting is
+# named only where it tells rows apart.
+_SHOWN = ("model", "method", "nfe", "afs", "seed", "calls", "parameters", "fit_seconds", "device", *METRICS)
 
 
 @dataclass(frozen=True)
@@ -98,13 +100,22 @@ class Results:
             best[entry.name] = min(entry.loss, best.get(entry.name, math.inf))
         return sorted(here, key=lambda e: (e.is_grid, best[e.name], e.name, e.afs))
 
-    def plain(self, nfe: int) -> dict[str, Entry]:
-        """One entry a name: without AFS, or with it where a method has no other."""
-        return {entry.name: entry for entry in sorted(self.at(nfe), key=lambda e: not e.afs)}
+    @property
+    def choosy(self) -> bool:
+        """Has some method rows with and without AFS at the same NFE, so that :meth:`contenders` chooses?"""
+        first = {(entry.name, entry.nfe) for entry in self.entries if entry.afs}
+        return any((entry.name, entry.nfe) in first for entry in self.entries if not entry.afs)
+
+    def best(self, nfe: int) -> dict[str, Entry]:
+        """One entry a name: with or without AFS, whichever has the lower held-out loss, as the paper reports."""
+        # The last one of a name counts: the lowest loss, and without AFS where the two are equal.
+        ordered = sorted(self.at(nfe), key=lambda e: (e.loss, e.afs), reverse=True)
+        chosen = {entry.name: entry for entry in ordered}
+        return {entry.name: chosen[entry.name] for entry in self.at(nfe)}
 
     def contenders(self, nfe: int) -> dict[str, Entry]:
         """What lines and points are drawn for: methods (ablations have their own figure) and the best grid."""
-        entries = self.plain(nfe)
+        entries = self.best(nfe)
         learned = {name: e for name, e in entries.items() if not e.is_grid and name not in ABLATED}
         grid = min((e for e in entries.values() if e.is_grid), key=lambda e: e.loss, default=None)
         return learned if grid is None else learned | {BEST_GRID: grid}
@@ -116,10 +127,14 @@ class Results:
         return replace(self, entries=kept + [grid for grid in grids if grid is not None])
 
     def changes(self, nfe: int) -> dict[str, float]:
-        """Relative change of the held-out loss from all of φ to each ablation."""
-        entries = self.plain(nfe)
-        whole = entries[REFERENCE].loss if REFERENCE in entries else math.nan
-        return {name: entries[name].loss / whole - 1 for name in ABLATIONS if whole > 0 and name in entries}
+        """Relative change of the held-out loss from all of φ to each ablation, both with or both without AFS."""
+        here = self.at(nfe)
+        # Without AFS if there is such a row: at() has it first.
+        whole = next((entry for entry in here if entry.name == REFERENCE), None)
+        if whole is None or whole.loss <= 0:
+            return {}
+        losses = {entry.name: entry.loss for entry in here if entry.afs == whole.afs}
+        return {name: losses[name] / whole.loss - 1 for name in ABLATIONS if name in losses}
 
 
 def read(content: Mapping[str, Any]) -> list[Results]:

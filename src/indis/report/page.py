@@ -20,6 +20,7 @@ from indis.report.tables import Cell, Group, Table
 from indis.storage import load_json, load_tensors, write_aside
 
 SAMPLES, TOY, SCATTER = "samples.safetensors", "toy.json", "toy_scatter.safetensors"
+CURVES = "curves.json"
 TITLE = "INDIS: few-step sampling with instance-aware discretizations"
 
 
@@ -102,7 +103,8 @@ def write_figures(folder: Path, out: Path) -> list[Path]:
     """Write the figures of ``folder`` for a document, and return their paths.
 
     ``compare-<model>-<figure>.png`` of comparisons, ``toy_fig3.png`` and ``toy_fig2.png`` of the toy study (named after
-    the paper's figures), and ``picture.png`` of samples (:func:`readme_picture`).
+    the paper's figures), ``curves.png`` of learning curves, or ``curves-<name>.png`` of those in a folder of that name,
+    and ``picture.png`` of samples (:func:`readme_picture`).
 
     Raises:
         FileNotFoundError: if there are none.
@@ -110,10 +112,7 @@ def write_figures(folder: Path, out: Path) -> list[Path]:
     """
     made: dict[str, bytes] = {}
     for home, section in _present(folder):
-        if section.file in _FIGURES:
-            made |= _checked(home / section.file, _FIGURES[section.file])
-        if section.file == SAMPLES:
-            made["picture.png"] = _readme_png(home)
+        made |= _drawn(section, home, folder)
     if not made:
         raise FileNotFoundError(
             f"{folder} has none of {', '.join([*_FIGURES, SAMPLES])} to draw, nor has a folder in it"
@@ -121,6 +120,21 @@ def write_figures(folder: Path, out: Path) -> list[Path]:
     for name, picture in made.items():
         write_aside(out / name, partial(_write_bytes, data=picture))
     return [out / name for name in made]
+
+
+def _drawn(section: Section, home: Path, folder: Path) -> dict[str, bytes]:
+    """The figures of a section's file by their names, which two models' folders must not share."""
+    if section.file == SAMPLES:
+        return {"picture.png": _readme_png(home)}
+    made = _checked(home / section.file, _FIGURES[section.file]) if section.file in _FIGURES else {}
+    alone = home == folder or section.file != CURVES
+    return made if alone else {f"curves-{home.name}.png": picture for picture in made.values()}
+
+
+def _learned(content: Mapping[str, Any]) -> dict[str, bytes]:
+    """A comparison of grids alone has no curves."""
+    rows = content["curves"]
+    return {"curves.png": charts.png(lines.learning_curves(rows))} if rows else {}
 
 
 def _compared(content: Mapping[str, Any]) -> dict[str, bytes]:
@@ -134,6 +148,7 @@ def _compared(content: Mapping[str, Any]) -> dict[str, bytes]:
 _FIGURES: dict[str, Callable[[Any], dict[str, bytes]]] = {
     FILE: _compared,
     TOY: lambda content: {"toy_fig3.png": charts.png(charts.toy_curves(content["cells"]))},
+    CURVES: _learned,
     SCATTER: lambda content: {"toy_fig2.png": charts.png(charts.toy_scatter(content[0]))},
 }
 
@@ -328,7 +343,7 @@ SECTIONS = (
     Section("samples", "Samples", SAMPLES, _samples),
     Section("results", "Comparison", FILE, _results),
     Section("plans", "Plans", "plans.safetensors", _plans),
-    Section("curves", "Learning curves", "curves.json", _curves),
+    Section("curves", "Learning curves", CURVES, _curves),
     Section("toy", "Toy: error against the number of steps", TOY, _toy),
     Section("toy_scatter", "Toy: error over the starting point", SCATTER, _scatter),
     Section("run", "How this was made", "run.json", _run),

@@ -35,7 +35,8 @@ def against_nfe(results: Results, metric: str) -> Table:
         + [Cell(_score(at[n].get(name), metric), name in at[n] and at[n][name].mean(metric) == best[n]) for n in at]
         for name in names
     ]
-    return Table([METRICS[metric], *(f"{n} NFE" for n in at)], [Group("", rows)])
+    caption = comparison.BEST_OF if results.choosy else ""
+    return Table([METRICS[metric], *(f"{n} NFE" for n in at)], [Group("", rows)], caption)
 
 
 def _scores(entries: Mapping[str, Entry], metric: str) -> list[float]:
@@ -53,7 +54,7 @@ def _rank(at: Mapping[int, Mapping[str, Entry]], name: str, metric: str) -> floa
 
 
 def _named(at: Mapping[int, Mapping[str, Entry]], name: str) -> str:
-    """Its name, and whether its numbers are with an analytic first step, which some need at some NFE."""
+    """Its name, and whether its numbers are with an analytic first step, which some need or do better with."""
     first = [entries[name].afs for entries in at.values() if name in entries]
     if name == BEST_GRID or not any(first):
         return name

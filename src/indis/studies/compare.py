@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from indis import artifact, grids
+from indis.denoise import device_of
 from indis.evaluate import counted_nfe
 from indis.methods import Method
 from indis.policies import Fixed
@@ -40,6 +41,8 @@ SHIPPED = {
     }
 }
 TEACHER = "teacher"
+# What a row may or may not have been measured by; every row has all of them, None where it was not.
+MEASURED = ("perceptual", "fd", "kl", "w1", "fit_seconds")
 
 
 @dataclass(frozen=True)
@@ -175,7 +178,15 @@ class Comparison:
         return [stored["row"] for stored in self._stored()]
 
     def _stored(self) -> list[dict[str, Any]]:
-        return [load_json(path) for path in sorted((self.folder / "cells").glob("*.json"))]
+        return [self._whole(load_json(path)) for path in sorted((self.folder / "cells").glob("*.json"))]
+
+    def _whole(self, stored: dict[str, Any]) -> dict[str, Any]:
+        """A finished cell with every key and the present words for freedoms: rows of earlier versions are reused."""
+        row = stored["row"]
+        if row["method"] == TEACHER:
+            return stored
+        known = {"freedoms": self.method(_cell(row)).freedoms} if row["seed"] is not None and self._ours(stored) else {}
+        return stored | {"row": dict.fromkeys((*MEASURED, "device")) | row | known}
 
     def collect(self) -> dict[str, Any]:
         """Write ``results.json`` and ``curves.json``; the former is returned."""
@@ -293,21 +304,18 @@ class Comparison:
         return {
             "model": self.bench.name,
             "method": cell.method,
-            "freedoms": self._freedoms(cell) if learned else "none",
+            "freedoms": self.method(cell).freedoms if learned else "none",
             "steps": self.method(cell).steps if learned else sampler.policy.steps,
             "afs": cell.afs,
             "seed": cell.seed,
             "nfe": cell.nfe,
             "calls": counted_nfe(self.denoiser, sampler),
             "solver": describe(sampler.solver)["type"],
+            **dict.fromkeys(MEASURED),
             **self.bench.judge(sampler, self.heldout, samples),
             "parameters": 0 if isinstance(sampler.policy, Fixed) else sampler.policy.parameter_count(),
+            "device": device_of(self.denoiser).type,
         }
-
-    def _freedoms(self, cell: Cell) -> str:
-        method = self.method(cell)
-        sizes = {name: getattr(method, name, 0) for name in ("dtau", "gamma", "weights")}
-        return "+".join(["tau", *(name for name, size in sizes.items() if size)])
 
     def _path(self, cell: Cell) -> Path:
         return self.folder / "cells" / f"{cell.name}.json"
@@ -333,7 +341,7 @@ class Comparison:
 
     def _ours(self, stored: dict[str, Any]) -> bool:
         row = stored["row"]
-        cell = Cell(row["method"], row["nfe"], row["afs"], row["seed"])
+        cell = _cell(row)
         if cell.seed is None:
             return stored["identity"] in [self._digest(self._plain_identity(n)) for n in (0, self.sizes.samples)]
         try:
@@ -347,3 +355,8 @@ class Comparison:
     def _finish(self, cell: Cell, identity: Any, row: dict[str, Any]) -> None:
         save_json(self._path(cell), {"identity": self._digest(identity), "row": row})
         self.collect()
+
+
+def _cell(row: dict[str, Any]) -> Cell:
+    """The cell that a row is of."""
+    return Cell(row["method"], row["nfe"], row["afs"], row["seed"])

@@ -129,8 +129,8 @@ class ToyStudy:
         self.config = config
         self.toy = load(config.classes, config.tree_seed)
         self.cells: list[Cell] = []
-        # Euler-3 errors of each policy (first freedom and all freedoms) over the held-out or training priors, for
-        # Fig. 2
+        # Euler-3 errors over a split's priors, "<policy> <freedoms> <split>" for every set of freedoms that was run; of
+        # them Fig. 2 shows the smallest and the largest.
         self.scatter: dict[str, Tensor] = {}
         self._done = 0
 
