@@ -16,6 +16,7 @@ finite.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
@@ -135,6 +136,17 @@ class Discretization:
         low, high = float(tau.min()), float(tau.max())
         if low < schedule.t_min or high > schedule.t_max:
             raise ValueError(f"tau must lie in [{schedule.t_min:g}, {schedule.t_max:g}], got [{low:g}, {high:g}]")
+        return self
+
+    def check_start(self, schedule: NoiseSchedule) -> Discretization:
+        """Itself, if it begins where sampling does: the noise that it is given is always that of t_max.
+
+        Raises:
+            ValueError: if it does not.
+        """
+        for first in self.tau[:, 0].tolist():
+            if not math.isclose(first, schedule.t_max, rel_tol=1e-6):  # typed or stored times may be rounded
+                raise ValueError(f"tau must begin at t_max = {schedule.t_max:g}, got {first:g}")
         return self
 
 

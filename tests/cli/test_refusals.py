@@ -1,8 +1,14 @@
 """What a person reads who asks for something impossible: one sentence, exit code 2, and no file."""
 
+from pathlib import Path
+
 import pytest
+import torch
 
 from cli.lines import FIT, TEACH, refused
+from indis import Fixed, Sampler, artifact, models
+from indis.cli.sample import SamplerChoice
+from indis.solvers import Euler
 from indis.storage import load_json, save_json
 from small_cases import flip_last_byte
 
@@ -15,7 +21,7 @@ BAD = {
     "teach: unknown class": ("teach --model toy:C --out x", ["'C'", "AB"]),
     "teach: no steps": ("teach --model toy --steps 0 --out x", ["steps must be at least 1, got 0"]),
     "teach: no seeds": ("teach --model toy --count 0 --out x", ["count must be at least 1, got 0"]),
-    "teach: other config": (f"{TEACH} --count 49 --out data", ["data holds endpoints with another config"]),
+    "teach: other config": (f"{TEACH} --count 47 --out data", ["data holds endpoints with another config"]),
     "teach: other teacher": (
         f"{TEACH.replace('12', '13')} --count 48 --out data",
         ["data holds endpoints with another provenance"],
@@ -215,6 +221,47 @@ def test_seeds_of_the_artifact_that_a_fit_began_at_count_as_seen(indis, work):
     assert indis(f"fit --data test --out phi {FIT} --fit.holdout 4 --start god")[0] == 0
     assert "phi was fitted on 0 ... 47" in refused(indis, "evaluate --artifact phi --heldout data --loss mse")
     assert "phi was fitted on 100 ... 119" in refused(indis, "evaluate --artifact phi --heldout test --loss mse")
+
+
+@pytest.mark.parametrize("command", ["sample --out s.safetensors", "evaluate --heldout test --loss mse"])
+@pytest.mark.parametrize(
+    ("times", "part"),
+    [
+        ((80, 10, 1, 0.002), "tau must lie in [0.00199601, 0.987654], got [0.002, 80]"),
+        ((0.9, 0.5, 0.002), "tau must begin at t_max = 0.987654, got 0.9"),
+    ],
+)
+def test_a_stored_plan_of_other_times_than_the_model_s_is_refused(indis, work, command, times, part):
+    plan = Fixed(torch.tensor([times], dtype=torch.float64))
+    artifact.save(Sampler(plan, Euler()), work / "plan")
+    said = refused(indis, f"{command} --model toy --artifact plan")
+    assert said == f"indis: error: plan does not fit the schedule of toy: {part}\n"
+
+
+def test_a_stored_plan_of_the_model_s_own_times_serves_whatever_the_rounding(indis, work):
+    schedule = models.load("toy").schedule
+    plan = Fixed(torch.tensor([[schedule.t_max * (1 - 1e-9), 0.5, schedule.t_min]], dtype=torch.float64))
+    artifact.save(Sampler(plan, Euler()), work / "plan")
+    assert indis("sample --model toy --artifact plan --out s.safetensors")[0] == 0
+
+
+def test_an_artifact_of_another_model_is_refused_even_if_its_schedule_is_the_same(indis, work):
+    assert indis("sample --model toy:A --artifact fitted --out s.safetensors")[0] == 0
+    (work / "s.safetensors").unlink()
+    said = refused(indis, "sample --model toy:AB --artifact fitted --out s.safetensors")
+    assert "fitted was fitted to model toy, got toy-AB" in said
+
+
+@pytest.mark.parametrize("spec", ["toy", "toy:A", "toy:B", "toy:AB", "fashion"])
+def test_a_model_s_name_is_known_before_it_is_loaded(spec):
+    assert models.name_of(spec) == models.load(spec).name
+    assert models.name_of(models.load(spec).name) == models.load(spec).name  # what comparisons record
+
+
+@pytest.mark.parametrize("name", artifact.shipped_names())
+def test_what_ships_is_not_refused(name):
+    fashion = models.load("fashion")
+    assert SamplerChoice(artifact=Path(name)).build(fashion).policy.steps >= 3
 
 
 @pytest.mark.parametrize("record", [{}, {"fitted_on": None}, {"fitted_on": ["0 ... 47"]}])

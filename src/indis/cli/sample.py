@@ -8,14 +8,15 @@ from pathlib import Path
 
 import torch
 
-from indis import artifact, budget
+from indis import artifact, budget, models
 from indis.budget import BudgetSampler
 from indis.cli.console import WithModel, say, writable_file
 from indis.denoise import Counted, Denoiser, Labelled
+from indis.discretization import Discretization
 from indis.evaluate import sample_batches
 from indis.methods import heuristic
 from indis.pixels import to_bytes
-from indis.policies import AnySteps
+from indis.policies import AnySteps, Fixed
 from indis.sampler import Sampler
 from indis.storage import save_tensors, write_aside
 
@@ -43,7 +44,7 @@ class SamplerChoice(WithModel):
         """The sampler, a budget's included.
 
         Raises:
-            ValueError: if the artifact was fitted to another kind of model, or the plain solver is described beside it.
+            ValueError: if the artifact was fitted to another model, or the plain solver is described beside it.
         """
         if self.artifact is not None:
             self._check_alone()
@@ -70,6 +71,18 @@ class SamplerChoice(WithModel):
             own, needed = getattr(sampler.policy, name, None), getattr(denoiser, name)
             if own is not None and own != needed:
                 raise ValueError(f"{self.artifact} needs a model with {name} {own}, {denoiser.name} has {needed}")
+        if isinstance(sampler.policy, Fixed):  # knows neither, only times
+            self._check_times(sampler.policy.plan, denoiser)
+        assert self.artifact is not None
+        made_for = artifact.made_for(self.artifact)
+        if made_for is not None and models.name_of(made_for) != denoiser.name:
+            raise ValueError(f"{self.artifact} was fitted to model {made_for}, got {denoiser.name}")
+
+    def _check_times(self, plan: Discretization, denoiser: Denoiser) -> None:
+        try:
+            plan.check(denoiser.schedule).check_start(denoiser.schedule)
+        except ValueError as error:
+            raise ValueError(f"{self.artifact} does not fit the schedule of {denoiser.name}: {error}") from None
 
     def _choose(self, sampler: Sampler) -> Sampler:
         if self.steps is not None:
