@@ -22,6 +22,7 @@ def test_an_artifact_with_a_budget_spends_it(indis, every):
     priced = load_json(every / "rows.json")["rows"][-1]
     assert indis("evaluate --artifact bought/mean3 --heldout test --loss squared --json row.json")[0] == 0
     row = load_json(every / "row.json")
+    assert row["calls"] == row["nfe"]
     assert (row["nfe"], row["heldout_loss"]) == (priced["nfe"], pytest.approx(priced["heldout_loss"]))
 
     code, said = indis("sample --model toy --artifact bought/mean3 --count 20 --out s.safetensors")

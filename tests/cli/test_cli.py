@@ -73,7 +73,19 @@ def test_labels_are_taken_in_turn_by_the_seeds(indis, work):
 
 def test_the_analytic_first_step_costs_one_evaluation_less(indis, work):
     assert indis("evaluate --heldout test --loss mse --steps 4 --grid uniform --afs --json row.json")[0] == 0
-    assert load_json(work / "row.json")["nfe"] == 3
+    row = load_json(work / "row.json")
+    assert (row["nfe"], row["calls"]) == (3, 3)
+
+
+def test_evaluations_at_the_same_time_count_once_as_in_a_comparison(indis, work):
+    # Two steps of a node and two midpoints that are asked together: 2 * 3 calls, 2 * 2 one after another.
+    plain = "--model toy --solver midpoint:2 --grid uniform --steps 6"
+    code, said = indis(f"evaluate {plain} --heldout test --loss mse --json row.json")
+    row = load_json(work / "row.json")
+    assert code == 0 and (row["steps"], row["nfe"], row["calls"]) == (6, 4, 6)
+    assert re.search(r"nfe +4\n", said) and re.search(r"calls +6\n", said)
+    code, said = indis(f"sample {plain} --count 3 --out s.safetensors")
+    assert code == 0 and "3 samples with 4 evaluations one after another, 6 in all, each in" in said
 
 
 def test_an_artifact_tells_how_it_was_made_without_naming_this_machine(work):

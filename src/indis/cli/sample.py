@@ -129,14 +129,19 @@ class Sample(SamplerChoice):
             save_grid(samples, self.out)
         else:
             save_tensors(self.out, {"samples": samples, "seeds": torch.tensor(list(seeds))})
-        each = (
-            f"{denoiser.samples / self.count:g} evaluations {'each' if isinstance(sampler, Sampler) else 'on average'}"
-        )
-        say(f"{self.count} samples with {each} in {self.out}")
+        say(f"{self.count} samples with {spent(sampler, denoiser.samples / self.count)} in {self.out}")
 
     def _denoiser(self) -> Denoiser:
         denoiser = self.load_model(self.model)
         return Asked(denoiser, self.label) if self.label else denoiser
+
+
+def spent(sampler: Sampler | BudgetSampler, calls: float) -> str:
+    """What a sample cost, of which ``calls`` were counted; some of a step's may be made at the same time."""
+    if isinstance(sampler, BudgetSampler):
+        return f"{calls:g} evaluations on average"
+    beside = "" if sampler.depth == calls else f" one after another, {calls:g} in all,"
+    return f"{sampler.depth} evaluations{beside} each"
 
 
 class Asked(Counted):
