@@ -24,6 +24,7 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor
 
+from indis.checks import require_choice
 from indis.noise import Domain, NoiseSchedule
 from indis.numerics import TIME_DTYPE
 
@@ -164,8 +165,8 @@ class Bounds:
     Sizes seen in peers' learned values: relative shifts up to 0.25, scales 0.6 ... 1.3 (DyWeight's released weights).
 
     Raises:
-        ValueError: if a bound is negative, gamma could reach zero, a gap shift could pass the next node, or the domain
-            is unknown.
+        ValueError: if a bound is negative, gamma could reach zero, a gap shift could pass the next node, or shift or
+            domain is unknown.
     """
 
     dtau: float = 0.5
@@ -189,8 +190,8 @@ class Bounds:
                 raise ValueError(f"bounds.{name} must be in [{low}, {high}), got {getattr(self, name)}")
         if self.shift == "gap" and self.dtau >= 1:
             raise ValueError(f"bounds.dtau must be below 1 for shift 'gap', got {self.dtau}")
-        if self.domain not in ("time", "log_snr"):
-            raise ValueError(f"domain must be time or log_snr, got {self.domain!r}")
+        require_choice("bounds.shift", self.shift, Shift)
+        require_choice("domain", self.domain, Domain)
 
     @classmethod
     def natural(cls, schedule: NoiseSchedule, **fields: Any) -> Bounds:

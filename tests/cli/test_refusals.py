@@ -54,6 +54,7 @@ BAD = {
         f"fit --data data --out x {FIT.replace('--depth 1', '--depth -1')}",
         ["depth must be at least 1"],
     ),
+    "fit: no width of AMED": ("fit --method amed --data data --out x --width -1", ["width must be at least 1, got -1"]),
     "fit: negative probes": (f"fit --data data --out x {FIT} --probes -5", ["probes must be at least 0, got -5"]),
     "fit: unknown solver": ("fit --data data --out x --solver rk", ["'rk'", *KNOWN_SOLVERS]),
     "fit: bad order": ("fit --data data --out x --solver ipndm:7", ["order must be 1, 2, 3 or 4, got 7"]),
