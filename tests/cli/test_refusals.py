@@ -55,6 +55,14 @@ BAD = {
         ["depth must be at least 1"],
     ),
     "fit: no width of AMED": ("fit --method amed --data data --out x --width -1", ["width must be at least 1, got -1"]),
+    "fit: a negative bound": (
+        f"fit --data data --out x/y {FIT} --json z/fit.json --dtau -1",
+        ["dtau must be in [0, inf)"],
+    ),
+    "fit: AYS without a table": (
+        "fit --method ays --table svd --data data --out x --loss mse --fit.holdout 8",
+        ["table 'svd' is made for noise levels from 700"],
+    ),
     "fit: negative probes": (f"fit --data data --out x {FIT} --probes -5", ["probes must be at least 0, got -5"]),
     "fit: unknown solver": ("fit --data data --out x --solver rk", ["'rk'", *KNOWN_SOLVERS]),
     "fit: bad order": ("fit --data data --out x --solver ipndm:7", ["order must be 1, 2, 3 or 4, got 7"]),
@@ -150,6 +158,7 @@ BAD = {
     "report: no folder": ("report --run nowhere", ["nowhere"]),
     "report: nothing in it": ("report --run data", ["data", "nothing|no results"]),
     "train-model: no data": ("train-model --out x --data test", ["train-images-idx3-ubyte.gz is missing"]),
+    "train-model: no weights": ("train-model --out x --init nowhere", ["nowhere does not exist"]),
     "train-model: no images": ("train-model --out x --images 0", ["images must be at least 1"]),
     "train-model: ema of 2": ("train-model --out x --ema 2", ["ema must be in [0, 1), got 2"]),
     "train-model: dropout of 3": ("train-model --out x --label-dropout 3", ["dropout must be in [0, 1], got 3"]),

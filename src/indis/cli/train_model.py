@@ -50,8 +50,8 @@ class TrainModel:
     def _denoiser(self) -> None:
         from indis.models.fashion_training import Trainer
 
-        images, labels = read("train", self.data)
         trainer, checkpoint = Trainer(self.config, init=self.init), self.out / "checkpoint.safetensors"
+        images, labels = read("train", self.data)
         if checkpoint.exists():
             trainer.resume(checkpoint)
             say(f"resuming at step {trainer.step} of {self.config.steps}")
