@@ -91,6 +91,18 @@ BAD = {
         ["fitted needs a model with schedule RectifiedFlow", "fashion has EDM"],
     ),
     "sample: no steps": ("sample --model toy --steps 0 --out s.safetensors", ["steps must be at least 1, got 0"]),
+    "sample: a list of other length": (
+        "sample --model toy --grid list:0.987654,0.5,0.002 --steps 3 --out s.safetensors",
+        ["steps must be 2 for a grid of 3 listed times, got 3"],
+    ),
+    "fit: a list of other length": (
+        f"fit --data data --out x {FIT} --grid list:0.987654,0.5,0.002",
+        ["steps must be 2 for a grid of 3 listed times, got 3"],
+    ),
+    "fit: a list of words": (
+        "fit --data data --out x --grid list:a,b",
+        ["grid list needs at least two numbers with commas between, got 'list:a,b'"],
+    ),
     "sample: no seeds": ("sample --model toy --count 0 --out s.safetensors", ["count must be at least 1, got 0"]),
     "sample: to .jpg": ("sample --model toy --out s.jpg", [".png or .safetensors", "s.jpg"]),
     "sample: points as picture": ("sample --model toy --out s.png", ["only images can be drawn", "use .safetensors"]),

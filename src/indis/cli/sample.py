@@ -33,7 +33,7 @@ class SamplerChoice(WithModel):
     name[:order[:variant]]; an artifact has its own."""
     grid: str | None = None
     """Grid of the plain solver (polynomial:7 if absent): uniform, log_snr, polynomial, quadratic, vp_time, flow_shift
-    or resolution, as name[:parameter]; an artifact has its own."""
+    or resolution, as name[:parameter], or list:T0,T1,... of times; an artifact has its own."""
     steps: int | None = None
     """Steps of the plain solver (5 if absent), or which of its numbers an artifact for every N shall take; one of
     `indis budget` takes each sample's own if absent."""

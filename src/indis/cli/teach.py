@@ -30,7 +30,7 @@ class Teach(WithModel):
     name[:order[:variant]]."""
     grid: str = "polynomial:7"
     """Teacher's grid: uniform, log_snr, polynomial, quadratic, vp_time, flow_shift or resolution, as
-    name[:parameter]."""
+    name[:parameter], or list:T0,T1,... of times."""
     steps: int = 30
     """Teacher's steps."""
     config: Annotated[TeachConfig, tyro.conf.arg(name="")] = field(default_factory=TeachConfig)
