@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from indis import artifact, budget, models
 from indis.budget import BudgetSampler
-from indis.cli.console import WithModel, say, writable_file
+from indis.cli.console import WithModel, bar, emit, say, writable_file
 from indis.denoise import Counted, Denoiser, Labelled
 from indis.discretization import Discretization
-from indis.evaluate import sample_batches
+from indis.evaluate import Draw, sample_batches
 from indis.methods import heuristic
 from indis.pixels import to_bytes
 from indis.policies import AnySteps, Fixed
@@ -56,10 +57,17 @@ class SamplerChoice(WithModel):
             sampler = self._choose(artifact.load(folder))
             self._check(sampler, denoiser)
             return sampler
-        steps = 5 if self.steps is None else self.steps
-        solver = "ipndm:3" if self.solver is None else self.solver
-        grid = "polynomial:7" if self.grid is None else self.grid
-        return heuristic(denoiser, solver=solver, grid=grid, steps=steps, analytic_first=self.afs)
+        return heuristic(denoiser, **self.plain)
+
+    @property
+    def plain(self) -> dict[str, Any]:
+        """The plain solver, with the defaults that it takes."""
+        return {
+            "solver": "ipndm:3" if self.solver is None else self.solver,
+            "grid": "polynomial:7" if self.grid is None else self.grid,
+            "steps": 5 if self.steps is None else self.steps,
+            "analytic_first": self.afs,
+        }
 
     def _check_alone(self) -> None:
         for name, given in (("solver", self.solver), ("grid", self.grid), ("afs", self.afs)):
@@ -113,6 +121,8 @@ class Sample(SamplerChoice):
     """How many seeds."""
     label: tuple[int, ...] = ()
     """Classes that the seeds take in turn (fashion: 0 ... 9, or 10 for none); if absent, seed mod 10."""
+    json: Path | None = None
+    """Write which samples these are, where, and what they cost to this file."""
 
     def run(self) -> None:
         """Draw and write."""
@@ -121,19 +131,37 @@ class Sample(SamplerChoice):
         if self.out.suffix not in (".png", ".safetensors"):
             raise ValueError(f"out must end in .png or .safetensors, got {self.out}")
         writable_file(self.out)
+        writable_file(self.json)
         denoiser = Counted(self._denoiser())
         sampler = self.build(denoiser)
         seeds = range(self.first_seed, self.first_seed + self.count)
-        samples = torch.cat([batch.cpu() for batch in sample_batches(denoiser, sampler, seeds)])
+        samples = torch.cat(list(drawn(denoiser, sampler, seeds)))
         if self.out.suffix == ".png":
             save_grid(samples, self.out)
         else:
             save_tensors(self.out, {"samples": samples, "seeds": torch.tensor(list(seeds))})
-        say(f"{self.count} samples with {spent(sampler, denoiser.samples / self.count)} in {self.out}")
+        calls = denoiser.samples / self.count
+        say(f"{self.count} samples with {spent(sampler, calls)} in {self.out}")
+        emit(self._row(denoiser.name, sampler.depth if isinstance(sampler, Sampler) else calls, calls), self.json)
+
+    def _row(self, model: str, nfe: float, calls: float) -> dict[str, Any]:
+        """Which samples, of what, and what was counted."""
+        which = {"model": model, "first_seed": self.first_seed, "count": self.count, "label": list(self.label)}
+        fitted = {"artifact": str(self.artifact), "steps": self.steps}
+        return {"out": str(self.out), **which, **(fitted if self.artifact else self.plain), "nfe": nfe, "calls": calls}
 
     def _denoiser(self) -> Denoiser:
         denoiser = self.load_model(self.model)
         return Asked(denoiser, self.label) if self.label else denoiser
+
+
+def drawn(denoiser: Denoiser, sampler: Draw, seeds: Sequence[int]) -> Iterator[torch.Tensor]:
+    """:func:`~indis.evaluate.sample_batches` under a progress bar, on the CPU."""
+    with bar() as progress:
+        task = progress.add_task("samples", total=len(seeds))
+        for batch in sample_batches(denoiser, sampler, seeds):
+            progress.update(task, advance=len(batch))
+            yield batch.cpu()
 
 
 def spent(sampler: Sampler | BudgetSampler, calls: float) -> str:
