@@ -33,6 +33,13 @@ def test_an_artifact_with_a_budget_spends_it(indis, every):
     assert same_tensors({"samples": drawn["samples"]}, {"samples": expected})
 
 
+def test_a_budget_of_another_model_is_refused(indis, every):
+    assert indis(f"{BUDGET} --mean 3 --out bought")[0] == 0
+    for steps in ("", "--steps 2"):
+        said = refused(indis, f"sample --model toy:AB --artifact bought/mean3 {steps} --out s.safetensors")
+        assert "bought/mean3 was fitted to model toy, got toy-AB" in said
+
+
 def test_a_number_of_steps_overrides_the_budget(indis, every):
     assert indis(f"{BUDGET} --mean 3 --out bought")[0] == 0
     assert indis("evaluate --artifact bought/mean3 --steps 2 --heldout test --loss squared --json row.json")[0] == 0
