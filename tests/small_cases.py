@@ -71,6 +71,11 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
+def folders(folder: Path) -> list[str]:
+    """Every folder below a folder, empty ones included."""
+    return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_dir())
+
+
 def flip_last_byte(path: Path) -> None:
     raw = bytearray(path.read_bytes())
     raw[-1] ^= 1

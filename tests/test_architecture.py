@@ -18,10 +18,11 @@ TIME_PATH = [
     *sorted((SOURCE / "solvers").glob("*.py")),
     *sorted((SOURCE / "policies").glob("*.py")),
 ]
-# A border check, the constant scale of the prior, DEIS's guard, the initial values of a network, and a seed from bytes.
+# Border checks, the constant scale of the prior, DEIS's guard, the initial values of a network, and a seed from bytes.
 MAY_LEAVE = {
     ("discretization.py", "check", "float"),
     ("discretization.py", "check", "tolist"),
+    ("discretization.py", "check_start", "tolist"),
     ("noise.py", "prior", "float"),
     ("policies/churn.py", "fresh_noise", "numpy"),
     ("policies/instance.py", "start_at", "no_grad"),

@@ -24,13 +24,15 @@ from indis import (
     heuristic,
     losses,
     models,
+    noise_from_seeds,
 )
 from indis.cli.sample import Asked
 from indis.denoise import Labelled, Revealing
 from indis.evaluate import counted_nfe
 from indis.methods import AMED
+from indis.models.fashion import class_condition
 from problems import FORMS, Bumpy, Gaussian, GoldenMixture, Recording, seeded
-from small_cases import TinyClasses, sentence
+from small_cases import TinyClasses, sentence, tiny_teacher
 
 SCHEDULES = {
     "edm": EDM(),
@@ -295,3 +297,21 @@ def test_a_wrapped_function_of_classes_is_asked_for_labels_as_a_model_family_is(
     with pytest.raises(ValueError) as error:
         Asked(Wrapped(*parts, condition=tiny.condition), [3])
     assert "label must be left out for wrapped, which has no classes" in sentence(error)
+
+
+@pytest.mark.parametrize(
+    ("condition", "named"),
+    [
+        (class_condition(torch.arange(3)), "condition.inputs['label'] must have a row for each of the 4"),
+        (class_condition(torch.arange(1)), "condition.inputs['label'] must have a row for each of the 4"),
+        (Condition({"label": torch.tensor(2)}), "got ()"),
+        (Condition({"label": torch.arange(4)}, torch.ones(1, 11)), "condition.features must have a row for each"),
+    ],
+)
+def test_a_sampler_refuses_a_condition_of_another_batch(condition, named):
+    # One row is worse than three: it would be shared by all without a word.
+    noise = noise_from_seeds(range(4), (1, 4, 4))
+    for run in (tiny_teacher(), tiny_teacher().realised):
+        with pytest.raises(ValueError) as error:
+            run(TinyClasses(), noise, condition)
+        assert named in sentence(error)

@@ -234,6 +234,7 @@ def test_rows_are_independent():
         ({"floor": 0.1}, "bounds.floor must be in"),
         ({"shift": "gap", "dtau": 1.0}, "below 1 for shift 'gap'"),
         ({"domain": "lambda"}, "domain must be time or log_snr, got 'lambda'"),
+        ({"shift": "foo"}, "bounds.shift must be relative, gap or additive, got 'foo'"),
     ],
 )
 def test_bounds_that_make_no_sense_are_refused(fields, message):

@@ -6,6 +6,7 @@ import torch
 from indis import EDM, LinearVP, RectifiedFlow, grids
 from indis.grids import VPClock, ratio
 from problems import SCHEDULES
+from small_cases import sentence
 
 SHIFTED = ("flow_shift", "resolution")
 VALID = [(g, s) for g in grids.GRIDS for s in SCHEDULES if not (g in SHIFTED and SCHEDULES[s].t_max > 1)]
@@ -151,9 +152,36 @@ def test_parameters_in_names_are_used(spec, grid):
     assert float((plain - grid).abs().max()) > 1e-3
 
 
+def test_a_list_of_times_is_a_grid_of_its_own_number_of_steps():
+    grid = grids.named("list:80,10,1,0.002")
+    assert grid(EDM(), 3).tolist() == [[80, 10, 1, 0.002]]
+    assert grid(EDM(), 3).dtype == torch.float64
+    assert grids.named("list:0.987654,0.5,0.01")(RectifiedFlow(0.002, 80 / 81), 2).shape == (1, 3)  # rounded
+    with pytest.raises(ValueError, match="steps must be 3 for a grid of 4 listed times, got 5"):
+        grid(EDM(), 5)
+
+
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
+        ("list:70,10,1,0.002", "a listed grid must begin at t_max = 80, got 70"),
+        ("list:80,10,10,0.002", "strictly decreasing"),
+        ("list:80,10,1,0", r"times must lie in \[0.002, 80\]"),
+    ],
+)
+def test_listed_times_that_no_sampler_can_take_are_refused(spec, message):
+    with pytest.raises(ValueError, match=message) as error:
+        grids.named(spec)(EDM(), 3)
+    sentence(error)
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("list", "grid list needs at least two numbers"),
+        ("list:80", "grid list needs at least two numbers"),
+        ("list:80,ten", "grid list needs at least two numbers"),
+        ("list:80,nan,1", "grid list needs at least two numbers"),
         ("cosine", "grid must be one of uniform, log_snr"),
         ("", "grid must be one of"),
         ("uniform:2", "takes no parameter"),

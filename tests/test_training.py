@@ -9,6 +9,7 @@ import torch
 from indis import Bounds, Counted, Fit, FitConfig, Fixed, IndisConfig, PerSample, Sampler, grids, solvers
 from indis.losses import mse, squared_distance
 from indis.policies.encoders import VectorTrunk
+from indis.storage import save_tensors
 from small_cases import same_tensors, sentence, toy, toy_pairs
 
 SMALL = {"iterations": 12, "batch": 16, "lr": 2e-2, "holdout": 32, "validate_every": 3}
@@ -24,6 +25,14 @@ def start(per_instance=True, loss=squared_distance, denoiser=None, **changes) ->
 def finish(process) -> Fit:
     list(process.run())
     return process
+
+
+@pytest.mark.parametrize("header", [None, [], {"config": {}, "meta": None, "step": 1}])
+def test_a_file_that_something_else_wrote_is_no_checkpoint(tmp_path, header):
+    save_tensors(tmp_path / "checkpoint.safetensors", {"policy.free": torch.zeros(1)}, header)
+    with pytest.raises(ValueError, match=r"safetensors is no checkpoint .*best missing from its header") as error:
+        start().resume(tmp_path / "checkpoint.safetensors")
+    sentence(error)
 
 
 def advance(process, steps):

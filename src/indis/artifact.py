@@ -115,6 +115,14 @@ def check_unseen(name: Path | str, seeds: Tensor) -> None:
             raise ValueError(f"heldout must hold seeds that no fit has seen, but {fitted}: {seen} of {len(seeds)}")
 
 
+def made_for(name: Path | str) -> str | None:
+    """The model that an artifact was fitted to, if it records one; those that scripts wrote need not."""
+    match load_config(find(name)).get("provenance"):
+        case {"model": str(model)}:
+            return model
+    return None
+
+
 def _recorded(name: Path | str) -> list[dict[str, int]]:
     """What :func:`seen_seeds` said; nothing of artifacts that scripts or earlier versions wrote."""
     match load_config(find(name)).get("provenance"):

@@ -16,6 +16,7 @@ finite.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
@@ -23,6 +24,7 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor
 
+from indis.checks import require_choice
 from indis.noise import Domain, NoiseSchedule
 from indis.numerics import TIME_DTYPE
 
@@ -137,6 +139,17 @@ class Discretization:
             raise ValueError(f"tau must lie in [{schedule.t_min:g}, {schedule.t_max:g}], got [{low:g}, {high:g}]")
         return self
 
+    def check_start(self, schedule: NoiseSchedule) -> Discretization:
+        """Itself, if it begins where sampling does: the noise that it is given is always that of t_max.
+
+        Raises:
+            ValueError: if it does not.
+        """
+        for first in self.tau[:, 0].tolist():
+            if not math.isclose(first, schedule.t_max, rel_tol=1e-6):  # typed or stored times may be rounded
+                raise ValueError(f"tau must begin at t_max = {schedule.t_max:g}, got {first:g}")
+        return self
+
 
 @dataclass(frozen=True)
 class Bounds:
@@ -152,8 +165,8 @@ class Bounds:
     Sizes seen in peers' learned values: relative shifts up to 0.25, scales 0.6 ... 1.3 (DyWeight's released weights).
 
     Raises:
-        ValueError: if a bound is negative, gamma could reach zero, a gap shift could pass the next node, or the domain
-            is unknown.
+        ValueError: if a bound is negative, gamma could reach zero, a gap shift could pass the next node, or shift or
+            domain is unknown.
     """
 
     dtau: float = 0.5
@@ -177,8 +190,8 @@ class Bounds:
                 raise ValueError(f"bounds.{name} must be in [{low}, {high}), got {getattr(self, name)}")
         if self.shift == "gap" and self.dtau >= 1:
             raise ValueError(f"bounds.dtau must be below 1 for shift 'gap', got {self.dtau}")
-        if self.domain not in ("time", "log_snr"):
-            raise ValueError(f"domain must be time or log_snr, got {self.domain!r}")
+        require_choice("bounds.shift", self.shift, Shift)
+        require_choice("domain", self.domain, Domain)
 
     @classmethod
     def natural(cls, schedule: NoiseSchedule, **fields: Any) -> Bounds:

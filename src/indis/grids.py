@@ -1,8 +1,8 @@
 r"""Grids: the heuristic choices of the nodes tau, shared by all samples.
 
 A grid is a function ``(schedule, steps) -> tau`` with ``tau`` of shape ``(1, steps + 1)``, float64, strictly decreasing
-from ``t_max`` to ``t_min`` with both ends exact. Formulas use the noise-to-signal ratio :math:`s = \sigma / \alpha`,
-which is the time itself for EDM.
+from ``t_max`` to ``t_min`` with both ends exact, but for a list, which ends where it says. Formulas use the
+noise-to-signal ratio :math:`s = \sigma / \alpha`, which is the time itself for EDM.
 
 =================  =========================================================  =============================
 name               evenly spaced                                              source
@@ -14,6 +14,7 @@ quadratic          sqrt(t)                                                    So
 vp_time[:rho]      the time of a linear VP process with the same s, ^(1/rho)  Zhang & Chen, 2023 (DEIS)
 flow_shift[:k]     t, then k t / (1 + (k - 1) t), k = 3                       Esser et al., 2024 (SD3), eq. 23
 resolution[:n]     flow_shift with the shift of n image tokens, n = 4096      FLUX; "RDS"
+list:t0,...,tN     nothing: these times, from t_max to where sampling stops   you
 =================  =========================================================  =============================
 """
 
@@ -123,21 +124,47 @@ GRIDS: dict[str, Callable[..., Tensor]] = {
 }
 
 
+LIST = "list"  # of times, so a grid of one number of steps alone
+NAMES = (*GRIDS, LIST)
+
+
 def named(spec: str) -> Grid:
-    """The grid that ``name`` or ``name:parameter`` means, for example ``polynomial:3``.
+    """The grid that ``name`` or ``name:parameter`` means, for example ``polynomial:3`` or ``list:80,10,1,0.002``.
 
     Raises:
-        ValueError: if the name is unknown or the parameter is not a positive number.
+        ValueError: if the name is unknown, or the parameter no positive number or list of numbers.
     """
     name, _, parameter = spec.partition(":")
-    if name not in GRIDS:
-        raise ValueError(f"grid must be one of {', '.join(GRIDS)}, got {name!r}")
+    if name not in NAMES:
+        raise ValueError(f"grid must be one of {', '.join(NAMES)}, got {name!r}")
+    if name == LIST:
+        return partial(_given, times=_times(parameter, spec))
     if not parameter:
         return GRIDS[name]
     keywords = {"polynomial": "rho", "vp_time": "rho", "flow_shift": "shift", "resolution": "tokens"}
     if name not in keywords:
         raise ValueError(f"grid {name} takes no parameter, got {spec!r}")
     return partial(GRIDS[name], **{keywords[name]: _positive(parameter, spec)})
+
+
+def _given(schedule: NoiseSchedule, steps: int, times: Sequence[float]) -> Tensor:
+    """:func:`listed`, if it begins where the noise is and has so many steps."""
+    tau = listed(schedule, times)
+    if len(times) != steps + 1:
+        raise ValueError(f"steps must be {len(times) - 1} for a grid of {len(times)} listed times, got {steps}")
+    if not math.isclose(times[0], schedule.t_max, rel_tol=1e-6):  # typed times are rounded
+        raise ValueError(f"a listed grid must begin at t_max = {schedule.t_max:g}, got {times[0]:g}")
+    return tau
+
+
+def _times(text: str, spec: str) -> list[float]:
+    try:
+        times = [float(part) for part in text.split(",")]
+    except ValueError:
+        times = []
+    if len(times) < 2 or not all(map(math.isfinite, times)):
+        raise ValueError(f"grid list needs at least two numbers with commas between, got {spec!r}")
+    return times
 
 
 def _positive(text: str, spec: str) -> float:

@@ -60,7 +60,8 @@ class Sampler:
         Policy, noise, condition and denoiser must be on one device; :func:`~indis.denoise.bring` takes them there.
 
         Raises:
-            ValueError: if the noise does not fit the denoiser, or the denoiser lacks what the policy reads.
+            ValueError: if the noise does not fit the denoiser or the condition, or the denoiser lacks what the policy
+                reads.
         """
         plan = self._plan(denoiser, noise, condition, index)
         start = prior(denoiser.schedule, noise)
@@ -71,7 +72,7 @@ class Sampler:
         """The discretization that each sample ends up with, closed-loop decisions included; takes a whole run.
 
         Raises:
-            ValueError: if the noise does not fit the denoiser.
+            ValueError: if the noise does not fit the denoiser or the condition.
         """
         plan = self._plan(denoiser, noise, condition, None)
         if isinstance(plan, Discretization):
@@ -84,10 +85,23 @@ class Sampler:
     def _plan(self, denoiser: Denoiser, noise: Tensor, condition: Condition, index: Tensor | None) -> Plan:
         if tuple(noise.shape[1:]) != tuple(denoiser.shape):
             raise ValueError(f"noise must be (batch, *{tuple(denoiser.shape)}), got {tuple(noise.shape)}")
+        _check_batch(condition, len(noise))
         plan = self.policy(noise, condition.features, index)
         if isinstance(plan, Attentive):
             plan.attach(denoiser, analytic_first=self.analytic_first)
         return plan
+
+
+def _check_batch(condition: Condition, batch: int) -> None:
+    """One row of everything for each sample; torch would share a single one silently."""
+    parts = {f"inputs[{name!r}]": value for name, value in condition.inputs.items()}
+    if condition.features is not None:
+        parts["features"] = condition.features
+    for name, value in parts.items():
+        if tuple(value.shape[:1]) != (batch,):
+            raise ValueError(
+                f"condition.{name} must have a row for each of the {batch} samples of noise, got {tuple(value.shape)}"
+            )
 
 
 @dataclass

@@ -83,6 +83,20 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], Any]:
         raise ValueError(f"{path} is damaged: {error}") from None
 
 
+def load_checkpoint(path: Path, *fields: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """:func:`load_tensors` of a file whose ``meta`` must have these fields.
+
+    Raises:
+        FileNotFoundError: if it is missing.
+        ValueError: if it is damaged, or something else wrote it.
+    """
+    tensors, meta = load_tensors(path)
+    absent = [name for name in fields if not isinstance(meta, dict) or name not in meta]
+    if absent:
+        raise ValueError(f"{path} is no checkpoint of this version: {', '.join(absent)} missing from its header")
+    return tensors, meta
+
+
 def section(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """The tensors whose names start with ``prefix``, without it."""
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}

@@ -24,7 +24,7 @@ from indis.denoise import Denoiser, bring
 from indis.losses import Loss
 from indis.policies import Global, LogitPolicy, PerSample, Policy
 from indis.sampler import Sampler
-from indis.storage import load_tensors, pack_optimizer, save_tensors, section, unpack_optimizer
+from indis.storage import load_checkpoint, pack_optimizer, save_tensors, section, unpack_optimizer
 from indis.teacher import Endpoints
 
 
@@ -183,9 +183,9 @@ class Fit(Tuning):
         """Continue from a checkpoint of the same configuration (``meta`` included).
 
         Raises:
-            ValueError: if it belongs to another one.
+            ValueError: if it belongs to another one, or is no checkpoint.
         """
-        tensors, header = load_tensors(path)
+        tensors, header = load_checkpoint(path, "config", "meta", "step", "best")
         if header["config"] != self._identity() or header["meta"] != meta:
             raise ValueError(f"{path} was written with another configuration; give the same one or another folder")
         self._restore(tensors, header)

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from small_cases import contents
+from small_cases import contents, folders
 
 TEACH = "teach --model toy --solver euler --grid uniform --steps 12 --shard 16"
 STUDENT = "--steps 3 --solver euler --grid uniform --loss squared --width 8 --depth 1"
@@ -10,11 +10,11 @@ FIT = f"{STUDENT} --fit.iterations 8 --fit.batch 16 --fit.holdout 16 --fit.valid
 
 
 def refused(indis, line):
-    """The sentence of a command that must fail without leaving any file."""
-    before = contents(Path.cwd())
+    """The sentence of a command that must fail without leaving any file or folder."""
+    before = contents(Path.cwd()), folders(Path.cwd())
     code, said = indis(line)
     assert code == 2
-    assert contents(Path.cwd()) == before
+    assert (contents(Path.cwd()), folders(Path.cwd())) == before
     assert said.startswith("indis: error: ") and said.count("\n") == 1 and len(said) < 400
     assert "Traceback" not in said
     return said

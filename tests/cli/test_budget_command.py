@@ -22,6 +22,7 @@ def test_an_artifact_with_a_budget_spends_it(indis, every):
     priced = load_json(every / "rows.json")["rows"][-1]
     assert indis("evaluate --artifact bought/mean3 --heldout test --loss squared --json row.json")[0] == 0
     row = load_json(every / "row.json")
+    assert row["calls"] == row["nfe"]
     assert (row["nfe"], row["heldout_loss"]) == (priced["nfe"], pytest.approx(priced["heldout_loss"]))
 
     code, said = indis("sample --model toy --artifact bought/mean3 --count 20 --out s.safetensors")
@@ -30,6 +31,13 @@ def test_an_artifact_with_a_budget_spends_it(indis, every):
     expected = budget.load(every / "bought" / "mean3")(counter, noise_from_seeds(range(20), (2,)))
     assert code == 0 and f"{counter.samples / 20:g} evaluations on average" in said
     assert same_tensors({"samples": drawn["samples"]}, {"samples": expected})
+
+
+def test_a_budget_of_another_model_is_refused(indis, every):
+    assert indis(f"{BUDGET} --mean 3 --out bought")[0] == 0
+    for steps in ("", "--steps 2"):
+        said = refused(indis, f"sample --model toy:AB --artifact bought/mean3 {steps} --out s.safetensors")
+        assert "bought/mean3 was fitted to model toy, got toy-AB" in said
 
 
 def test_a_number_of_steps_overrides_the_budget(indis, every):

@@ -11,16 +11,16 @@ import pytest
 import torch
 
 from cli.lines import FIT, STUDENT, TEACH, refused
-from indis import Global, __version__, artifact, heuristic, models, noise_from_seeds
+from indis import Fixed, Global, Sampler, __version__, artifact, heuristic, models, noise_from_seeds
 from indis.cli import main as entry
 from indis.cli.budget import Budget
 from indis.cli.console import Reporting
 from indis.cli.sample import save_grid
 from indis.cli.toy import ToyCommand
 from indis.cli.train_model import TrainModel
-from indis.grids import GRIDS
+from indis.grids import NAMES
 from indis.methods import METHODS
-from indis.solvers import SOLVERS
+from indis.solvers import SOLVERS, Euler
 from indis.storage import load_json, load_tensors
 from indis.teacher import load_endpoints
 from indis.training import Fit, Search
@@ -73,7 +73,34 @@ def test_labels_are_taken_in_turn_by_the_seeds(indis, work):
 
 def test_the_analytic_first_step_costs_one_evaluation_less(indis, work):
     assert indis("evaluate --heldout test --loss mse --steps 4 --grid uniform --afs --json row.json")[0] == 0
-    assert load_json(work / "row.json")["nfe"] == 3
+    row = load_json(work / "row.json")
+    assert (row["nfe"], row["calls"]) == (3, 3)
+
+
+def test_evaluations_at_the_same_time_count_once_as_in_a_comparison(indis, work):
+    # Two steps of a node and two midpoints that are asked together: 2 * 3 calls, 2 * 2 one after another.
+    plain = "--model toy --solver midpoint:2 --grid uniform --steps 6"
+    code, said = indis(f"evaluate {plain} --heldout test --loss mse --json row.json")
+    row = load_json(work / "row.json")
+    assert code == 0 and (row["steps"], row["nfe"], row["calls"]) == (6, 4, 6)
+    assert re.search(r"nfe +4\n", said) and re.search(r"calls +6\n", said)
+    code, said = indis(f"sample {plain} --count 3 --out s.safetensors")
+    assert code == 0 and "3 samples with 4 evaluations one after another, 6 in all, each in" in said
+
+
+def test_a_list_of_times_is_a_grid_for_solvers_teachers_and_fits(indis, work):
+    times = "list:0.987654,0.6,0.3,0.00199602"
+    plain = f"--model toy --solver euler --grid {times} --steps 3"
+    assert indis(f"sample {plain} --count 2 --out s.safetensors")[0] == 0
+    drawn, _ = load_tensors(work / "s.safetensors")
+    model, tau = models.load("toy"), torch.tensor([[0.987654, 0.6, 0.3, 0.00199602]], dtype=torch.float64)
+    expected = Sampler(Fixed(tau), Euler())(model, noise_from_seeds([0, 1], (2,)))
+    torch.testing.assert_close(drawn["samples"], expected, rtol=0, atol=1e-6)
+    assert indis(f"teach {plain} --count 4 --out taught")[0] == 0
+    assert load_endpoints(work / "taught")[1]["provenance"]["grid"] == times
+    assert indis(f"fit --data data --out listed {FIT} --grid {times}")[0] == 0
+    assert artifact.load_config(work / "listed")["provenance"]["config"]["grid"] == times
+    assert indis("evaluate --artifact listed --heldout test --loss mse")[0] == 0
 
 
 def test_an_artifact_tells_how_it_was_made_without_naming_this_machine(work):
@@ -250,7 +277,7 @@ def test_no_option_goes_without_a_word(capsys, monkeypatch, line):
 @pytest.mark.parametrize("command", ["teach", "fit", "sample", "evaluate"])
 def test_the_help_names_every_solver_grid_and_kind_of_artifact(capsys, monkeypatch, command):
     words = set(re.findall(r"[-\w]+", " ".join(explained(capsys, monkeypatch, command))))
-    assert set(SOLVERS) | set(GRIDS) <= words
+    assert set(SOLVERS) | set(NAMES) <= words
     assert command in ("teach", "fit") or {"fashion-nfe3", "-nfe5", "-nfe7", "-god", "-look"} <= words
 
 

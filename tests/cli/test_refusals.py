@@ -1,8 +1,14 @@
 """What a person reads who asks for something impossible: one sentence, exit code 2, and no file."""
 
+from pathlib import Path
+
 import pytest
+import torch
 
 from cli.lines import FIT, TEACH, refused
+from indis import Fixed, Sampler, artifact, models
+from indis.cli.sample import SamplerChoice
+from indis.solvers import Euler
 from indis.storage import load_json, save_json
 from small_cases import flip_last_byte
 
@@ -15,7 +21,7 @@ BAD = {
     "teach: unknown class": ("teach --model toy:C --out x", ["'C'", "AB"]),
     "teach: no steps": ("teach --model toy --steps 0 --out x", ["steps must be at least 1, got 0"]),
     "teach: no seeds": ("teach --model toy --count 0 --out x", ["count must be at least 1, got 0"]),
-    "teach: other config": (f"{TEACH} --count 49 --out data", ["data holds endpoints with another config"]),
+    "teach: other config": (f"{TEACH} --count 47 --out data", ["data holds endpoints with another config"]),
     "teach: other teacher": (
         f"{TEACH.replace('12', '13')} --count 48 --out data",
         ["data holds endpoints with another provenance"],
@@ -48,6 +54,15 @@ BAD = {
         f"fit --data data --out x {FIT.replace('--depth 1', '--depth -1')}",
         ["depth must be at least 1"],
     ),
+    "fit: no width of AMED": ("fit --method amed --data data --out x --width -1", ["width must be at least 1, got -1"]),
+    "fit: a negative bound": (
+        f"fit --data data --out x/y {FIT} --json z/fit.json --dtau -1",
+        ["dtau must be in [0, inf)"],
+    ),
+    "fit: AYS without a table": (
+        "fit --method ays --table svd --data data --out x --loss mse --fit.holdout 8",
+        ["table 'svd' is made for noise levels from 700"],
+    ),
     "fit: negative probes": (f"fit --data data --out x {FIT} --probes -5", ["probes must be at least 0, got -5"]),
     "fit: unknown solver": ("fit --data data --out x --solver rk", ["'rk'", *KNOWN_SOLVERS]),
     "fit: bad order": ("fit --data data --out x --solver ipndm:7", ["order must be 1, 2, 3 or 4, got 7"]),
@@ -63,6 +78,11 @@ BAD = {
     "fit: start is no global plan": (f"fit --data data --out x {FIT} --start fitted", ["must be a fitted global plan"]),
     "fit: below a file": (f"fit --data data --out fit.json/x {FIT}", ["fit.json/x"]),
     "fit: json below a file": (f"fit --data data --out x {FIT} --json fit.json/x", ["fit.json is a file"]),
+    "teach: json onto a folder": (f"{TEACH} --count 4 --out x --json data", ["data is a folder"]),
+    "sample: json onto a folder": ("sample --model toy --out s.safetensors --json data", ["data is a folder"]),
+    "report: json onto a folder": ("report --run fitted --json data", ["data is a folder"]),
+    "demo: json onto a folder": ("demo --out x --json data", ["data is a folder"]),
+    "train-model: json onto a folder": ("train-model --out x --json data", ["data is a folder"]),
     "fit: json onto a folder": (f"fit --data data --out x {FIT} --json data", ["data is a folder"]),
     "teach: no such device": (
         "teach --model toy --out x --device gpu",
@@ -76,6 +96,18 @@ BAD = {
         ["fitted needs a model with schedule RectifiedFlow", "fashion has EDM"],
     ),
     "sample: no steps": ("sample --model toy --steps 0 --out s.safetensors", ["steps must be at least 1, got 0"]),
+    "sample: a list of other length": (
+        "sample --model toy --grid list:0.987654,0.5,0.002 --steps 3 --out s.safetensors",
+        ["steps must be 2 for a grid of 3 listed times, got 3"],
+    ),
+    "fit: a list of other length": (
+        f"fit --data data --out x {FIT} --grid list:0.987654,0.5,0.002",
+        ["steps must be 2 for a grid of 3 listed times, got 3"],
+    ),
+    "fit: a list of words": (
+        "fit --data data --out x --grid list:a,b",
+        ["grid list needs at least two numbers with commas between, got 'list:a,b'"],
+    ),
     "sample: no seeds": ("sample --model toy --count 0 --out s.safetensors", ["count must be at least 1, got 0"]),
     "sample: to .jpg": ("sample --model toy --out s.jpg", [".png or .safetensors", "s.jpg"]),
     "sample: points as picture": ("sample --model toy --out s.png", ["only images can be drawn", "use .safetensors"]),
@@ -143,6 +175,18 @@ BAD = {
     "report: no folder": ("report --run nowhere", ["nowhere"]),
     "report: nothing in it": ("report --run data", ["data", "nothing|no results"]),
     "train-model: no data": ("train-model --out x --data test", ["train-images-idx3-ubyte.gz is missing"]),
+    "train-model: no weights": ("train-model --out x --init nowhere", ["nowhere does not exist"]),
+    "train-model: images of features": (
+        "train-model --what features --out x --images 5",
+        ["images must be left out with --what features, got 5"],
+    ),
+    "train-model: a rate of features": ("train-model --what features --out x --lr 1", ["lr must be left out"]),
+    "train-model: a seed of features": ("train-model --what features --out x --seed 1", ["seed must be left out"]),
+    "train-model: a start of features": ("train-model --what features --out x --init y", ["init must be left out"]),
+    "train-model: checkpoints of features": (
+        "train-model --what features --out x --save-every 5",
+        ["save-every must be left out with --what features, got 5"],
+    ),
     "train-model: no images": ("train-model --out x --images 0", ["images must be at least 1"]),
     "train-model: ema of 2": ("train-model --out x --ema 2", ["ema must be in [0, 1), got 2"]),
     "train-model: dropout of 3": ("train-model --out x --label-dropout 3", ["dropout must be in [0, 1], got 3"]),
@@ -215,6 +259,47 @@ def test_seeds_of_the_artifact_that_a_fit_began_at_count_as_seen(indis, work):
     assert indis(f"fit --data test --out phi {FIT} --fit.holdout 4 --start god")[0] == 0
     assert "phi was fitted on 0 ... 47" in refused(indis, "evaluate --artifact phi --heldout data --loss mse")
     assert "phi was fitted on 100 ... 119" in refused(indis, "evaluate --artifact phi --heldout test --loss mse")
+
+
+@pytest.mark.parametrize("command", ["sample --out s.safetensors", "evaluate --heldout test --loss mse"])
+@pytest.mark.parametrize(
+    ("times", "part"),
+    [
+        ((80, 10, 1, 0.002), "tau must lie in [0.00199601, 0.987654], got [0.002, 80]"),
+        ((0.9, 0.5, 0.002), "tau must begin at t_max = 0.987654, got 0.9"),
+    ],
+)
+def test_a_stored_plan_of_other_times_than_the_model_s_is_refused(indis, work, command, times, part):
+    plan = Fixed(torch.tensor([times], dtype=torch.float64))
+    artifact.save(Sampler(plan, Euler()), work / "plan")
+    said = refused(indis, f"{command} --model toy --artifact plan")
+    assert said == f"indis: error: plan does not fit the schedule of toy: {part}\n"
+
+
+def test_a_stored_plan_of_the_model_s_own_times_serves_whatever_the_rounding(indis, work):
+    schedule = models.load("toy").schedule
+    plan = Fixed(torch.tensor([[schedule.t_max * (1 - 1e-9), 0.5, schedule.t_min]], dtype=torch.float64))
+    artifact.save(Sampler(plan, Euler()), work / "plan")
+    assert indis("sample --model toy --artifact plan --out s.safetensors")[0] == 0
+
+
+def test_an_artifact_of_another_model_is_refused_even_if_its_schedule_is_the_same(indis, work):
+    assert indis("sample --model toy:A --artifact fitted --out s.safetensors")[0] == 0
+    (work / "s.safetensors").unlink()
+    said = refused(indis, "sample --model toy:AB --artifact fitted --out s.safetensors")
+    assert "fitted was fitted to model toy, got toy-AB" in said
+
+
+@pytest.mark.parametrize("spec", ["toy", "toy:A", "toy:B", "toy:AB", "fashion"])
+def test_a_model_s_name_is_known_before_it_is_loaded(spec):
+    assert models.name_of(spec) == models.load(spec).name
+    assert models.name_of(models.load(spec).name) == models.load(spec).name  # what comparisons record
+
+
+@pytest.mark.parametrize("name", artifact.shipped_names())
+def test_what_ships_is_not_refused(name):
+    fashion = models.load("fashion")
+    assert SamplerChoice(artifact=Path(name)).build(fashion).policy.steps >= 3
 
 
 @pytest.mark.parametrize("record", [{}, {"fitted_on": None}, {"fitted_on": ["0 ... 47"]}])

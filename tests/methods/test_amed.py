@@ -282,3 +282,24 @@ def test_solvers_that_it_cannot_instruct_are_refused(solver):
     with pytest.raises(ValueError, match="solver must be midpoint or a multistep one") as error:
         AMED(solver=solver)
     sentence(error)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"width": -1}, "width must be at least 1, got -1"),
+        ({"width": 0}, "width must be at least 1, got 0"),
+        ({"features": "foo"}, "features must be bottleneck or answer, got 'foo'"),
+    ],
+)
+def test_a_network_that_cannot_be_built_is_refused_with_the_config(fields, message):
+    for method in (AMED, AMEDPlugin):
+        with pytest.raises(ValueError) as error:
+            method(**fields)
+        assert sentence(error) == message
+
+
+def test_an_unknown_domain_of_midpoints_is_refused():
+    with pytest.raises(ValueError) as error:
+        AMED(domain="lambda").untrained(Thinking())
+    assert sentence(error) == "domain must be time or log_snr, got 'lambda'"

@@ -6,6 +6,7 @@ import struct
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 pytest.importorskip("diffusers")
 
@@ -262,6 +263,12 @@ def straight():
     """Three uninterrupted steps: their losses, and the trainer."""
     trainer = Trainer(TRAINING)
     return advance(trainer, 3), trainer
+
+
+def test_a_file_that_something_else_wrote_is_no_checkpoint(tmp_path):
+    save_file({"network.x": torch.zeros(1)}, tmp_path / "checkpoint.safetensors")
+    with pytest.raises(ValueError, match=r"is no checkpoint of this version: config, step missing from its header"):
+        Trainer(TRAINING).resume(tmp_path / "checkpoint.safetensors")
 
 
 def test_training_is_a_function_of_its_seed(straight):

@@ -10,7 +10,7 @@ import torch
 
 from indis import artifact, budget, losses
 from indis.budget import BudgetConfig, BudgetSampler
-from indis.cli.console import WithModel, emit, say, track, writable, writable_file
+from indis.cli.console import WithModel, emit, say, taught_model, track, writable, writable_file
 from indis.denoise import Counted, Denoiser
 from indis.evaluate import score_pairs
 from indis.losses import Loss
@@ -69,7 +69,8 @@ class Budget(WithModel):
         predictor = budget.foresee(sampler, data, table, self.config)
         with torch.no_grad():
             foreseen = predictor(data.noise, data.condition.features)
-        provenance = {"fitted_on": artifact.seen_seeds(data.seeds, self.artifact)}
+        seen = artifact.seen_seeds(data.seeds, self.artifact)
+        provenance = {"model": taught_model(meta, self.data), "fitted_on": seen}
         rows = fixed_rows(sampler, denoiser, heldout, loss)
         for mean in self.mean:
             price = budget.price_for(foreseen, predictor.counts, mean)

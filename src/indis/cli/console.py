@@ -8,7 +8,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event, current_thread, main_thread
@@ -34,6 +34,7 @@ from indis.storage import save_json
 T = TypeVar("T")
 # Progress and messages go to stderr, so that stdout stays clean for results.
 console = Console(stderr=True, highlight=False)
+_made: list[Path] = []  # folders of this run, so that one that is refused later on can take them back
 
 
 class Reporting(Progress):
@@ -95,6 +96,7 @@ def writable(folder: Path) -> Path:
     Raises:
         OSError: if nothing can be written there; found out before any work is done.
     """
+    _made.extend(path for path in (folder, *folder.parents) if not path.exists())  # the innermost first
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except FileExistsError:
@@ -102,6 +104,19 @@ def writable(folder: Path) -> Path:
     if not os.access(folder, os.W_OK):
         raise PermissionError(f"{folder} is not writable")
     return folder
+
+
+@contextmanager
+def tidied() -> Iterator[None]:
+    """Take back the folders that :func:`writable` makes if the work fails before anything lies in them."""
+    _made.clear()
+    try:
+        yield
+    except BaseException:
+        for folder in _made:
+            with suppress(OSError):  # it is not empty, or was not made
+                folder.rmdir()
+        raise
 
 
 def writable_file(path: Path | None) -> None:

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from indis.cli import compare, toy
-from indis.cli.console import WithModel, command_line, say, writable
+from indis.cli.console import WithModel, command_line, emit, say, writable, writable_file
 from indis.storage import save_json
 from indis.studies.bench import FashionBench
 from indis.studies.compare import CompareConfig, Comparison
@@ -28,6 +28,8 @@ class Demo(WithModel):
 
     out: Path = Path("runs/demo")
     """Folder for the report and everything it was made from; run again to go on after an interrupt."""
+    json: Path | None = None
+    """Write the comparison's rows, the report's path and the seconds it took to this file."""
 
     def run(self) -> None:
         """Teach, fit, evaluate, report."""
@@ -35,6 +37,7 @@ class Demo(WithModel):
 
         started = time.perf_counter()
         writable(self.out)
+        writable_file(self.json)
         say("1/3 toy study: an exact 2-D denoiser, Euler with 3 and 5 steps")
         self._toy()
         say(
@@ -47,9 +50,11 @@ class Demo(WithModel):
         run = {"command": command_line(), "config": asdict(DEMO), "seconds": seconds, "versions": _versions()}
         save_json(self.out / "run.json", run)
         write_report(self.out, self.out / "report.html")
-        for line in compare.lines(comparison.collect()):
+        table, report = comparison.collect(), self.out / "report.html"
+        for line in compare.lines(table):
             say(line)
-        say(f"report: {self.out / 'report.html'} ({seconds:.0f} s)")
+        say(f"report: {report} ({seconds:.0f} s)")
+        emit({"rows": table["rows"], "report": str(report), "seconds": seconds}, self.json)
 
     def _toy(self) -> None:
         if not (self.out / "toy.json").exists():

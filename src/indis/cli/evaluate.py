@@ -19,6 +19,8 @@ from indis.teacher import load_endpoints
 class Evaluate(SamplerChoice):
     """Judge an artifact or a plain solver: distance to held-out teacher endpoints, Frechet distance to the data.
 
+    As in `indis compare`, nfe counts the evaluations that come one after another and calls counts all.
+
     The held-out endpoints must be other seeds than those of the fit; an artifact that records its seeds is checked.
 
     Example: indis evaluate --artifact runs/indis-n3 --heldout runs/test --samples 10000 --json results.json
@@ -52,13 +54,13 @@ class Evaluate(SamplerChoice):
         counter = Counted(denoiser)
         row: Row = {"model": denoiser.name}
         if isinstance(sampler, Sampler):
-            row |= {"steps": sampler.policy.steps, "nfe": counted_nfe(denoiser, sampler)}
+            row |= {"steps": sampler.policy.steps, "nfe": sampler.depth, "calls": counted_nfe(denoiser, sampler)}
         if data is not None:
             row |= score_pairs(counter, sampler, data, losses.named(self.loss)).row()
         if self.samples:
             row |= {"fd": self._frechet(counter, sampler), "samples": self.samples}
         if isinstance(sampler, BudgetSampler):  # each sample its own, so the mean over all that were drawn
-            row["nfe"] = counter.samples / (row.get("pairs", 0) + self.samples)
+            row["nfe"] = row["calls"] = counter.samples / (row.get("pairs", 0) + self.samples)
         for name, value in row.items():
             say(f"{name:14} {value:.5f}" if isinstance(value, float) else f"{name:14} {value}")
         emit(row, self.json)

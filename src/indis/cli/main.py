@@ -18,7 +18,7 @@ import tyro
 from indis import __version__
 from indis.cli.budget import Budget
 from indis.cli.compare import Compare
-from indis.cli.console import WithModel, say
+from indis.cli.console import WithModel, say, tidied
 from indis.cli.demo import Demo
 from indis.cli.evaluate import Evaluate
 from indis.cli.fit import FitCommand, fit_command, spelled_out
@@ -67,7 +67,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
         command = _parse(given)
         if isinstance(command, WithModel):
             _ = command.place  # refused before any work is done
-        command.run()
+        with tidied():
+            command.run()
     except MENDABLE as error:
         say(f"indis: error: {_sentence(error)}")
         return 2

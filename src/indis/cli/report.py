@@ -8,7 +8,7 @@ from typing import Annotated
 
 import tyro
 
-from indis.cli.console import say, writable, writable_file
+from indis.cli.console import emit, say, writable, writable_file
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,8 @@ class Report:
     """Also write PNG files there: compare-<model>-<figure>.png of comparisons (dots, nfe, pareto, ablation),
     curves.png or curves-<folder>.png of learning curves, toy_fig2.png and toy_fig3.png of the toy study, picture.png of
     samples."""
+    json: Path | None = None
+    """Write the page's path, its sections and the figures' paths to this file."""
 
     def run(self) -> None:
         """Write the page, then the figures."""
@@ -36,10 +38,12 @@ class Report:
 
         out = self.out or self.run_folder / "report.html"
         writable_file(self.out)
+        writable_file(self.json)
         if self.figures:
             writable(self.figures)
         sections = write_report(self.run_folder, out)
         say(f"{out}: {', '.join(sections)}")
-        if self.figures:
-            for path in write_figures(self.run_folder, self.figures):
-                say(str(path))
+        figures = write_figures(self.run_folder, self.figures) if self.figures else []
+        for path in figures:
+            say(str(path))
+        emit({"page": str(out), "sections": sections, "figures": [str(path) for path in figures]}, self.json)

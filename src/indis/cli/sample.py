@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from indis import artifact, budget
+from indis import artifact, budget, models
 from indis.budget import BudgetSampler
-from indis.cli.console import WithModel, say, writable_file
+from indis.cli.console import WithModel, bar, emit, say, writable_file
 from indis.denoise import Counted, Denoiser, Labelled
-from indis.evaluate import sample_batches
+from indis.discretization import Discretization
+from indis.evaluate import Draw, sample_batches
 from indis.methods import heuristic
 from indis.pixels import to_bytes
-from indis.policies import AnySteps
+from indis.policies import AnySteps, Fixed
 from indis.sampler import Sampler
 from indis.storage import save_tensors, write_aside
 
@@ -32,7 +34,7 @@ class SamplerChoice(WithModel):
     name[:order[:variant]]; an artifact has its own."""
     grid: str | None = None
     """Grid of the plain solver (polynomial:7 if absent): uniform, log_snr, polynomial, quadratic, vp_time, flow_shift
-    or resolution, as name[:parameter]; an artifact has its own."""
+    or resolution, as name[:parameter], or list:T0,T1,... of times; an artifact has its own."""
     steps: int | None = None
     """Steps of the plain solver (5 if absent), or which of its numbers an artifact for every N shall take; one of
     `indis budget` takes each sample's own if absent."""
@@ -43,7 +45,7 @@ class SamplerChoice(WithModel):
         """The sampler, a budget's included.
 
         Raises:
-            ValueError: if the artifact was fitted to another kind of model, or the plain solver is described beside it.
+            ValueError: if the artifact was fitted to another model, or the plain solver is described beside it.
         """
         if self.artifact is not None:
             self._check_alone()
@@ -55,10 +57,17 @@ class SamplerChoice(WithModel):
             sampler = self._choose(artifact.load(folder))
             self._check(sampler, denoiser)
             return sampler
-        steps = 5 if self.steps is None else self.steps
-        solver = "ipndm:3" if self.solver is None else self.solver
-        grid = "polynomial:7" if self.grid is None else self.grid
-        return heuristic(denoiser, solver=solver, grid=grid, steps=steps, analytic_first=self.afs)
+        return heuristic(denoiser, **self.plain)
+
+    @property
+    def plain(self) -> dict[str, Any]:
+        """The plain solver, with the defaults that it takes."""
+        return {
+            "solver": "ipndm:3" if self.solver is None else self.solver,
+            "grid": "polynomial:7" if self.grid is None else self.grid,
+            "steps": 5 if self.steps is None else self.steps,
+            "analytic_first": self.afs,
+        }
 
     def _check_alone(self) -> None:
         for name, given in (("solver", self.solver), ("grid", self.grid), ("afs", self.afs)):
@@ -70,6 +79,18 @@ class SamplerChoice(WithModel):
             own, needed = getattr(sampler.policy, name, None), getattr(denoiser, name)
             if own is not None and own != needed:
                 raise ValueError(f"{self.artifact} needs a model with {name} {own}, {denoiser.name} has {needed}")
+        if isinstance(sampler.policy, Fixed):  # knows neither, only times
+            self._check_times(sampler.policy.plan, denoiser)
+        assert self.artifact is not None
+        made_for = artifact.made_for(self.artifact)
+        if made_for is not None and models.name_of(made_for) != denoiser.name:
+            raise ValueError(f"{self.artifact} was fitted to model {made_for}, got {denoiser.name}")
+
+    def _check_times(self, plan: Discretization, denoiser: Denoiser) -> None:
+        try:
+            plan.check(denoiser.schedule).check_start(denoiser.schedule)
+        except ValueError as error:
+            raise ValueError(f"{self.artifact} does not fit the schedule of {denoiser.name}: {error}") from None
 
     def _choose(self, sampler: Sampler) -> Sampler:
         if self.steps is not None:
@@ -100,6 +121,8 @@ class Sample(SamplerChoice):
     """How many seeds."""
     label: tuple[int, ...] = ()
     """Classes that the seeds take in turn (fashion: 0 ... 9, or 10 for none); if absent, seed mod 10."""
+    json: Path | None = None
+    """Write which samples these are, where, and what they cost to this file."""
 
     def run(self) -> None:
         """Draw and write."""
@@ -108,22 +131,45 @@ class Sample(SamplerChoice):
         if self.out.suffix not in (".png", ".safetensors"):
             raise ValueError(f"out must end in .png or .safetensors, got {self.out}")
         writable_file(self.out)
+        writable_file(self.json)
         denoiser = Counted(self._denoiser())
         sampler = self.build(denoiser)
         seeds = range(self.first_seed, self.first_seed + self.count)
-        samples = torch.cat([batch.cpu() for batch in sample_batches(denoiser, sampler, seeds)])
+        samples = torch.cat(list(drawn(denoiser, sampler, seeds)))
         if self.out.suffix == ".png":
             save_grid(samples, self.out)
         else:
             save_tensors(self.out, {"samples": samples, "seeds": torch.tensor(list(seeds))})
-        each = (
-            f"{denoiser.samples / self.count:g} evaluations {'each' if isinstance(sampler, Sampler) else 'on average'}"
-        )
-        say(f"{self.count} samples with {each} in {self.out}")
+        calls = denoiser.samples / self.count
+        say(f"{self.count} samples with {spent(sampler, calls)} in {self.out}")
+        emit(self._row(denoiser.name, sampler.depth if isinstance(sampler, Sampler) else calls, calls), self.json)
+
+    def _row(self, model: str, nfe: float, calls: float) -> dict[str, Any]:
+        """Which samples, of what, and what was counted."""
+        which = {"model": model, "first_seed": self.first_seed, "count": self.count, "label": list(self.label)}
+        fitted = {"artifact": str(self.artifact), "steps": self.steps}
+        return {"out": str(self.out), **which, **(fitted if self.artifact else self.plain), "nfe": nfe, "calls": calls}
 
     def _denoiser(self) -> Denoiser:
         denoiser = self.load_model(self.model)
         return Asked(denoiser, self.label) if self.label else denoiser
+
+
+def drawn(denoiser: Denoiser, sampler: Draw, seeds: Sequence[int]) -> Iterator[torch.Tensor]:
+    """:func:`~indis.evaluate.sample_batches` under a progress bar, on the CPU."""
+    with bar() as progress:
+        task = progress.add_task("samples", total=len(seeds))
+        for batch in sample_batches(denoiser, sampler, seeds):
+            progress.update(task, advance=len(batch))
+            yield batch.cpu()
+
+
+def spent(sampler: Sampler | BudgetSampler, calls: float) -> str:
+    """What a sample cost, of which ``calls`` were counted; some of a step's may be made at the same time."""
+    if isinstance(sampler, BudgetSampler):
+        return f"{calls:g} evaluations on average"
+    beside = "" if sampler.depth == calls else f" one after another, {calls:g} in all,"
+    return f"{sampler.depth} evaluations{beside} each"
 
 
 class Asked(Counted):

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
-from indis.cli.console import WithModel, bar, say, writable
+from indis.cli.console import WithModel, bar, emit, say, writable, writable_file
 from indis.methods import heuristic
 from indis.storage import describe
 from indis.teacher import TeachConfig, teach
@@ -30,11 +30,13 @@ class Teach(WithModel):
     name[:order[:variant]]."""
     grid: str = "polynomial:7"
     """Teacher's grid: uniform, log_snr, polynomial, quadratic, vp_time, flow_shift or resolution, as
-    name[:parameter]."""
+    name[:parameter], or list:T0,T1,... of times."""
     steps: int = 30
     """Teacher's steps."""
     config: Annotated[TeachConfig, tyro.conf.arg(name="")] = field(default_factory=TeachConfig)
     """Which seeds."""
+    json: Path | None = None
+    """Write how many there are, where, and how they were made to this file."""
 
     def run(self) -> None:
         """Write the shards."""
@@ -49,8 +51,10 @@ class Teach(WithModel):
             "nfe": teacher.nfe,
         }
         writable(self.out)
+        writable_file(self.json)
         with bar() as progress:
             task = progress.add_task("teacher endpoints", total=self.config.count)
             for state in teach(self.config, denoiser, teacher, self.out, provenance=provenance):
                 progress.update(task, completed=state.done)
         say(f"{self.config.count} endpoints of {teacher.nfe} evaluations each in {self.out}")
+        emit({"out": str(self.out), **asdict(self.config), **provenance}, self.json)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
-from indis.cli.console import bar, say, writable
+from indis.cli.console import bar, emit, say, writable, writable_file
 from indis.models.fashion_data import DEBIAN_FOLDER, read
 from indis.models.fashion_training import TrainConfig
+from indis.storage import checksum
 
 
 @dataclass(frozen=True)
@@ -31,27 +32,39 @@ class TrainModel:
     data: Path = DEBIAN_FOLDER
     """Folder of the *-ubyte.gz files; Debian: apt-get install dataset-fashion-mnist."""
     init: Path | None = None
-    """Weights to start from."""
+    """Weights for the denoiser to start from."""
     config: Annotated[TrainConfig, tyro.conf.arg(name="")] = field(default_factory=TrainConfig)
     """The denoiser's training."""
     save_every: int = 500
-    """Steps between checkpoints."""
+    """Steps between the denoiser's checkpoints."""
+    json: Path | None = None
+    """Write what came out and where it is to this file."""
 
     def run(self) -> None:
         """Train."""
         if self.save_every < 1:
             raise ValueError(f"save-every must be at least 1, got {self.save_every}")
-        writable(self.out)
         if self.what == "features":
-            self._features()
-        else:
-            self._denoiser()
+            self._check_features()
+        writable(self.out)
+        writable_file(self.json)
+        emit(self._features() if self.what == "features" else self._denoiser(), self.json)
 
-    def _denoiser(self) -> None:
+    def _check_features(self) -> None:
+        """Their training has no options; one that did nothing would be taken for one that did."""
+        usual = TrainModel(self.out)._denoiser_options()
+        for name, given in self._denoiser_options().items():
+            if given != usual[name]:
+                raise ValueError(f"{name.replace('_', '-')} must be left out with --what features, got {given}")
+
+    def _denoiser_options(self) -> dict[str, Any]:
+        return {"init": self.init, "save_every": self.save_every, **asdict(self.config)}
+
+    def _denoiser(self) -> dict[str, Any]:
         from indis.models.fashion_training import Trainer
 
-        images, labels = read("train", self.data)
         trainer, checkpoint = Trainer(self.config, init=self.init), self.out / "checkpoint.safetensors"
+        images, labels = read("train", self.data)
         if checkpoint.exists():
             trainer.resume(checkpoint)
             say(f"resuming at step {trainer.step} of {self.config.steps}")
@@ -62,10 +75,13 @@ class TrainModel:
                 if state.step % self.save_every == 0:
                     trainer.save(checkpoint)
         trainer.save(checkpoint)
-        trainer.export(self.out / "fashion.safetensors")
-        say(f"weights in {self.out / 'fashion.safetensors'}")
+        weights = self.out / "fashion.safetensors"
+        trainer.export(weights)
+        say(f"weights in {weights}")
+        return {"weights": str(weights), "checksum": checksum(weights), "steps": trainer.step, **asdict(self.config)}
 
-    def _features(self) -> None:
+    def _features(self) -> dict[str, Any]:
+        from indis.metrics.features import MOMENTS, WEIGHTS
         from indis.metrics.features_training import FeatureConfig, FeatureTrainer
 
         train, test = read("train", self.data), read("t10k", self.data)
@@ -76,3 +92,5 @@ class TrainModel:
                 progress.update(task, completed=state.step, description=f"training features, loss {state.loss:.3f}")
         trainer.write(self.out, train[0])
         say(f"test accuracy {trainer.accuracy:.4f}, weights and reference moments in {self.out}")
+        files = {"weights": str(self.out / WEIGHTS.name), "moments": str(self.out / MOMENTS.name)}
+        return {"accuracy": trainer.accuracy, **files, **asdict(trainer.config)}

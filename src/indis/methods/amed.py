@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 import torch
 
 from indis import grids, solvers
+from indis.checks import require_choice, require_least
 from indis.denoise import Denoiser, bring, device_of
 from indis.methods.two_stage import TwoStage
 from indis.policies import MidpointPredictor
@@ -28,13 +29,22 @@ MULTISTEP = (Euler, IPNDM, AdamsBashforth, DEIS, DPMSolverPP)
 
 @dataclass(frozen=True)
 class AMED(TwoStage):
-    """AMED-Solver, with the paper's values. ``features="answer"`` serves denoisers without a bottleneck."""
+    """AMED-Solver, with the paper's values. ``features="answer"`` serves denoisers without a bottleneck.
+
+    Raises:
+        ValueError: for unknown features, or a width below one.
+    """
 
     s_dir: float = 0.01  # the direction is scaled by at most 1 - b ... 1 + b
     s_time: float = 0.0  # the midpoint's noise level is scaled by at most 1 - b ... 1 + b
     features: Features = "bottleneck"  # what the network reads besides times
     width: int = 128  # of the hidden layer
     fit: FitConfig = field(default_factory=lambda: FitConfig(lr=5e-3))
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_least(self, width=1)
+        require_choice("features", self.features, Features)
 
     def untrained(self, denoiser: Denoiser) -> Sampler:
         """The midpoint rule, or the multistep solver on nodes and midpoints."""
@@ -68,7 +78,8 @@ class AMEDPlugin(AMED):
 
     # midpoint, or a multistep solver without corrector
     solver: str = "ipndm:4"
-    # where it starts: uniform, log_snr, polynomial, quadratic, vp_time, flow_shift or resolution, as name[:parameter]
+    # where it starts: uniform, log_snr, polynomial, quadratic, vp_time, flow_shift or resolution, as name[:parameter],
+    # or list:T0,T1,... of times
     grid: str = "polynomial:7"
     s_time: float = 0.2  # 0 for the authors' other data sets
 

@@ -39,6 +39,7 @@ class EPDPlugin(EPD):
 
     # midpoint:K:order
     solver: str = "midpoint:2:4"
-    # where it starts: uniform, log_snr, polynomial, quadratic, vp_time, flow_shift or resolution, as name[:parameter]
+    # where it starts: uniform, log_snr, polynomial, quadratic, vp_time, flow_shift or resolution, as name[:parameter],
+    # or list:T0,T1,... of times
     grid: str = "polynomial:7"
     s_time: float = 0.2  # the midpoint's noise level is scaled by at most 1 - b ... 1 + b

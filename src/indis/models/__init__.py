@@ -32,3 +32,9 @@ def load(spec: str, device: torch.device | str = "cpu") -> Denoiser:
     if not detail:
         return module.load().to(device)
     return module.load(Path(detail) if family == "fashion" else detail).to(device)
+
+
+def name_of(spec: str) -> str:
+    """What the denoiser of a spec calls itself, without loading it: other weights are no other model."""
+    family, _, detail = spec.partition(":")
+    return family if family == "fashion" or detail in ("", "A") else f"{family}-{detail}"

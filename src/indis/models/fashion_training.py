@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from indis.checks import require_least
 from indis.models import edm, fashion
 from indis.pixels import to_pixels
-from indis.storage import load_tensors, pack_optimizer, save_tensors, section, unpack_optimizer
+from indis.storage import load_checkpoint, pack_optimizer, save_tensors, section, unpack_optimizer
 
 
 @dataclass(frozen=True)
@@ -104,9 +104,9 @@ class Trainer:
         """Continue from a checkpoint.
 
         Raises:
-            ValueError: if it was written under another config.
+            ValueError: if it was written under another config, or is no checkpoint.
         """
-        tensors, meta = load_tensors(path)
+        tensors, meta = load_checkpoint(path, "config", "step")
         if meta["config"] != asdict(self.config):
             raise ValueError(f"{path} was written with another config: {meta['config']}")
         self.network.load_state_dict(section(tensors, "network."))

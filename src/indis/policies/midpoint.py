@@ -27,6 +27,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from indis.checks import require_choice
 from indis.denoise import Form, held
 from indis.discretization import Discretization, Plan
 from indis.noise import SCHEDULES, Domain, NoiseSchedule
@@ -51,7 +52,7 @@ class MidpointBounds:
     suits a flow.
 
     Raises:
-        ValueError: if a scale could reach zero, or the churn is out of range.
+        ValueError: if a scale could reach zero, the churn is out of range, or the domain is unknown.
     """
 
     s_dir: float = 0.0
@@ -68,6 +69,7 @@ class MidpointBounds:
             raise ValueError(f"churn must be 0 or in ({LEAST_CHURN:g}, 1], got {self.churn}")
         if self.squash <= 0:
             raise ValueError(f"squash must be positive, got {self.squash}")
+        require_choice("domain", self.domain, Domain)
 
     def scale(self, name: str, raw: Tensor) -> Tensor:
         """``s_dir`` or ``s_time`` of an unbounded number."""
