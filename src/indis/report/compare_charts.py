@@ -228,7 +228,7 @@ def _change_axis(axes: Axes, changes: np.ndarray) -> None:
     if high > 1:
         axes.set_xticks([tick for tick in _TICKS if axes.get_xlim()[0] <= tick <= axes.get_xlim()[1]])
     else:
-        axes.xaxis.set_major_locator(MaxNLocator(7))
+        axes.xaxis.set_major_locator(MaxNLocator(7, steps=[1, 2, 5, 10]))
     axes.xaxis.set_major_formatter(_percent_label)
 
 
