@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from indis.report.comparison import Results
 from indis.report.results_table import against_nfe, results_table
 from indis.report.tables import Cell, Group, Table, markdown, number, paper_table, percent, toy_freedoms, toy_table
 
+COMPARED = {"toy": "compare-toy.json", "fashion": "fashion.json"}
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"(<!-- table: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -65,8 +67,14 @@ def _short(name: str) -> str:
     return markdown(results_table(results.only(SHORT)))
 
 
-def _curve(name: str) -> str:
-    return markdown(against_nfe(_compared(name), comparison.LOSS))
+def _full_at(name: str, nfe: int) -> str:
+    """All columns, ablations included, at one number of evaluations."""
+    results = _compared(name)
+    return markdown(results_table(replace(results, entries=results.at(nfe))))
+
+
+def _curve(name: str, metric: str = comparison.LOSS) -> str:
+    return markdown(against_nfe(_compared(name), metric))
 
 
 def _toy_study() -> str:
@@ -84,25 +92,27 @@ def _paper() -> str:
 
 
 def _every_n() -> str:
-    rows: Sequence[Mapping[str, Any]] = _results("every-n.json")["rows"]
-    losses = {(r["model"], r["nfe"], r["method"]): r["heldout_loss"] for r in rows}
+    """One network for all against one each: the former at every fixed N, the latter as the comparison has them."""
     cells = []
-    for (model, nfe, method), loss in losses.items():
-        if method == "every-n":
-            own = losses[model, nfe, "indis"]
-            cells.append([model, str(nfe), number(loss), number(own), f"{loss / own:.2f}"])
+    for row in _budget_rows("fixed"):
+        model, nfe = row["model"], round(row["nfe"])
+        own = _compared(COMPARED[model]).best(nfe).get("indis") if nfe in _compared(COMPARED[model]).nfes else None
+        if own is not None:
+            ratio = row["heldout_loss"] / own.loss
+            cells.append([model, str(nfe), number(row["heldout_loss"]), number(own.loss), f"{ratio:.2f}"])
     return _plain(["model", "N", "one φ for all", "a φ of its own", "ratio"], cells)
 
 
+def _budget_rows(kind: str) -> list[Mapping[str, Any]]:
+    return [row for row in _results("budget.json")["rows"] if row["kind"] == kind]
+
+
 def _budget() -> str:
-    rows: Sequence[Mapping[str, Any]] = _results("budget.json")["rows"]
-    fixed = {(r["model"], r["nfe"]): r["heldout_loss"] for r in rows if r["kind"] == "fixed"}
+    fixed = {(r["model"], r["nfe"]): r["heldout_loss"] for r in _budget_rows("fixed")}
     cells = []
-    for row in rows:
-        if row["kind"] == "budget":
-            same = fixed[row["model"], round(row["asked"])]
-            loss = row["heldout_loss"]
-            cells.append([row["model"], f"{row['nfe']:.2f}", number(same), number(loss), percent(loss / same - 1, 0)])
+    for row in _budget_rows("budget"):
+        same, loss = fixed[row["model"], round(row["asked"])], row["heldout_loss"]
+        cells.append([row["model"], f"{row['nfe']:.2f}", number(same), number(loss), percent(loss / same - 1, 0)])
     return _plain(["model", "mean NFE", "same N for all", "N for each", "change"], cells)
 
 
@@ -121,8 +131,10 @@ def _plain(head: list[str], rows: Sequence[Sequence[str]]) -> str:
 TABLES: dict[str, Callable[[], str]] = {
     "fashion": lambda: _full("fashion.json"),
     "fashion-short": lambda: _short("fashion.json"),
-    "toy": lambda: _full("compare-toy-quick.json"),
-    "toy-short": lambda: _curve("compare-toy-quick.json"),
+    "toy": lambda: _curve("compare-toy.json"),
+    "toy-kl": lambda: _curve("compare-toy.json", "kl"),
+    "toy-w1": lambda: _curve("compare-toy.json", "w1"),
+    "toy-fits": lambda: _full_at("compare-toy.json", 5),
     "toy-study": _toy_study,
     "paper": _paper,
     "every-n": _every_n,

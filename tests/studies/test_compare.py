@@ -194,3 +194,10 @@ def test_the_toy_bench_measures_distances_to_the_truth():
     floor = toy._distances(exact)
     assert floor["w1"] < 0.05 < toy._distances(exact + 0.2)["w1"]
     assert floor["kl"] < 0.4 < toy._distances(exact * 0.5)["kl"]
+
+
+def test_a_model_without_condition_has_none_to_leave_out(tmp_path):
+    config = CompareConfig(methods=("indis", "indis without class"), nfe=(2,))
+    comparison = Comparison(config, ToyBench(), ToyBench.brief, tmp_path)
+    assert [cell.method for cell in comparison.learned()] == ["indis"]
+    assert comparison.skipped["indis without class at 2 NFE"] == "toy has no condition to leave out"

@@ -222,11 +222,15 @@ class Comparison:
 
     def _possible(self, cell: Cell) -> bool:
         try:
-            self.method(cell)
+            self._require_condition(self.method(cell))
         except ValueError as error:
             self.skipped[f"{cell.method} at {cell.nfe} NFE{' with AFS' if cell.afs else ''}"] = str(error)
             return False
         return True
+
+    def _require_condition(self, method: Method) -> None:
+        if not getattr(method, "use_condition", True) and self.denoiser.condition([0]).features is None:
+            raise ValueError(f"{self.denoiser.name} has no condition to leave out")
 
     def _endpoints(self, name: str, count: int, first_seed: int) -> Iterator[CompareProgress]:
         config = TeachConfig(count, first_seed, shard=min(count, self.bench.shard))
