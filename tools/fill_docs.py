@@ -124,6 +124,13 @@ def _sight() -> str:
     )
 
 
+def _overhead() -> str:
+    rows: Sequence[Mapping[str, Any]] = _results("overhead.json")["rows"]
+    shares = ("overhead", "low", "high")
+    cells = [[r["artifact"], str(r["nfe"]), *(percent(r[name]) for name in shares)] for r in rows]
+    return _plain(["sampler", "NFE", "median", "lower quartile", "upper quartile"], cells)
+
+
 def _plain(head: list[str], rows: Sequence[Sequence[str]]) -> str:
     return markdown(Table(head, [Group("", [[Cell(text) for text in row] for row in rows])]))
 
@@ -140,6 +147,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "every-n": _every_n,
     "budget": _budget,
     "sight": _sight,
+    "overhead": _overhead,
 }
 
 
