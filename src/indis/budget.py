@@ -33,6 +33,7 @@ from indis.policies.errors import ErrorPredictor, deviance
 from indis.sampler import Sampler
 from indis.storage import load_json, load_tensors, save_json, save_tensors
 from indis.teacher import Endpoints
+from indis.training import copied_state
 
 FILE = "budget.json"
 
@@ -221,7 +222,7 @@ def _descend(predictor: ErrorPredictor, data: Endpoints, losses: Tensor, split: 
     optimizer = torch.optim.Adam(predictor.parameters(), lr=config.lr)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, config.iterations)
     heldout = data[split:], losses[split:]
-    best, state = _heldout(predictor, *heldout), _copy(predictor)
+    best, state = _heldout(predictor, *heldout), copied_state(predictor)
     for step in range(config.iterations):
         index = torch.randint(split, (config.batch,), generator=generator)
         loss = deviance(predictor(data.noise[index], data.condition[index].features), losses[index]).mean()
@@ -235,13 +236,8 @@ def _descend(predictor: ErrorPredictor, data: Endpoints, losses: Tensor, split: 
         if (step + 1) % 50 == 0 or step + 1 == config.iterations:
             value = _heldout(predictor, *heldout)
             if value < best:
-                best, state = value, _copy(predictor)
+                best, state = value, copied_state(predictor)
     predictor.load_state_dict(state)
-
-
-def _copy(predictor: ErrorPredictor) -> dict[str, Tensor]:
-    # A state_dict refers to the parameters themselves, which the optimizer goes on changing.
-    return {name: value.detach().clone() for name, value in predictor.state_dict().items()}
 
 
 def _heldout(predictor: ErrorPredictor, data: Endpoints, losses: Tensor) -> float:

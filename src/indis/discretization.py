@@ -16,7 +16,6 @@ finite.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
@@ -25,7 +24,7 @@ import torch
 from torch import Tensor
 
 from indis.checks import require_choice
-from indis.noise import Domain, NoiseSchedule
+from indis.noise import Domain, NoiseSchedule, begins
 from indis.numerics import TIME_DTYPE
 
 Shift = Literal["relative", "gap", "additive"]
@@ -146,7 +145,7 @@ class Discretization:
             ValueError: if it does not.
         """
         for first in self.tau[:, 0].tolist():
-            if not math.isclose(first, schedule.t_max, rel_tol=1e-6):  # typed or stored times may be rounded
+            if not begins(schedule, first):
                 raise ValueError(f"tau must begin at t_max = {schedule.t_max:g}, got {first:g}")
         return self
 

@@ -28,7 +28,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from indis.noise import NoiseSchedule
+from indis.noise import NoiseSchedule, begins
 from indis.numerics import TIME_DTYPE
 
 Grid = Callable[[NoiseSchedule, int], Tensor]
@@ -152,7 +152,7 @@ def _given(schedule: NoiseSchedule, steps: int, times: Sequence[float]) -> Tenso
     tau = listed(schedule, times)
     if len(times) != steps + 1:
         raise ValueError(f"steps must be {len(times) - 1} for a grid of {len(times)} listed times, got {steps}")
-    if not math.isclose(times[0], schedule.t_max, rel_tol=1e-6):  # typed times are rounded
+    if not begins(schedule, times[0]):
         raise ValueError(f"a listed grid must begin at t_max = {schedule.t_max:g}, got {times[0]:g}")
     return tau
 

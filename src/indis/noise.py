@@ -20,6 +20,7 @@ where :math:`I(t) = \int_0^t \beta`.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import cached_property
@@ -219,6 +220,11 @@ class DiscreteVP:
         cell = cell.clamp(0, self.steps - 2)
         low, high = table[cell], table[cell + 1]
         return cell + (log_snr - low) / (high - low)
+
+
+def begins(schedule: NoiseSchedule, time: float) -> bool:
+    """Is this where sampling begins, whose noise is always that of t_max? Typed and stored times may be rounded."""
+    return math.isclose(time, schedule.t_max, rel_tol=1e-6)
 
 
 def prior(schedule: NoiseSchedule, noise: Tensor) -> Tensor:

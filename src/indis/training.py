@@ -154,7 +154,7 @@ class Fit(Tuning):
     ) -> None:
         super().__init__(sampler, denoiser, data, loss, config)
         self.settle = settle
-        self.best_state = _copy(sampler.policy)
+        self.best_state = copied_state(sampler.policy)
         self.optimizer = self._optimizer()
 
     def run(self) -> Iterator[Progress]:
@@ -262,7 +262,7 @@ class Fit(Tuning):
 
     def _keep_best(self, heldout: float) -> None:
         if heldout < self.best:
-            self.best, self.best_state = heldout, _copy(self.sampler.policy)
+            self.best, self.best_state = heldout, copied_state(self.sampler.policy)
 
 
 def own_gradients(sampler: Sampler, denoiser: Denoiser, data: Endpoints, loss: Loss) -> Tensor:
@@ -311,5 +311,6 @@ def even_scale(rms: Tensor) -> Tensor:
     return (active.quantile(0.1) / rms.clamp_min(active.min())).clamp(max=1.0)
 
 
-def _copy(policy: nn.Module) -> dict[str, Tensor]:
-    return {k: v.detach().clone() for k, v in policy.state_dict().items()}
+def copied_state(module: nn.Module) -> dict[str, Tensor]:
+    """A state that stays as it is, where ``state_dict`` refers to what the optimizer goes on changing."""
+    return {k: v.detach().clone() for k, v in module.state_dict().items()}

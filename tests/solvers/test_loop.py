@@ -1,20 +1,15 @@
 """The one loop: per-sample plans, shifts, scales, weights, counts, dtypes, gradients."""
 
-from dataclasses import replace
-
 import pytest
 import torch
 from torch import Tensor
 
 from indis import (
-    DEIS,
     EDM,
     IPNDM,
     UNCONDITIONAL,
-    AdamsBashforth,
     Condition,
     Counted,
-    Decision,
     Discretization,
     DPMSolverPP,
     Euler,
@@ -22,57 +17,14 @@ from indis import (
     Heun,
     LinearVP,
     RectifiedFlow,
-    UniPC,
     convert,
     grids,
     solve,
     trajectory,
 )
-from indis.solvers import SOLVERS as REGISTERED
-from indis.solvers import Midpoint
 from indis.solvers.loop import analytic_answer
 from problems import FORMS, Bumpy, Gaussian, Recording, seeded
-
-# Every registered solver as it is by default, and more of those that have parameters. Midpoint, whose steps are several
-# of the plan's, has a file of its own.
-PLAIN = [kind() for kind in REGISTERED.values() if kind is not Midpoint]
-MORE = [
-    IPNDM(1),
-    IPNDM(3),
-    IPNDM(4),
-    AdamsBashforth(2),
-    AdamsBashforth(4),
-    AdamsBashforth(3, True),
-    DEIS(3),
-    DEIS(3, True),
-    DPMSolverPP(1),
-    DPMSolverPP(2),
-    DPMSolverPP(3, False),
-    UniPC(1),
-    UniPC(2, "bh1"),
-    UniPC(3),
-    UniPC(3, "bh1", False),
-]
-SOLVERS = list(dict.fromkeys(PLAIN + MORE))
-PROBLEMS = {
-    "flow": Bumpy(RectifiedFlow(0.02, 0.95), Form.VELOCITY),
-    "edm": Bumpy(EDM(0.05, 3.0), Form.NOISE),
-    "vp": Bumpy(LinearVP(t_min=0.02), Form.DATA),
-}
-each_solver = pytest.mark.parametrize("solver", SOLVERS, ids=repr)
-each_problem = pytest.mark.parametrize("problem", PROBLEMS.values(), ids=PROBLEMS)
-
-
-def plan_for(problem: Bumpy, rows: int, steps: int, order: int, seed: int = 0) -> Discretization:
-    """Different grids, shifts, scales and weight corrections in every row."""
-    schedule = problem.schedule
-    base = grids.log_snr(schedule, steps)
-    wobble = 0.3 * torch.tanh(seeded(rows, steps + 1, seed=seed))
-    inside = base[:, 1:-1] + (wobble * base.diff(dim=1).abs().min())[:, 1:-1]
-    tau = torch.cat([base[:, :1].expand(rows, 1), inside, base[:, -1:].expand(rows, 1)], dim=1)
-    dtau = 0.1 * tau[:, :-1] * torch.tanh(seeded(rows, steps, seed=seed + 1))
-    gamma = 1 + 0.1 * seeded(rows, steps, seed=seed + 2)
-    return Discretization(tau, dtau, gamma, 0.05 * seeded(rows, steps, order, seed=seed + 3)).check(schedule)
+from solvers.cases import PROBLEMS, SOLVERS, each_problem, each_solver, plan_for
 
 
 @each_problem
@@ -341,63 +293,3 @@ def test_a_trajectory_cut_short_is_the_run_on_the_first_nodes(solver):
     third = list(trajectory(problem, x, Discretization.plain(tau), solver))[2].x
     short = list(trajectory(problem, x, Discretization.plain(tau[:, :4]), solver))[2].x
     torch.testing.assert_close(third, short, rtol=1e-13, atol=1e-13)
-
-
-class Careful:
-    """A closed-loop plan: the larger the answer, the shorter the step, by a factor that is learned."""
-
-    def __init__(self, problem: Bumpy, steps: int, care: Tensor) -> None:
-        self.schedule, self.steps, self.care = problem.schedule, steps, care
-        self.nodes = [torch.tensor([problem.schedule.t_max], dtype=torch.float64)]
-
-    def start(self) -> tuple[Tensor, Tensor]:
-        return self.nodes[0], torch.zeros(1, dtype=torch.float64)
-
-    def decide(self, k: int, x: Tensor, answer: Tensor) -> Decision:
-        size = answer.flatten(1).square().mean(1).sqrt().to(torch.float64)
-        fraction = torch.exp(-self.care * size) / (self.steps - k)
-        tau = self.nodes[-1] + fraction * (self.schedule.t_min - self.nodes[-1])
-        self.nodes.append(tau)
-        return Decision(torch.ones_like(tau), tau, torch.zeros_like(tau))
-
-
-@each_solver
-def test_a_closed_loop_plan_equals_the_open_loop_plan_of_the_nodes_it_chose(solver):
-    problem, x = PROBLEMS["flow"], seeded(3, 2, seed=7)
-    plan = Careful(problem, 4, torch.tensor(0.2, dtype=torch.float64))
-    end = solve(problem, x, plan, solver)
-    chosen = torch.stack([node.expand(3) for node in plan.nodes], dim=1)
-    assert float((chosen[0] - chosen[1])[1:].abs().min()) > 1e-4
-    replayed = solve(problem, x, Discretization.plain(chosen), solver)
-    torch.testing.assert_close(end, replayed, rtol=1e-13, atol=1e-13)
-
-
-@each_solver
-def test_gradients_flow_through_a_closed_loop(solver):
-    problem, x = PROBLEMS["flow"], seeded(2, 2, seed=7)
-
-    def end(care: Tensor) -> Tensor:
-        return solve(problem, x, Careful(problem, 3, care), solver)
-
-    care = torch.tensor(0.2, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(end, [care], eps=1e-6, atol=1e-7, rtol=1e-5)
-    (gradient,) = torch.autograd.grad(end(care).sum(), care)
-    assert float(gradient.abs()) > 1e-3
-
-
-def test_a_stretch_multiplies_a_steps_weights_and_none_of_the_answers_that_are_kept():
-    class Stretched(Discretization):
-        def decide(self, k: int, x: Tensor, answer: Tensor) -> Decision:
-            return replace(super().decide(k, x, answer), stretch=stretch[:, k])
-
-    problem, solver, x = PROBLEMS["edm"], IPNDM(2), seeded(3, 2, seed=7)
-    plan, stretch = plan_for(problem, 3, 4, 2), 1 + 0.2 * seeded(3, 4, seed=8)
-    expected, older = x, torch.zeros_like(x)
-    for k in range(4):
-        newer = plan.gamma[:, k, None] * problem(expected, plan.tau[:, k] + plan.dtau[:, k], UNCONDITIONAL)
-        new, old = (1.0, 0.0) if k == 0 else (1.5, -0.5)
-        change = (new + plan.weights[:, k, :1]) * newer + (old + plan.weights[:, k, 1:]) * older
-        width = plan.tau[:, k + 1] - plan.tau[:, k]
-        expected, older = expected + (stretch[:, k] * width)[:, None] * change, newer
-    stretched = Stretched(plan.tau, plan.dtau, plan.gamma, plan.weights)
-    torch.testing.assert_close(solve(problem, x, stretched, solver), expected, rtol=1e-12, atol=1e-12)

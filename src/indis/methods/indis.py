@@ -20,7 +20,7 @@ from typing import Any, Literal
 import torch
 
 from indis import grids, solvers
-from indis.checks import require_least
+from indis.checks import require_choice, require_least
 from indis.denoise import Denoiser
 from indis.discretization import Bounds, Shift
 from indis.losses import Loss
@@ -30,6 +30,9 @@ from indis.policies import ClosedLoop, Global, Instance, LogitPolicy
 from indis.sampler import Sampler
 from indis.teacher import Endpoints
 from indis.training import Fit, FitConfig, even_scale, sensitivity
+
+Keep = Literal["data", "answer"]
+Look = Literal["never", "first", "every"]
 
 
 @dataclass(frozen=True)
@@ -51,9 +54,9 @@ class IndisConfig(Method):
     weights: float = 0.0  # not in the paper
     shift: Shift | None = None  # unit of a time shift; None: what suits the schedule
     # what a time shift leaves as it is; "answer": the paper's Eq. 5 as it stands
-    keep: Literal["data", "answer"] = "data"
+    keep: Keep = "data"
     domain: Domain | None = None  # in which nodes are spread; None: what suits the schedule
-    look: Literal["never", "first", "every"] = "never"  # "never": the paper's open loop; the others are ours
+    look: Look = "never"  # "never": the paper's open loop; the others are ours
     probes: int = 64  # endpoints that measure how sensitive each logit is (ours); 0 gives all logits the same rate
     # part of the iterations in which phi's network waits for the plan that all samples share (ours)
     settle: float = 0.2
@@ -65,10 +68,8 @@ class IndisConfig(Method):
         require_least(self, probes=0, width=1, depth=1)
         if not 0 <= self.settle < 1:
             raise ValueError(f"settle must be in [0, 1), got {self.settle}")
-        if self.keep not in ("data", "answer"):
-            raise ValueError(f"keep must be data or answer, got {self.keep!r}")
-        if self.look not in ("never", "first", "every"):
-            raise ValueError(f"look must be never, first or every, got {self.look!r}")
+        require_choice("keep", self.keep, Keep)
+        require_choice("look", self.look, Look)
         if self.look != "never" and not self.per_instance:
             raise ValueError(f"look must be never for a plan that all samples share, got {self.look!r}")
 

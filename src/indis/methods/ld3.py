@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from indis import grids, solvers
-from indis.checks import require_least
+from indis.checks import require_choice, require_least
 from indis.denoise import Denoiser
 from indis.losses import Loss
 from indis.methods.method import Method
@@ -80,8 +80,7 @@ class LD3(Method):
         self._check_rates()
         if self.stamp_rounds + self.shift_rounds < 1:
             raise ValueError("stamp_rounds + shift_rounds must be at least 1, got 0")
-        if self.objective not in ("soft", "hard"):
-            raise ValueError(f"objective must be soft or hard, got {self.objective!r}")
+        require_choice("objective", self.objective, Objective)
 
     @property
     def freedoms(self) -> str:

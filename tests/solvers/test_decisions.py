@@ -1,0 +1,76 @@
+"""The loop under plans that decide as they go: closed loops, and steps that are stretched."""
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from indis import (
+    IPNDM,
+    UNCONDITIONAL,
+    Decision,
+    Discretization,
+    solve,
+)
+from problems import Bumpy, seeded
+from solvers.cases import PROBLEMS, each_solver, plan_for
+
+
+class Careful:
+    """A closed-loop plan: the larger the answer, the shorter the step, by a factor that is learned."""
+
+    def __init__(self, problem: Bumpy, steps: int, care: Tensor) -> None:
+        self.schedule, self.steps, self.care = problem.schedule, steps, care
+        self.nodes = [torch.tensor([problem.schedule.t_max], dtype=torch.float64)]
+
+    def start(self) -> tuple[Tensor, Tensor]:
+        return self.nodes[0], torch.zeros(1, dtype=torch.float64)
+
+    def decide(self, k: int, x: Tensor, answer: Tensor) -> Decision:
+        size = answer.flatten(1).square().mean(1).sqrt().to(torch.float64)
+        fraction = torch.exp(-self.care * size) / (self.steps - k)
+        tau = self.nodes[-1] + fraction * (self.schedule.t_min - self.nodes[-1])
+        self.nodes.append(tau)
+        return Decision(torch.ones_like(tau), tau, torch.zeros_like(tau))
+
+
+@each_solver
+def test_a_closed_loop_plan_equals_the_open_loop_plan_of_the_nodes_it_chose(solver):
+    problem, x = PROBLEMS["flow"], seeded(3, 2, seed=7)
+    plan = Careful(problem, 4, torch.tensor(0.2, dtype=torch.float64))
+    end = solve(problem, x, plan, solver)
+    chosen = torch.stack([node.expand(3) for node in plan.nodes], dim=1)
+    assert float((chosen[0] - chosen[1])[1:].abs().min()) > 1e-4
+    replayed = solve(problem, x, Discretization.plain(chosen), solver)
+    torch.testing.assert_close(end, replayed, rtol=1e-13, atol=1e-13)
+
+
+@each_solver
+def test_gradients_flow_through_a_closed_loop(solver):
+    problem, x = PROBLEMS["flow"], seeded(2, 2, seed=7)
+
+    def end(care: Tensor) -> Tensor:
+        return solve(problem, x, Careful(problem, 3, care), solver)
+
+    care = torch.tensor(0.2, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(end, [care], eps=1e-6, atol=1e-7, rtol=1e-5)
+    (gradient,) = torch.autograd.grad(end(care).sum(), care)
+    assert float(gradient.abs()) > 1e-3
+
+
+def test_a_stretch_multiplies_a_steps_weights_and_none_of_the_answers_that_are_kept():
+    class Stretched(Discretization):
+        def decide(self, k: int, x: Tensor, answer: Tensor) -> Decision:
+            return replace(super().decide(k, x, answer), stretch=stretch[:, k])
+
+    problem, solver, x = PROBLEMS["edm"], IPNDM(2), seeded(3, 2, seed=7)
+    plan, stretch = plan_for(problem, 3, 4, 2), 1 + 0.2 * seeded(3, 4, seed=8)
+    expected, older = x, torch.zeros_like(x)
+    for k in range(4):
+        newer = plan.gamma[:, k, None] * problem(expected, plan.tau[:, k] + plan.dtau[:, k], UNCONDITIONAL)
+        new, old = (1.0, 0.0) if k == 0 else (1.5, -0.5)
+        change = (new + plan.weights[:, k, :1]) * newer + (old + plan.weights[:, k, 1:]) * older
+        width = plan.tau[:, k + 1] - plan.tau[:, k]
+        expected, older = expected + (stretch[:, k] * width)[:, None] * change, newer
+    stretched = Stretched(plan.tau, plan.dtau, plan.gamma, plan.weights)
+    torch.testing.assert_close(solve(problem, x, stretched, solver), expected, rtol=1e-12, atol=1e-12)
