@@ -47,14 +47,16 @@ def write_plans(denoiser: Denoiser, data: Endpoints, pictures: list[Picture], fo
     if "label" in part.condition.inputs:
         tensors["label"] = part.condition.inputs["label"]
     for picture in pictures:
-        if picture.sampler is None:
+        sampler = picture.sampler
+        # Of a closed loop nothing is shown, and its plans would take whole runs.
+        if sampler is None or not (type(sampler.policy) is Instance or isinstance(sampler.policy, Fixed | Global)):
             continue
         with torch.inference_mode():
-            plan = bring(picture.sampler, denoiser).realised(denoiser, part.noise, part.condition)
+            plan = bring(sampler, denoiser).realised(denoiser, part.noise, part.condition)
         columns = {name: getattr(plan, name) for name in ("tau", "dtau", "gamma")}
-        if type(picture.sampler.policy) is Instance:
+        if isinstance(sampler.policy, Instance):
             tensors |= {f"{name} N={picture.nfe}": value for name, value in columns.items()}
-        elif isinstance(picture.sampler.policy, Fixed | Global):
-            kind = "base" if isinstance(picture.sampler.policy, Fixed) else "global"
+        else:
+            kind = "base" if isinstance(sampler.policy, Fixed) else "global"
             shared[f"{kind} N={picture.nfe}"] = {name: value[0].tolist() for name, value in columns.items()}
     save_tensors(folder / "plans.safetensors", tensors, shared)
