@@ -70,7 +70,8 @@ class Discretization:
     """An open-loop plan: everything is known before the first evaluation.
 
     ``grid`` is 1 for a plan that the whole batch shares, else the batch. ``weights`` (optional) are additive
-    corrections of the solver's multistep weights in units of the step, newest answer first.
+    corrections of the solver's multistep weights in units of the step, newest answer first; ``stretch`` (optional)
+    multiplies the corrected weights.
 
     Raises:
         ValueError: if the shapes do not fit together.
@@ -80,13 +81,14 @@ class Discretization:
     dtau: Tensor  # (grid, steps)
     gamma: Tensor  # (grid, steps)
     weights: Tensor | None = None  # (grid, steps, order)
+    stretch: Tensor | None = None  # (grid, steps)
 
     def __post_init__(self) -> None:
         expected = (self.tau.shape[0], self.tau.shape[-1] - 1)
         if self.tau.ndim != 2 or expected[1] < 1:
             raise ValueError(f"tau must be (grid, steps + 1) with steps >= 1, got {tuple(self.tau.shape)}")
-        for name, value in (("dtau", self.dtau), ("gamma", self.gamma)):
-            if tuple(value.shape) != expected:
+        for name, value in (("dtau", self.dtau), ("gamma", self.gamma), ("stretch", self.stretch)):
+            if value is not None and tuple(value.shape) != expected:
                 raise ValueError(f"{name} must be (grid, steps) = {expected}, got {tuple(value.shape)}")
         if self.weights is not None and tuple(self.weights.shape[:2]) != expected:
             raise ValueError(f"weights must be (grid, steps, order), got {tuple(self.weights.shape)} for {expected}")
@@ -108,18 +110,19 @@ class Discretization:
     def decide(self, k: int, x: Tensor, answer: Tensor) -> Decision:
         """Read column k; an open-loop plan looks neither at the state nor at the answer."""
         dtau = self.dtau[:, k + 1] if k + 1 < self.steps else torch.zeros_like(self.dtau[:, k])
-        weights = None if self.weights is None else self.weights[:, k]
-        return Decision(self.gamma[:, k], self.tau[:, k + 1], dtau, weights)
+        weights, stretch = (None if v is None else v[:, k] for v in (self.weights, self.stretch))
+        return Decision(self.gamma[:, k], self.tau[:, k + 1], dtau, weights, stretch=stretch)
 
     def __getitem__(self, index: Tensor | slice) -> Discretization:
         """The plans of some rows."""
-        weights = None if self.weights is None else self.weights[index]
-        return Discretization(self.tau[index], self.dtau[index], self.gamma[index], weights)
+        return self._each(lambda column: column[index])
 
     def detach(self) -> Discretization:
         """The same numbers without history."""
-        weights = None if self.weights is None else self.weights.detach()
-        return Discretization(self.tau.detach(), self.dtau.detach(), self.gamma.detach(), weights)
+        return self._each(Tensor.detach)
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Discretization:
+        return replace(self, **{name: change(v) for name, v in vars(self).items() if v is not None})
 
     def check(self, schedule: NoiseSchedule) -> Discretization:
         """Itself, if its values are sound; called at the borders of the library, since it reads every value.
@@ -127,8 +130,7 @@ class Discretization:
         Raises:
             ValueError: if times do not decrease strictly, leave the schedule, or anything is not finite.
         """
-        parts = (self.tau, self.dtau, self.gamma, self.weights)
-        if not all(bool(v.isfinite().all()) for v in parts if v is not None):
+        if not all(bool(v.isfinite().all()) for v in vars(self).values() if v is not None):
             raise ValueError("a discretization must be finite, got NaN or inf")
         if not bool((self.tau.diff(dim=1) < 0).all()):
             raise ValueError(f"tau must decrease strictly, got {self.tau[0].tolist()} in its first row")
@@ -159,7 +161,8 @@ class Bounds:
     up to b (for EDM this multiplies sigma by up to e^b), "gap" moves by up to b of the interval that follows,
     "additive" is the paper's form in units of time. ``domain`` is where the softmax lives. ``native``, if given, is
     the form of the denoiser's answers: a time shift then keeps the data prediction (see :func:`indis.denoise.held`),
-    and ``gamma`` is what it changes beyond that.
+    and ``gamma`` is what it changes beyond that. ``track``, if given, is the form in which the solver keeps slopes:
+    nodes then lie where the corrected weights lead (see :mod:`indis.policies.tracking`).
 
     Sizes seen in peers' learned values: relative shifts up to 0.25, scales 0.6 ... 1.3 (DyWeight's released weights).
 
@@ -174,6 +177,7 @@ class Bounds:
     shift: Shift = "relative"
     domain: Domain = "log_snr"
     native: str | None = None
+    track: str | None = None
     # Least fraction of an interval on average: each keeps floor * steps of its base. 1e-4 of EDM's range is 0.1 % of
     # sigma.
     floor: float = 1e-4
@@ -206,19 +210,28 @@ def coordinate(
     return (schedule.log_snr, schedule.time) if domain == "log_snr" else (_same, _same)
 
 
-def from_logits(logits: Tensor, base: Tensor, schedule: NoiseSchedule, bounds: Bounds) -> Discretization:
+# Nodes and corrections of the weights in, nodes and stretch out.
+Follow = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+def from_logits(
+    logits: Tensor, base: Tensor, schedule: NoiseSchedule, bounds: Bounds, follow: Follow | None = None
+) -> Discretization:
     """The discretization of ``logits`` ``(grid, 3 + order, steps)`` around ``base`` ``(1, steps + 1)`` (Eq. 6-7).
 
     Row 0 moves tau, row 1 Dtau, row 2 gamma; further rows, if any, are corrections of the multistep weights, newest
-    first. Times and coefficients are float64 whatever the dtype of the logits.
+    first; ``follow`` may then move the nodes to where the weights lead. Times and coefficients are float64 whatever
+    the dtype of the logits.
     """
     logits = logits.to(TIME_DTYPE)
-    tau = _nodes(logits[:, 0], base, schedule, bounds)
-    dtau = _shifts(_bounded(logits[:, 1], bounds.dtau), tau, schedule, bounds)
-    gamma = 1 + _bounded(logits[:, 2], bounds.gamma)
+    tau, stretch = _nodes(logits[:, 0], base, schedule, bounds), None
     extra = logits[:, LOGIT_ROWS:]
     weights = _bounded(extra, bounds.weights).movedim(1, 2) if extra.shape[1] else None
-    return Discretization(tau, dtau, gamma, weights)
+    if follow is not None and weights is not None:
+        tau, stretch = follow(tau, weights)
+    dtau = _shifts(_bounded(logits[:, 1], bounds.dtau), tau, schedule, bounds)
+    gamma = 1 + _bounded(logits[:, 2], bounds.gamma)
+    return Discretization(tau, dtau, gamma, weights, stretch)
 
 
 def restart(base: Tensor, k: int, tau: Tensor, schedule: NoiseSchedule, bounds: Bounds) -> Tensor:

@@ -125,13 +125,20 @@ class _Record:
         return self.decisions[-1]
 
     def discretization(self, batch: int) -> Discretization:
-        """Side by side, one row a sample."""
+        """Side by side, one row a sample; a step whose weights were left as they are counts as not corrected."""
         assert self.first is not None
         tau, dtau = ([v] for v in self.first)
         tau += [d.tau for d in self.decisions]
         dtau += [d.dtau for d in self.decisions[:-1]]
         gamma = [d.gamma for d in self.decisions]
-        columns = [torch.stack([v.expand(batch) for v in part], dim=1) for part in (tau, dtau, gamma)]
-        weights = [d.weights for d in self.decisions if d.weights is not None]
-        stacked = torch.stack([w.expand(batch, -1) for w in weights], dim=1) if weights else None
-        return Discretization(columns[0], columns[1], columns[2], stacked)
+        columns = {"tau": tau, "dtau": dtau, "gamma": gamma}
+        if any(d.stretch is not None for d in self.decisions):
+            columns["stretch"] = [torch.ones_like(d.gamma) if d.stretch is None else d.stretch for d in self.decisions]
+        if order := max(0 if d.weights is None else d.weights.shape[1] for d in self.decisions):
+            none = gamma[0].new_zeros(1, order)
+            columns["weights"] = [none if d.weights is None else d.weights for d in self.decisions]
+        return Discretization(**{name: _side_by_side(parts, batch) for name, parts in columns.items()})
+
+
+def _side_by_side(parts: list[Tensor], batch: int) -> Tensor:
+    return torch.stack([part.expand(batch, *part.shape[1:]) for part in parts], dim=1)

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +22,12 @@ from torch import Tensor, nn
 from indis.checks import require_least
 from indis.denoise import Denoiser, bring
 from indis.losses import Loss
-from indis.policies import Global, LogitPolicy, PerSample, Policy
+from indis.policies import Policy
 from indis.sampler import Sampler
 from indis.storage import load_checkpoint, pack_optimizer, save_tensors, section, unpack_optimizer
 from indis.teacher import Endpoints
+
+TRIAL = 0.25  # of the iterations; on the image bench optima are apart by then
 
 
 @dataclass(frozen=True)
@@ -41,9 +43,14 @@ class FitConfig:
     validate_every: int = 50  # iterations between two held-out losses
     checkpoint: bool = False  # recompute network calls in the backward pass
     seed: int = 0  # of the initial weights and the batches
+    starts: int = 1  # seeds that are tried for a quarter of the iterations; the best on the held-out part goes on
 
     def __post_init__(self) -> None:
-        require_least(self, iterations=1, batch=1, holdout=0, validate_every=1)
+        require_least(self, iterations=1, batch=1, holdout=0, validate_every=1, starts=1)
+        if self.starts > 1 and not self.holdout:
+            raise ValueError(
+                f"starts must be 1 with a holdout of 0, which leaves nothing to choose by, got {self.starts}"
+            )
         if not 0 <= self.warmup < 1:
             raise ValueError(f"warmup must be in [0, 1), got {self.warmup}")
         if not (self.lr > 0 and self.clip > 0):
@@ -174,6 +181,10 @@ class Fit(Tuning):
         if self.config.holdout:
             self.sampler.policy.load_state_dict(self.best_state)
 
+    def judge(self) -> None:
+        """Look at the held-out loss now; the state is kept if it is the best so far."""
+        self._keep_best(self.validate())
+
     def save(self, path: Path, meta: Any = None) -> None:
         """Write a checkpoint that :meth:`resume` continues from, bit for bit."""
         tensors, numbers = self._state()
@@ -186,8 +197,7 @@ class Fit(Tuning):
             ValueError: if it belongs to another one, or is no checkpoint.
         """
         tensors, header = load_checkpoint(path, "config", "meta", "step", "best")
-        if header["config"] != self._identity() or header["meta"] != meta:
-            raise ValueError(f"{path} was written with another configuration; give the same one or another folder")
+        require_same(path, header, self._identity(), meta)
         self._restore(tensors, header)
 
     def _identity(self) -> dict[str, Any]:
@@ -265,50 +275,76 @@ class Fit(Tuning):
             self.best, self.best_state = heldout, copied_state(self.sampler.policy)
 
 
-def own_gradients(sampler: Sampler, denoiser: Denoiser, data: Endpoints, loss: Loss) -> Tensor:
-    """How each sample would move the logits of its own copy of the shared plan: gradients ``(len(data), rows, steps)``.
+class Starts(Tuning):
+    """Several beginnings of one fit: which optimum a fit falls into is chance, and shows early.
 
-    The shared plan is that of a :class:`Global` policy, or the base grid that an untrained per-instance policy has.
-    Gradients are of the logits that the bounds see, after any scale, and on the denoiser's device.
-
-    Raises:
-        TypeError: if the policy has no logits.
-    """
-    policy = sampler.policy
-    if not isinstance(policy, LogitPolicy):
-        raise TypeError(f"policy must have logits, got {type(policy).__name__}")
-    own = PerSample(len(data), policy.base, policy.schedule, policy.bounds, policy.order)
-    if isinstance(policy, Global):
-        own.free.data.copy_(policy.scale * policy.free)
-    copies = bring(Sampler(own, sampler.solver, sampler.analytic_first), denoiser)
-    data, loss = bring(data, denoiser), bring(loss, denoiser)
-    student = copies(denoiser, data.noise, data.condition)
-    loss(denoiser.decode(student), denoiser.decode(data.target)).sum().backward()
-    assert own.free.grad is not None
-    return own.free.grad
-
-
-def sensitivity(sampler: Sampler, denoiser: Denoiser, data: Endpoints, loss: Loss) -> Tensor:
-    """How strongly each logit of a plan moves a sample's loss, ``(1, rows, steps)``: root mean square over samples.
-
-    It is measured at each sample's own copy of the logits (:func:`own_gradients`), so that gradients of opposite signs
-    do not cancel. Logits that do nothing have zero.
+    Each run works for the part :data:`TRIAL` of its iterations; then the one with the best held-out loss goes on as if
+    it had been alone.
 
     Raises:
-        TypeError: if the policy has no logits.
+        ValueError: if the runs are not descents that a seed changes.
     """
-    return own_gradients(sampler, denoiser, data, loss).square().mean(0, keepdim=True).sqrt()
+
+    def __init__(self, runs: Sequence[Tuning]) -> None:
+        self.runs = [run for run in runs if isinstance(run, Fit)]
+        if len(self.runs) < len(runs):
+            raise ValueError(f"starts must be 1 for what is computed once, with no seed to change, got {len(runs)}")
+        first = self.runs[0]
+        self.sampler, self.denoiser, self.loss = first.sampler, first.denoiser, first.loss
+        self.train, self.heldout, self.config = first.train, first.heldout, first.config
+        self.step, self.best = 0, math.inf
+        self.trial = math.ceil(TRIAL * self.config.iterations)
+
+    def run(self) -> Iterator[Progress]:
+        """All trials, then the rest of the best one.
+
+        Raises:
+            FloatingPointError: if a run's loss or gradient stops being finite.
+        """
+        for run in self.runs:
+            if run.step <= self.trial:
+                states = run.run()
+                while run.step < self.trial:
+                    yield self._told(next(states))
+                run.judge()
+        chosen = min(self.runs, key=lambda run: run.best)
+        self.sampler = chosen.sampler
+        for state in chosen.run():
+            yield self._told(state)
+        self.best = chosen.best
+
+    def save(self, path: Path, meta: Any = None) -> None:
+        """Write a checkpoint of all runs that :meth:`resume` continues from, bit for bit."""
+        states = [run._state() for run in self.runs]
+        tensors = {f"{i}.{name}": value for i, (parts, _) in enumerate(states) for name, value in parts.items()}
+        save_tensors(path, tensors, {"config": self._identity(), "meta": meta, "runs": [n for _, n in states]})
+
+    def resume(self, path: Path, meta: Any = None) -> None:
+        """Continue from a checkpoint of the same configuration (``meta`` included).
+
+        Raises:
+            ValueError: if it belongs to another one, or is no checkpoint.
+        """
+        tensors, header = load_checkpoint(path, "config", "meta", "runs")
+        require_same(path, header, self._identity(), meta)
+        for i, run in enumerate(self.runs):
+            run._restore(section(tensors, f"{i}."), header["runs"][i])
+        self.step = sum(run.step for run in self.runs)
+
+    def _told(self, state: Progress) -> Progress:
+        """A run's progress in the numbers of all."""
+        self.step, self.best = sum(run.step for run in self.runs), min(run.best for run in self.runs)
+        total = self.config.iterations + self.trial * (len(self.runs) - 1)
+        return replace(state, step=self.step, iterations=total, best=self.best)
+
+    def _identity(self) -> list[dict[str, Any]]:
+        return [run._identity() for run in self.runs]
 
 
-def even_scale(rms: Tensor) -> Tensor:
-    """Factors that make all logits about as sensitive as the least sensitive ones; at most 1, and 1 for idle logits.
-
-    With Adam, whose steps have the size of the rate whatever the gradient, this is a diagonal preconditioner.
-    """
-    active = rms[rms > 0]
-    if not active.numel():
-        return torch.ones_like(rms)
-    return (active.quantile(0.1) / rms.clamp_min(active.min())).clamp(max=1.0)
+def require_same(path: Path, header: dict[str, Any], identity: Any, meta: Any) -> None:
+    """Raise for a checkpoint of another configuration."""
+    if header["config"] != identity or header["meta"] != meta:
+        raise ValueError(f"{path} was written with another configuration; give the same one or another folder")
 
 
 def copied_state(module: nn.Module) -> dict[str, Tensor]:

@@ -6,9 +6,9 @@ import torch
 from indis import IndisConfig, losses, methods
 from indis.cli.main import run
 from indis.policies.closed import seen
+from indis.sensitivity import own_gradients, sensitivity
 from indis.storage import load_json
 from indis.studies.sight import SightConfig, Wishes, gathered, observe, shares
-from indis.training import own_gradients, sensitivity
 from small_cases import toy, toy_pairs
 
 CONFIG = SightConfig(epochs=30, batch=64, lr=5e-3, width=32)

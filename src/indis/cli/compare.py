@@ -104,6 +104,8 @@ class SizeOptions:
     """Tuning end points that choose the best iteration."""
     validate_every: int | None = None
     """Iterations between two looks at them."""
+    starts: int | None = None
+    """Beginnings of every learned method, of which the best goes on; those that are computed have one."""
 
 
 def run_comparison(comparison: Comparison) -> None:

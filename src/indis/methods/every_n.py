@@ -20,8 +20,9 @@ from indis.losses import Loss
 from indis.methods.indis import IndisConfig
 from indis.policies.any_steps import AnySteps
 from indis.sampler import Sampler
+from indis.sensitivity import even_scale, sensitivity
 from indis.teacher import Endpoints
-from indis.training import Fit, even_scale, sensitivity
+from indis.training import Fit
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class EveryN(IndisConfig):
             policy = AnySteps(bases, denoiser.schedule, self.bounds(denoiser), **network)
         return Sampler(policy, solver, self.analytic_first)
 
-    def tuning(self, denoiser: Denoiser, data: Endpoints, loss: Loss, *, start: Sampler | None = None) -> EveryFit:
+    def begin(self, denoiser: Denoiser, data: Endpoints, loss: Loss, *, start: Sampler | None = None) -> EveryFit:
         """Gradient descent over all numbers of steps in turn.
 
         Raises:

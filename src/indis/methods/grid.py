@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -22,11 +23,13 @@ from indis.training import Search
 class GridMethod(Method):
     """A method whose outcome is a grid. ``fit`` gives the size of batches, the held-out part and the seed."""
 
+    seeded: ClassVar[bool] = False
+
     def untrained(self, denoiser: Denoiser) -> Sampler:
         """The solver on the heuristic grid."""
         return self.on(grids.named(self.grid)(denoiser.schedule, self.steps))
 
-    def tuning(self, denoiser: Denoiser, data: Endpoints, loss: Loss, *, start: Sampler | None = None) -> Search:
+    def begin(self, denoiser: Denoiser, data: Endpoints, loss: Loss, *, start: Sampler | None = None) -> Search:
         """The search for the grid, as one piece of work.
 
         Raises:

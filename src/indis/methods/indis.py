@@ -8,6 +8,7 @@ field                                  what it gives
 ``use_condition=False``                phi sees the noise alone
 ``keep="answer"``                      a shift changes the data prediction, as in Eq. 5
 ``weights=b``                          also corrects multistep weights by up to b
+``track=True``                         and its nodes lie where the weights lead, as in DyWeight
 ``look="first"``, ``look="every"``     decides after evaluations too (closed loop)
 =====================================  =======================================
 """
@@ -28,8 +29,9 @@ from indis.methods.method import Method
 from indis.noise import Domain
 from indis.policies import ClosedLoop, Global, Instance, LogitPolicy
 from indis.sampler import Sampler
+from indis.sensitivity import even_scale, sensitivity
 from indis.teacher import Endpoints
-from indis.training import Fit, FitConfig, even_scale, sensitivity
+from indis.training import Fit, FitConfig
 
 Keep = Literal["data", "answer"]
 Look = Literal["never", "first", "every"]
@@ -52,6 +54,7 @@ class IndisConfig(Method):
     dtau: float = 0.5  # b of Eq. 6; ours
     gamma: float = 0.5  # b of Eq. 6; ours
     weights: float = 0.0  # not in the paper
+    track: bool = False  # nodes follow the sums of the corrected weights (time tracking, DyWeight); not in the paper
     shift: Shift | None = None  # unit of a time shift; None: what suits the schedule
     # what a time shift leaves as it is; "answer": the paper's Eq. 5 as it stands
     keep: Keep = "data"
@@ -68,10 +71,20 @@ class IndisConfig(Method):
         require_least(self, probes=0, width=1, depth=1)
         if not 0 <= self.settle < 1:
             raise ValueError(f"settle must be in [0, 1), got {self.settle}")
+        if self.track and not (self.weights and isinstance(solvers.named(self.solver), solvers.IPNDM)):
+            raise ValueError(
+                f"track must be False without weights on ipndm:1 ... ipndm:4, got weights {self.weights:g} on "
+                f"{self.solver!r}"
+            )
         require_choice("keep", self.keep, Keep)
         require_choice("look", self.look, Look)
         if self.look != "never" and not self.per_instance:
             raise ValueError(f"look must be never for a plan that all samples share, got {self.look!r}")
+
+    @property
+    def freedoms(self) -> str:
+        """Also whether nodes follow the weights."""
+        return super().freedoms + ("+tracking" if self.track else "")
 
     def bounds(self, denoiser: Denoiser) -> Bounds:
         """The bounds in the terms of a denoiser's schedule."""
@@ -79,7 +92,8 @@ class IndisConfig(Method):
         chosen = {name: value for name, value in given.items() if value is not None}
         sizes = {"dtau": self.dtau, "gamma": self.gamma, "weights": self.weights}
         native = denoiser.native.value if self.keep == "data" else None
-        return Bounds.natural(denoiser.schedule, native=native, **sizes, **chosen)
+        track = solvers.named(self.solver).form(denoiser.native).value if self.track else None
+        return Bounds.natural(denoiser.schedule, native=native, track=track, **sizes, **chosen)
 
     def network(self, denoiser: Denoiser, order: int) -> dict[str, Any]:
         """What a phi for this denoiser is built from; ``order`` is how many multistep weights a step has."""
@@ -98,7 +112,7 @@ class IndisConfig(Method):
         base = grids.named(self.grid)(denoiser.schedule, self.steps)
         return Sampler(_policy(self, denoiser, base, solver.memory), solver, self.analytic_first)
 
-    def tuning(self, denoiser: Denoiser, data: Endpoints, loss: Loss, *, start: Sampler | None = None) -> Fit:
+    def begin(self, denoiser: Denoiser, data: Endpoints, loss: Loss, *, start: Sampler | None = None) -> Fit:
         """Gradient descent. ``start`` is a fitted global plan that phi begins at, to learn what an instance adds.
 
         Raises:

@@ -111,7 +111,7 @@ class LD3(Method):
         policy = LD3Policy(grids.named(start)(schedule, self.steps), schedule, domain, self.win_rate)
         return Sampler(policy, solvers.named(self.solver), self.analytic_first)
 
-    def tuning(self, denoiser: Denoiser, data: Endpoints, loss: Loss, *, start: Sampler | None = None) -> LD3Fit:
+    def begin(self, denoiser: Denoiser, data: Endpoints, loss: Loss, *, start: Sampler | None = None) -> LD3Fit:
         """The two rounds.
 
         Raises:

@@ -2,13 +2,14 @@
 
 A method is one file: a dataclass whose fields are its hyper-parameters, with the paper's values as defaults. It says
 what the sampler is before any tuning (:meth:`Method.untrained`) and, unless plain descent on the loss is all there is
-to it, how it is tuned (:meth:`Method.tuning`). Everything else, commands and comparisons included, is shared.
+to it, how it is tuned (:meth:`Method.begin`). Everything else, commands and comparisons included, is shared.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import ClassVar
 
 from indis import grids, solvers
 from indis.denoise import Denoiser
@@ -16,7 +17,7 @@ from indis.losses import Loss
 from indis.policies import Fixed
 from indis.sampler import Sampler
 from indis.teacher import Endpoints
-from indis.training import Fit, FitConfig, Tuning
+from indis.training import Fit, FitConfig, Starts, Tuning
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,8 @@ class Method(ABC):
     Raises:
         ValueError: for an unknown solver or grid, or fewer than one step.
     """
+
+    seeded: ClassVar[bool] = True  # a fit depends on its seed, so several beginnings may end elsewhere
 
     steps: int = 5  # N
     # euler, heun, ipndm, adams_bashforth, deis, dpmpp, unipc or midpoint, as name[:order[:variant]]
@@ -54,7 +57,19 @@ class Method(ABC):
         """The sampler before any tuning."""
 
     def tuning(self, denoiser: Denoiser, data: Endpoints, loss: Loss, *, start: Sampler | None = None) -> Tuning:
-        """A tuning that is ready to run; gradient descent on the loss unless a method has its own way.
+        """A tuning that is ready to run, with as many beginnings as ``fit.starts`` says.
+
+        Raises:
+            ValueError: if ``start``, a fitted sampler to begin at, is given to a method that has no use for it, or
+                several beginnings to one that has no seed.
+        """
+        seeds = [self.fit.seed * self.fit.starts + i for i in range(self.fit.starts)]  # others for another seed
+        methods = [replace(self, fit=replace(self.fit, seed=seed, starts=1)) for seed in seeds]
+        runs = [method.begin(denoiser, data, loss, start=start) for method in methods]
+        return runs[0] if len(runs) == 1 else Starts(runs)
+
+    def begin(self, denoiser: Denoiser, data: Endpoints, loss: Loss, *, start: Sampler | None = None) -> Tuning:
+        """A tuning from one beginning; gradient descent on the loss unless a method has its own way.
 
         Raises:
             ValueError: if ``start``, a fitted sampler to begin at, is given to a method that has no use for it.

@@ -65,7 +65,7 @@ class ClosedLoop(Instance):
         place = self._place(k, tau, len(x)) if self.place is not None else None
         logits = self.read(seen(x, answer, tau, self.schedule, self.native), features, place)
         base = restart(self.base, k, tau, self.schedule, self.bounds)
-        return discretize((self.scale * logits)[:, :, k:], base, self.schedule, self.bounds)
+        return discretize((self.scale * logits)[:, :, k:], base, self.schedule, self.bounds, begun=k)
 
     def describe(self) -> dict[str, Any]:
         """Also what it looks at and when."""

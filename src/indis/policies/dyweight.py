@@ -28,10 +28,8 @@ from indis.denoise import Form
 from indis.discretization import Discretization
 from indis.noise import NoiseSchedule
 from indis.policies.policy import Fixed, Policy
+from indis.policies.tracking import effective, stride
 
-# Least step of the effective clock, as a part of its range. Unlike the published code, the clock never runs backwards
-# or below the schedule; the state still moves by the rule, whatever the clock says.
-LEAST = 1e-6
 _TINY = 1e-12
 
 
@@ -69,13 +67,12 @@ class DyWeightPolicy(Policy):
     def plan(self) -> Discretization:
         """The plan, whatever the sample. Its last node is how far the rule went, which need not be t_min."""
         weights = self.weights.tril()  # step k has k + 1 answers
-        goal = self.form.clock(self.schedule, self.base)[:, 1:]
-        tau = self._effective(weights.sum(1), goal) if self.tracking else self.base
-        clock = self.form.clock(self.schedule, tau)
-        # The rule's step over the clock's own: one over the row sum, unless the clock was held.
-        stride = (goal - clock[:, :-1]) / clock.diff(dim=1)
+        tau = self.base
+        if self.tracking:
+            tau = effective(self.base, weights.sum(1)[None], self.schedule, self.form)
+        units = stride(self.base, tau, self.schedule, self.form)
         dtau = self._dtau(tau[:, :-1])
-        return Discretization(tau, dtau, self._gamma(tau[:, :-1], dtau), stride[..., None] * weights - self.rows)
+        return Discretization(tau, dtau, self._gamma(tau[:, :-1], dtau), units[..., None] * weights - self.rows)
 
     def forward(self, noise: Tensor, features: Tensor | None = None, index: Tensor | None = None) -> Discretization:
         """The plan, whatever the sample."""
@@ -84,27 +81,6 @@ class DyWeightPolicy(Policy):
     def frozen(self) -> Fixed:
         """Everybody's plan."""
         return Fixed(self.plan.detach())
-
-    def _effective(self, sums: Tensor, goal: Tensor) -> Tensor:
-        """Nodes ``(1, steps + 1)`` of the clock that the row sums drive towards the base grid's ``goal``."""
-        start = self.form.clock(self.schedule, self.base[:, 0])
-        least = LEAST * (start - goal[:, -1])
-        reached = [start]
-        for k, total in enumerate(sums):
-            # Written so that a sum of one gives the goal itself.
-            free = goal[:, k] + (1 - total) * (reached[-1] - goal[:, k])
-            floor = goal[:, -1] + least * (self.steps - 1 - k)  # leaves room for the steps that follow
-            reached.append(free.clamp(floor, reached[-1] - least))
-        return torch.cat([self.base[:, :1], self._time(torch.stack(reached[1:], dim=1))], dim=1)
-
-    def _time(self, clock: Tensor) -> Tensor:
-        """The inverse of the form's clock."""
-        if self.form is Form.NOISE:
-            ratio = clock
-        else:
-            inside = clock.clamp(_TINY, 1 - _TINY)
-            ratio = inside / (1 - inside)
-        return self.schedule.time(-ratio.log()).clamp_min(self.schedule.t_min)
 
     def _dtau(self, tau: Tensor) -> Tensor:
         unscaled = self.scales.new_ones(self.steps - len(self.scales))

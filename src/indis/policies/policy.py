@@ -31,8 +31,9 @@ import torch
 from torch import Tensor, nn
 
 from indis.denoise import Denoiser, Form, held
-from indis.discretization import LOGIT_ROWS, Bounds, Discretization, Plan, from_logits
+from indis.discretization import LOGIT_ROWS, Bounds, Discretization, Follow, Plan, from_logits
 from indis.noise import SCHEDULES, NoiseSchedule
+from indis.policies.tracking import effective, stride
 from indis.storage import describe, rebuild
 
 
@@ -104,6 +105,7 @@ class Fixed(Policy):
     dtau: Tensor
     gamma: Tensor
     weights: Tensor | None
+    stretch: Tensor | None
 
     def __init__(self, plan: Discretization | Tensor) -> None:
         super().__init__()
@@ -115,7 +117,7 @@ class Fixed(Policy):
     @property
     def plan(self) -> Discretization:
         """The plan, whatever the sample."""
-        return Discretization(self.tau, self.dtau, self.gamma, self.weights)
+        return Discretization(self.tau, self.dtau, self.gamma, self.weights, self.stretch)
 
     def describe(self) -> dict[str, Any]:
         """Nothing but the plan itself, which is its state."""
@@ -137,7 +139,7 @@ class LogitPolicy(Policy):
     ``order`` is how many multistep weights a step may correct; they exist only if ``bounds.weights`` is positive.
     ``scale`` ``(1, rows, steps)`` multiplies the logits: end points are orders of magnitude more sensitive to some
     of them than to others, and a learning rate that suits the former would never move the latter (see
-    :func:`~indis.training.sensitivity`).
+    :func:`~indis.sensitivity.sensitivity`).
     """
 
     base: Tensor
@@ -195,16 +197,36 @@ class LogitPolicy(Policy):
         return dict(tensors)
 
 
-def discretize(logits: Tensor, base: Tensor, schedule: NoiseSchedule, bounds: Bounds) -> Discretization:
-    """:func:`~indis.discretization.from_logits`, with gamma making up for the time shifts if the bounds say so.
+def discretize(logits: Tensor, base: Tensor, schedule: NoiseSchedule, bounds: Bounds, begun: int = 0) -> Discretization:
+    """:func:`~indis.discretization.from_logits`, with what the bounds ask for beyond it; ``begun`` steps are behind.
+
+    Nodes may follow the weights, and gamma may make up for the time shifts.
 
     An answer asked for at a less noisy time is smaller in the noise form, or larger; used as it is, it means another
     data prediction at once, which gamma would have to undo. Two logits of one effect are slow to tune.
     """
-    plan = from_logits(logits, base, schedule, bounds)
+    plan = from_logits(logits, base, schedule, bounds, _follow(schedule, bounds, begun))
     if bounds.native is None:
         return plan
     return replace(plan, gamma=plan.gamma * held(schedule, Form(bounds.native), plan.tau[:, :-1], plan.dtau))
+
+
+def _follow(schedule: NoiseSchedule, bounds: Bounds, begun: int) -> Follow | None:
+    """What moves nodes to where corrected weights lead, if the bounds say so: a solver's own rows sum to one."""
+    if bounds.track is None:
+        return None
+    form = Form(bounds.track)
+
+    def follow(goals: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+        excess = weights.tril(begun).sum(2)  # step k has k + 1 answers
+        tau = effective(goals, 1 + excess, schedule, form)
+        # The way to the clock and back rounds; where nothing has moved, the last bit is restored, gradient kept.
+        still = (excess == 0).all(dim=1, keepdim=True)
+        tau = tau + torch.where(still, goals - tau.detach(), 0)
+        units = stride(goals, tau, schedule, form)
+        return tau, units + torch.where(still, 1 - units.detach(), 0)
+
+    return follow
 
 
 class Global(LogitPolicy):

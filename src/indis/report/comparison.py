@@ -27,8 +27,9 @@ BEST_GRID = "best grid"
 BEST_OF = "Best of with and without AFS, by held-out loss."
 # What φ is made of, one piece changed at a time, against all of it.
 REFERENCE = "indis"
-ABLATED = ("god tau", "indis tau", "indis without dtau", "indis without gamma", "indis without class")
-ABLATIONS = ("god", *ABLATED, "indis +weights", "look first", "look")
+_PIECES = ("god tau", "indis tau", "indis without dtau", "indis without gamma", "indis without class")
+ABLATED = (*_PIECES, "indis +tracking")
+ABLATIONS = ("god", *_PIECES, "indis +weights", "indis +tracking", "look first", "look")
 # Fields with a place of their own, measured ones, and the device, on which no score should depend; any other setting is
 # named only where it tells rows apart.
 _SHOWN = ("model", "method", "nfe", "afs", "seed", "calls", "parameters", "fit_seconds", "device", *METRICS)

@@ -33,8 +33,8 @@ from indis.losses import Loss
 from indis.policies.closed import seen
 from indis.policies.encoders import Reader
 from indis.sampler import Sampler
+from indis.sensitivity import own_gradients
 from indis.teacher import Endpoints
-from indis.training import own_gradients
 
 BATCH = 100
 OUTLIER = 5.0  # typical deviations; gradients are heavy-tailed, and a few samples would be all that counts

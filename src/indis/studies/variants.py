@@ -38,7 +38,8 @@ class Variant:
         steps = self.type.steps_for(nfe, analytic_first=analytic_first)
         defaults = self.type().fit
         given = {name: value for name, value in shared.items() if self._takes(name)} | own | self.changes
-        tuned = replace(fit, lr=given.pop("lr", defaults.lr), clip=defaults.clip)
+        starts = fit.starts if self.type.seeded else 1
+        tuned = replace(fit, lr=given.pop("lr", defaults.lr), clip=defaults.clip, starts=starts)
         return self.type(steps=steps, analytic_first=analytic_first, fit=tuned, **given)
 
     def _takes(self, name: str) -> bool:
@@ -72,6 +73,7 @@ VARIANTS: dict[str, Variant] = {
     "indis without dtau": Variant("indis", {"dtau": 0.0}, kind="ablation"),
     "indis without gamma": Variant("indis", {"gamma": 0.0}, kind="ablation"),
     "indis without class": Variant("indis", {"use_condition": False}, kind="ablation"),
+    "indis +tracking": Variant("indis", {"weights": 0.5, "track": True}, kind="ablation"),
 }
 
 
