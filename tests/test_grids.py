@@ -89,15 +89,13 @@ def test_the_vp_clock_of_a_linear_vp_process_is_its_own_time():
 
 # Not for a flow from pure noise to pure data, whose ratio spans sixteen decades: the clock loses its low end there.
 @pytest.mark.parametrize("name", [name for name in SCHEDULES if name != "rectified_flow"])
-def test_the_vp_clock_meets_both_ends_inverts_itself_and_knows_its_speed(name):
+def test_the_vp_clock_meets_both_ends_inverts_itself(name):
     schedule = SCHEDULES[name]
     clock = VPClock.fit(schedule)
-    u = torch.linspace(1e-3, 1, 40, dtype=torch.float64, requires_grad=True)
+    u = torch.linspace(1e-3, 1, 40, dtype=torch.float64)
     ends = ratio(schedule, torch.tensor([schedule.t_min, schedule.t_max], dtype=torch.float64))
-    torch.testing.assert_close(clock.ratio(u)[[0, -1]].detach(), ends, rtol=1e-9, atol=0)
-    torch.testing.assert_close(clock.time(clock.ratio(u)).detach(), u.detach(), rtol=1e-9, atol=1e-9)
-    (speed,) = torch.autograd.grad(clock.ratio(u).sum(), u)
-    torch.testing.assert_close(clock.speed(u).detach(), speed, rtol=1e-9, atol=0)
+    torch.testing.assert_close(clock.ratio(u)[[0, -1]], ends, rtol=1e-9, atol=0)
+    torch.testing.assert_close(clock.time(clock.ratio(u)), u, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("name", grids.GRIDS)

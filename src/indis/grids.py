@@ -203,8 +203,3 @@ class VPClock:
         """The inverse of :meth:`ratio`, in the form that does not cancel for small ratios."""
         integral = torch.log1p(ratio**2)
         return 2 * integral / (self.beta_min + (self.beta_min**2 + 2 * self.beta_d * integral).sqrt())
-
-    def speed(self, u: Tensor) -> Tensor:
-        """d(sigma / alpha) / du."""
-        ratio = self.ratio(u)
-        return (self.beta_d * u + self.beta_min) * (1 + ratio**2) / (2 * ratio)

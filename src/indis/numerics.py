@@ -57,9 +57,15 @@ def integrate_lagrange(
     return [(value * mass).sum(-1) for value in lagrange(nodes, at)]
 
 
-def quadrature_points(start: Tensor, stop: Tensor, points: int = 16) -> tuple[Tensor, Tensor]:
-    """Quadrature nodes and (signed) weights on ``[start, stop]``, each ``(grid, points)``."""
+def quadrature_points(start: Tensor, stop: Tensor, points: int = 16, panels: int = 1) -> tuple[Tensor, Tensor]:
+    """Quadrature nodes and (signed) weights on ``[start, stop]``, each ``(grid, panels * points)``.
+
+    With several ``panels`` of equal width an integrand may have a singularity near the interval.
+    """
     unit, weights = (v.to(start.device) for v in gauss_legendre(points))
+    if panels > 1:
+        unit = ((torch.arange(panels, device=unit.device)[:, None] + unit) / panels).flatten()
+        weights = (weights / panels).repeat(panels)
     width = (stop - start)[:, None]
     return start[:, None] + width * unit, width * weights
 

@@ -71,18 +71,24 @@ def test_two_steps_that_finish_low_are_two_euler_steps(kind):
     assert float((full - euler).abs().max()) > 1e-3
 
 
+def speed(clock, u):
+    """d(sigma / alpha) / du of a VP process."""
+    return (clock.beta_d * u + clock.beta_min) * (1 + clock.ratio(u) ** 2) / (2 * clock.ratio(u))
+
+
 @both
 @pytest.mark.parametrize("order", [1, 3, 4])
-def test_without_a_finish_every_bit_is_that_of_the_published_rule(kind, order):
+def test_without_a_finish_the_rule_is_the_published_one(kind, order):
     schedule, clock = EDM(0.05, 10.0), VPClock.fit(EDM(0.05, 10.0))
     for k in range(STEPS):
         tau = TAU[:, : k + 2]
         level = tau if kind is AdamsBashforth else clock.time(ratio(schedule, tau))
         past = [level[:, k - j] for j in range(min(order, k + 1))]
-        density = None if kind is AdamsBashforth else clock.speed(quadrature_points(past[0], level[:, -1])[0])
+        density = None if kind is AdamsBashforth else speed(clock, quadrature_points(past[0], level[:, -1])[0])
         given = {} if density is None else {"density": density}
         expected = torch.stack(integrate_lagrange(past, past[0], level[:, -1], **given), dim=1)[0]
-        assert torch.equal(weights(kind(order), k), expected)
+        tolerance = {"rtol": 0, "atol": 0} if kind is AdamsBashforth else {"rtol": 1e-9, "atol": 1e-9}
+        torch.testing.assert_close(weights(kind(order), k), expected, **tolerance)
 
 
 @both

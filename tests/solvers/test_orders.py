@@ -30,6 +30,7 @@ from indis import (
     grids,
     solve,
 )
+from indis.grids import VPClock
 from indis.numerics import broadcast, integrate_lagrange, phi, quadrature_points
 from indis.solvers import SOLVERS, Midpoint
 from indis.solvers.adams import EVEN_WEIGHTS
@@ -286,3 +287,18 @@ def test_deis_refuses_a_flow_that_starts_without_signal():
     plan = Discretization.plain(grids.uniform(problem.schedule, 3))
     with pytest.raises(ValueError, match=r"alpha\(t_max\) > 0"):
         solve(problem, problem.start(1), plan, DEIS(2))
+
+
+@pytest.mark.parametrize("order", [1, 2, 3, 4])
+@pytest.mark.parametrize("nodes", [[80, 0.002], [80, 3, 0.002], [80, 20, 1, 0.002], [80, 79, 78, 0.002]], ids=str)
+def test_deis_integrates_widest_intervals_to_rounding(nodes, order):
+    """Weights sum to the step; and a line in VP time is integrated to what fine sums in log sigma give."""
+    schedule, tau = EDM(), torch.tensor([nodes], dtype=torch.float64)
+    step = DEIS(order).coefficients(schedule, Form.NOISE, tau, len(nodes) - 1)
+    torch.testing.assert_close(step.predict.sum(1), step.unit, rtol=1e-12, atol=0)
+    clock = VPClock.fit(schedule)
+    past = clock.time(tau[0, :-1]).flip(0)[: step.predict.shape[1]]
+    fine = torch.linspace(math.log(nodes[-2]), math.log(nodes[-1]), 400_001, dtype=torch.float64).exp()
+    moved = torch.trapezoid(clock.time(fine), fine)
+    if len(past) > 1:  # order one takes it for a constant
+        torch.testing.assert_close((step.predict[0] * past).sum(), moved, rtol=1e-7, atol=1e-9)
