@@ -91,6 +91,11 @@ class Tuning(ABC):
         self.train, self.heldout = data[:split], data[split:]
         self.step, self.best = 0, math.inf
 
+    @property
+    def iterations(self) -> int:
+        """What :attr:`step` ends at."""
+        return self.config.iterations
+
     @abstractmethod
     def run(self) -> Iterator[Progress]:
         """Work to the end; the sampler's policy is then the tuned one."""
@@ -295,6 +300,11 @@ class Starts(Tuning):
         self.step, self.best = 0, math.inf
         self.trial = math.ceil(TRIAL * self.config.iterations)
 
+    @property
+    def iterations(self) -> int:
+        """Of all trials, and of the rest of one run."""
+        return self.config.iterations + self.trial * (len(self.runs) - 1)
+
     def run(self) -> Iterator[Progress]:
         """All trials, then the rest of the best one.
 
@@ -334,8 +344,7 @@ class Starts(Tuning):
     def _told(self, state: Progress) -> Progress:
         """A run's progress in the numbers of all."""
         self.step, self.best = sum(run.step for run in self.runs), min(run.best for run in self.runs)
-        total = self.config.iterations + self.trial * (len(self.runs) - 1)
-        return replace(state, step=self.step, iterations=total, best=self.best)
+        return replace(state, step=self.step, iterations=self.iterations, best=self.best)
 
     def _identity(self) -> list[dict[str, Any]]:
         return [run._identity() for run in self.runs]

@@ -119,6 +119,16 @@ def test_teaching_and_fitting_again_change_nothing(indis, work):
     assert contents(work) == before
 
 
+def test_a_fit_may_begin_several_times(indis, work):
+    several = f"fit --data data --out several {FIT} --fit.starts 2"
+    assert indis(several)[0] == 0
+    assert artifact.load_config(work / "several")["provenance"]["config"]["fit"]["starts"] == 2
+    before = contents(work / "several")
+    code, said = indis(several)
+    assert code == 0 and "resuming at iteration 10 of 10" in said  # a quarter of 8 for the other one
+    assert contents(work / "several") == before
+
+
 def test_an_interrupted_fit_says_so_and_goes_on_to_the_same_weights(indis, work, monkeypatch):
     run = Fit.run
 

@@ -132,7 +132,7 @@ class FitCommand(WithModel, Generic[M]):
         if not path.exists():
             return []
         process.resume(path, identity)
-        say(f"resuming at iteration {process.step} of {self.config.fit.iterations}")
+        say(f"resuming at iteration {process.step} of {process.iterations}")
         return load_json(self.out / "curve.json")
 
     def _iterate(self, process: Tuning, identity: dict, curve: list[list[float]]) -> None:
