@@ -131,6 +131,28 @@ def _overhead() -> str:
     return _plain(["sampler", "NFE", "median", "lower quartile", "upper quartile"], cells)
 
 
+def _longer() -> str:
+    """Fits of more iterations beside those of the comparison, same seed; the distance to the data is FD or KL."""
+    cells = []
+    for model, file in COMPARED.items():
+        usual = {_place(row): row for row in _results(file)["rows"]}
+        for row in _learned(f"longer-{model}.json"):
+            before, metric = usual[_place(row)], next(m for m in comparison.DISTANCES if row[m] is not None)
+            pairs = [f"{number(before[key])} → {number(row[key])}" for key in (comparison.LOSS, metric)]
+            iterations = f"{before['iterations']} → {row['iterations']}"
+            cells.append([f"{model}, {row['nfe']} NFE", row["method"], iterations, *pairs])
+    return _plain(["", "", "iterations", "held-out loss", "FD or KL"], cells)
+
+
+def _learned(file: str) -> list[Mapping[str, Any]]:
+    rows = [row for row in _results(file)["rows"] if row["seed"] is not None]
+    return sorted(rows, key=lambda row: (row["nfe"], row["heldout_loss"]))
+
+
+def _place(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    return tuple(row[name] for name in ("method", "nfe", "afs", "seed"))
+
+
 def _plain(head: list[str], rows: Sequence[Sequence[str]]) -> str:
     return markdown(Table(head, [Group("", [[Cell(text) for text in row] for row in rows])]))
 
@@ -148,6 +170,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "budget": _budget,
     "sight": _sight,
     "overhead": _overhead,
+    "longer": _longer,
 }
 
 

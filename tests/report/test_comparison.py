@@ -134,6 +134,15 @@ def test_changes_compare_at_equal_afs():
     assert read({"rows": forced}).changes(3) == {"look": pytest.approx(-0.5)}
 
 
+def test_changes_compare_equal_seeds():
+    """Seed 1 ends elsewhere, whatever the method; an ablation that has not run it is not thereby better."""
+    rows = [row("indis", 3, 0.2), row("indis", 3, 0.8, seed=1), row("look", 3, 0.3)]
+    assert read({"rows": rows}).changes(3) == {"look": pytest.approx(0.5)}
+    assert read({"rows": [*rows, row("look", 3, 0.4, seed=1)]}).changes(3) == {"look": pytest.approx(0.7 / 1.0 - 1)}
+    others = [row("indis", 3, 0.2), row("look", 3, 0.3, seed=5)]
+    assert read({"rows": others}).changes(3) == {"look": pytest.approx(0.5)}
+
+
 def test_a_row_without_a_loss_stands_last():
     rows = [row("god", 3, 0.2), row("diverged", 3, 0.1) | {"heldout_loss": None, "teacher_mse": None}]
     results = read({"rows": rows})

@@ -43,6 +43,7 @@ class Entry:
     name: str
     values: dict[str, list[float]]
     seeds: int
+    losses: dict[Any, float]  # held-out, by the seed of the fit
 
     @property
     def nfe(self) -> int:
@@ -73,6 +74,12 @@ class Entry:
     def mean(self, metric: str) -> float:
         """Over seeds; NaN where it was not measured."""
         return average(self.values[metric])
+
+    def change(self, other: Entry) -> float:
+        """Relative change of the held-out loss from another entry, over the seeds that both have if there are any."""
+        common = self.losses.keys() & other.losses.keys()
+        mine, theirs = ([e.losses[seed] for seed in common or e.losses] for e in (self, other))
+        return average(mine) / average(theirs) - 1
 
 
 @dataclass(frozen=True)
@@ -134,8 +141,8 @@ class Results:
         whole = next((entry for entry in here if entry.name == REFERENCE), None)
         if whole is None or whole.loss <= 0:
             return {}
-        losses = {entry.name: entry.loss for entry in here if entry.afs == whole.afs}
-        return {name: losses[name] / whole.loss - 1 for name in ABLATIONS if name in losses}
+        pieces = {entry.name: entry for entry in here if entry.afs == whole.afs and math.isfinite(entry.loss)}
+        return {name: pieces[name].change(whole) for name in ABLATIONS if name in pieces}
 
 
 def read(content: Mapping[str, Any]) -> list[Results]:
@@ -162,9 +169,9 @@ def entries(rows: Sequence[Row], teacher_fd: float | None = None) -> list[Entry]
         varying = _varying(alike)
         for same in _split(alike, varying):
             extras = [_extra(name, same[0][name]) for name in varying if same[0].get(name) is not None]
-            found.append(
-                Entry(same[0], " ".join([str(same[0]["method"]), *extras]), _values(same, teacher_fd), len(same))
-            )
+            losses = {row.get("seed"): float(row[LOSS]) for row in same if row.get(LOSS) is not None}
+            name = " ".join([str(same[0]["method"]), *extras])
+            found.append(Entry(same[0], name, _values(same, teacher_fd), len(same), losses))
     return found
 
 
