@@ -25,7 +25,7 @@ from torch import Tensor
 
 from indis.checks import require_choice
 from indis.noise import Domain, NoiseSchedule, begins
-from indis.numerics import TIME_DTYPE
+from indis.numerics import TIME_DTYPE, restored
 
 Shift = Literal["relative", "gap", "additive"]
 LOGIT_ROWS = 3  # tau, dtau, gamma
@@ -245,7 +245,7 @@ def restart(base: Tensor, k: int, tau: Tensor, schedule: NoiseSchedule, bounds: 
     inside = back(level + passed[:, 1:-1] * (planned[:, -1:] - level))
     # As in _nodes: where nothing has moved the last bit is restored, gradient kept.
     still = tau[:, None] == base[:, k : k + 1]
-    inside = inside + torch.where(still, base[:, k + 1 : -1] - inside.detach(), 0)
+    inside = restored(inside, base[:, k + 1 : -1], still)
     return torch.cat([tau[:, None], inside, base[:, -1:].expand(len(inside), 1)], dim=1)
 
 
@@ -265,7 +265,7 @@ def _nodes(logits: Tensor, base: Tensor, schedule: NoiseSchedule, bounds: Bounds
     inside = back(start + span * share.cumsum(1)[:, :-1])
     # The way into the domain and back rounds; where nothing has moved, the last bit is restored, gradient kept.
     still = (logits == 0).all(dim=1, keepdim=True)
-    inside = inside + torch.where(still, base[:, 1:-1] - inside.detach(), 0)
+    inside = restored(inside, base[:, 1:-1], still)
     rows = len(inside)
     return torch.cat([base[:, :1].expand(rows, 1), inside, base[:, -1:].expand(rows, 1)], dim=1)
 

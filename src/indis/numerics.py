@@ -22,6 +22,11 @@ def broadcast(coefficient: Tensor, x: Tensor) -> Tensor:
     return coefficient.to(x.dtype).reshape(-1, *[1] * (x.ndim - 1))
 
 
+def restored(value: Tensor, exact: Tensor, still: Tensor) -> Tensor:
+    """``value`` with the bits of ``exact`` where ``still``, its gradient kept: a way there and back rounds."""
+    return value + torch.where(still, exact - value.detach(), 0)
+
+
 @cache
 def gauss_legendre(points: int) -> tuple[Tensor, Tensor]:
     """Nodes and weights of Gauss-Legendre quadrature on [0, 1], float64, each of shape ``(points,)``."""
@@ -53,7 +58,11 @@ def integrate_lagrange(
     and stay differentiable in the nodes and in both ends.
     """
     at, weights = quadrature_points(start, stop, points)
-    mass = weights if density is None else weights * density
+    return weigh_lagrange(nodes, at, weights if density is None else weights * density)
+
+
+def weigh_lagrange(nodes: list[Tensor], at: Tensor, mass: Tensor) -> list[Tensor]:
+    """Sums of the Lagrange basis over points ``at`` with weights ``mass``, each ``(grid, points)``."""
     return [(value * mass).sum(-1) for value in lagrange(nodes, at)]
 
 

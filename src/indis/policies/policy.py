@@ -33,6 +33,7 @@ from torch import Tensor, nn
 from indis.denoise import Denoiser, Form, held
 from indis.discretization import LOGIT_ROWS, Bounds, Discretization, Follow, Plan, from_logits
 from indis.noise import SCHEDULES, NoiseSchedule
+from indis.numerics import restored
 from indis.policies.tracking import effective, stride
 from indis.storage import describe, rebuild
 
@@ -222,9 +223,9 @@ def _follow(schedule: NoiseSchedule, bounds: Bounds, begun: int) -> Follow | Non
         tau = effective(goals, 1 + excess, schedule, form)
         # The way to the clock and back rounds; where nothing has moved, the last bit is restored, gradient kept.
         still = (excess == 0).all(dim=1, keepdim=True)
-        tau = tau + torch.where(still, goals - tau.detach(), 0)
+        tau = restored(tau, goals, still)
         units = stride(goals, tau, schedule, form)
-        return tau, units + torch.where(still, 1 - units.detach(), 0)
+        return tau, restored(units, torch.ones_like(units), still)
 
     return follow
 

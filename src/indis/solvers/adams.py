@@ -14,7 +14,7 @@ from torch import Tensor
 from indis.denoise import Form
 from indis.grids import VPClock, ratio
 from indis.noise import NoiseSchedule
-from indis.numerics import integrate_lagrange, lagrange, quadrature_points
+from indis.numerics import integrate_lagrange, quadrature_points, weigh_lagrange
 from indis.solvers.solver import Coefficients, drift_form, first_order, step_order
 
 # Adams-Bashforth weights of an even grid, newest first.
@@ -143,6 +143,5 @@ class DEIS(_Exact):
         nodes, _ = self._recent(clock.time(ratio(schedule, tau)), steps)
         start, stop = (-schedule.log_snr(tau[:, -2:])).unbind(1)
         at, mass = quadrature_points(start, stop, panels=4)
-        mass = mass * at.exp()
-        weights = [(value * mass).sum(-1) for value in lagrange(nodes, clock.time(at.exp()))]
+        weights = weigh_lagrange(nodes, clock.time(at.exp()), mass * at.exp())
         return Coefficients(carry, form.scale(schedule, tau[:, -1:]) * torch.stack(weights, dim=1), unit)
