@@ -174,9 +174,26 @@ def test_a_policy_of_another_kind_is_refused_before_anything_is_written(tmp_path
 
 
 def test_a_config_that_cannot_be_written_leaves_no_temporary(tmp_path):
+    for value in (float("nan"), tmp_path):
+        with pytest.raises(ValueError) as error:
+            artifact.save(build("fixed")[0], tmp_path, {"loss": value})
+        assert sentence(error).startswith("provenance must be JSON, got something else: ")
+        assert contents(tmp_path) == {}
+
+
+def test_a_provenance_that_cannot_be_written_leaves_the_artifact_that_was_there(folder):
+    before = contents(folder)
     with pytest.raises(ValueError):
-        artifact.save(build("fixed")[0], tmp_path, {"loss": float("nan")})
-    assert list(contents(tmp_path)) == ["policy.safetensors"]
+        artifact.save(build("global")[0], folder, {"data": folder})
+    assert contents(folder) == before
+    artifact.load(folder)
+
+
+def test_a_sampler_written_over_a_budget_takes_its_place(folder):
+    (folder / "budget.json").write_text("{}")
+    assert "holds a budget, each sample its own number of steps: use indis.budget.load" in unreadable(folder)
+    artifact.save(build("global")[0], folder)
+    assert artifact.load(folder).nfe == 3
 
 
 def test_a_folder_without_config_is_no_artifact(tmp_path):

@@ -3,12 +3,13 @@
 import pytest
 import torch
 
-from indis import FitConfig, artifact, budget, losses
+from indis import FitConfig, Wrapped, artifact, budget, losses
 from indis.budget import BudgetConfig, BudgetSampler, allocate, price_for
 from indis.denoise import Counted
 from indis.methods import EveryN, IndisConfig
 from indis.policies.errors import ErrorPredictor, deviance
-from small_cases import same_tensors, sentence, toy, toy_pairs
+from indis.storage import load_json, save_json
+from small_cases import contents, same_tensors, sentence, toy, toy_pairs
 
 COUNTS = (2, 3, 5)
 
@@ -114,7 +115,64 @@ def test_it_comes_back_from_disk(own, tmp_path):
     (tmp_path / "b" / "budget.json").write_text('{"price": 1}')
     with pytest.raises(ValueError, match="is not a complete budget"):
         budget.load(tmp_path / "b")
-    artifact.load(tmp_path / "b")  # it is still an artifact for every N
+    artifact.read(tmp_path / "b")  # it is still an artifact for every N
+
+
+def test_a_budget_that_was_half_overwritten_is_told_from_a_good_one(own, tmp_path):
+    dearer = BudgetSampler(own.sampler, ErrorPredictor(COUNTS[:2], shape=(2,), width=8), 0.5, 2.5)
+    for name in ("a", "b"):
+        budget.save(own, tmp_path / name)
+    budget.save(dearer, tmp_path / "other", {"model": "toy"})
+    for name, broken in (("a", "config.json"), ("b", "budget.safetensors")):
+        (tmp_path / name / broken).write_bytes((tmp_path / "other" / broken).read_bytes())
+        with pytest.raises(ValueError) as error:
+            budget.load(tmp_path / name)
+        assert sentence(error).endswith(f"{name} is damaged: {broken} is not the one that budget.json was written with")
+
+
+def test_a_budget_of_before_there_were_checksums_still_loads(own, tmp_path):
+    budget.save(own, tmp_path)
+    config = load_json(tmp_path / "budget.json")
+    assert list(config["files"]) == ["config.json", "budget.safetensors"]
+    save_json(tmp_path / "budget.json", {name: config[name] for name in ("price", "mean", "predictor")})
+    assert budget.load(tmp_path).price == own.price
+    save_json(tmp_path / "budget.json", config | {"files": []})
+    with pytest.raises(ValueError, match="is damaged"):
+        budget.load(tmp_path)
+    save_json(tmp_path / "budget.json", config)
+    (tmp_path / "budget.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match="budget.safetensors does not exist"):
+        budget.load(tmp_path)
+
+
+def test_drawing_changes_nothing_that_is_saved(own, tmp_path):
+    def broken(x, t, condition):
+        raise KeyboardInterrupt
+
+    budget.save(own, tmp_path / "before")
+    with torch.no_grad():
+        own(toy(), toy_pairs(40, first=9000).noise)
+    with pytest.raises(KeyboardInterrupt):
+        own(Wrapped(broken, toy().schedule, (2,), "velocity"), toy_pairs(40, first=9000).noise)
+    budget.save(own, tmp_path / "after")
+    assert contents(tmp_path / "before") == contents(tmp_path / "after")
+
+
+def test_a_measurement_that_fails_leaves_the_choice_alone(fitted):
+    def broken(student, target):
+        raise RuntimeError("no loss")
+
+    with pytest.raises(RuntimeError):
+        next(budget.measure(fitted, toy(), toy_pairs(8), broken))
+    assert fitted.policy.steps == 4
+
+
+def test_an_artifact_of_a_budget_is_not_read_as_one_without(own, tmp_path):
+    budget.save(own, str(tmp_path))
+    with pytest.raises(ValueError) as error:
+        artifact.load(tmp_path)
+    assert sentence(error).endswith("holds a budget, each sample its own number of steps: use indis.budget.load")
+    assert budget.load(str(tmp_path)).mean == own.mean
 
 
 def test_a_sampler_for_one_n_is_refused():

@@ -9,7 +9,15 @@ from problems import SCHEDULES
 from small_cases import sentence
 
 SHIFTED = ("flow_shift", "resolution")
-VALID = [(g, s) for g in grids.GRIDS for s in SCHEDULES if not (g in SHIFTED and SCHEDULES[s].t_max > 1)]
+RATIOS = ("polynomial", "vp_time")  # spread in sigma / alpha
+ENDLESS = ["rectified_flow"]  # sigma / alpha is infinite at its beginning and zero at its end
+
+
+def valid(grid: str, schedule: str) -> bool:
+    return not (grid in SHIFTED and SCHEDULES[schedule].t_max > 1 or grid in RATIOS and schedule in ENDLESS)
+
+
+VALID = [(g, s) for g in grids.GRIDS for s in SCHEDULES if valid(g, s)]
 
 # Printed by the public implementation of Karras et al.'s and Zhang & Chen's grids, sigma 80 ... 0.002.
 VECTORS = {
@@ -48,6 +56,16 @@ def test_every_grid_decreases_strictly_between_exact_ends_on_every_schedule(name
 def test_shifted_grids_refuse_times_beyond_one_where_their_formula_has_a_pole(name, schedule):
     with pytest.raises(ValueError, match=r"needs times in \[0, 1\], got t_max = "):
         grids.GRIDS[name](SCHEDULES[schedule], 3)
+
+
+@pytest.mark.parametrize("name", RATIOS)
+@pytest.mark.parametrize("schedule", [RectifiedFlow(), RectifiedFlow(0.01, 1.0), RectifiedFlow(0.0, 0.9)], ids=str)
+def test_grids_of_the_noise_ratio_refuse_schedules_on_which_it_has_no_end(name, schedule):
+    """They would put all nodes but one within a thousandth of the end."""
+    with pytest.raises(ValueError) as error:
+        grids.named(name)(schedule, 5)
+    text = sentence(error)
+    assert name in text and "alpha(t_max) > 0 and sigma(t_min) > 0" in text and "flow_shift" in text
 
 
 @pytest.mark.parametrize("name", ["edm", "rectified_flow_inside", "linear_vp", "discrete_vp"])
@@ -101,7 +119,7 @@ def test_the_vp_clock_meets_both_ends_inverts_itself(name):
 @pytest.mark.parametrize("name", grids.GRIDS)
 def test_no_steps_are_no_grid(name):
     with pytest.raises(ValueError, match="steps must be at least 1, got 0"):
-        grids.GRIDS[name](RectifiedFlow(), 0)
+        grids.GRIDS[name](SCHEDULES["rectified_flow_inside"], 0)
 
 
 def test_listed_times_become_a_grid():

@@ -178,9 +178,26 @@ def test_another_provenance_is_refused(copy):
     assert "another provenance" in refused(copy, provenance=PROVENANCE | {"steps": 5})
 
 
-def test_resuming_over_a_damaged_shard_is_refused(copy):
+def test_missing_and_damaged_shards_are_made_again_and_no_other(finished, copy):
     flip_last_byte(copy / "endpoints-00000.safetensors")
-    assert "endpoints-00000.safetensors is damaged" in refused(copy)
+    (copy / "endpoints-00001.safetensors").unlink()
+    denoiser, names = TinyClasses(), ("endpoints-00000.safetensors", "endpoints-00001.safetensors")
+    assert [(p.done, p.mended) for p in run(copy, denoiser=denoiser)] == [(n, names) for n in (3, 6, 7)]
+    assert contents(copy) == contents(finished)  # the order of the shards in meta.json included
+    assert denoiser.asked == 6 * tiny_teacher().nfe
+    assert {p.mended for p in run(copy)} == {()}
+
+
+def test_mending_that_is_interrupted_goes_on(finished, copy):
+    for number in range(2):
+        (copy / f"endpoints-0000{number}.safetensors").unlink()
+    process = run(copy)
+    next(process)
+    process.close()
+    denoiser = TinyClasses()
+    list(run(copy, denoiser=denoiser))
+    assert contents(copy) == contents(finished)
+    assert denoiser.asked == 3 * tiny_teacher().nfe
 
 
 def test_a_folder_without_endpoints_says_what_to_run(tmp_path):
@@ -189,13 +206,14 @@ def test_a_folder_without_endpoints_says_what_to_run(tmp_path):
 
 def test_a_missing_shard_is_named(copy):
     (copy / "endpoints-00001.safetensors").unlink()
-    assert "endpoints-00001.safetensors is missing" in unreadable(copy, FileNotFoundError)
-    assert "endpoints-00001.safetensors is missing" in refused(copy, FileNotFoundError)
+    said = unreadable(copy, FileNotFoundError)
+    assert said.endswith("endpoints-00001.safetensors is missing: run `indis teach` again to mend it")
 
 
 def test_one_flipped_bit_is_noticed(copy):
     flip_last_byte(copy / "endpoints-00002.safetensors")
-    assert "endpoints-00002.safetensors is damaged" in unreadable(copy)
+    said = unreadable(copy)
+    assert "endpoints-00002.safetensors is damaged" in said and said.endswith("run `indis teach` again to mend it")
 
 
 def test_an_unfinished_set_says_how_to_finish_it(tmp_path):
@@ -221,6 +239,40 @@ def test_metadata_of_another_format_is_refused(copy, meta):
 def test_sizes_below_one_are_refused(field):
     with pytest.raises(ValueError, match=f"{field} must be at least 1, got 0"):
         TeachConfig(**{field: 0})
+
+
+@pytest.mark.parametrize(("first", "count"), [(-1, 1), (2**32, 1), (2**32 - 1, 2), (10**20, 1), (0, 2**32 + 1)])
+def test_seeds_that_torch_cannot_tell_apart_are_refused(first, count):
+    with pytest.raises(ValueError) as error:
+        TeachConfig(first_seed=first, count=count)
+    assert sentence(error).startswith(("first_seed must be in 0 ... 42949672", "count must be at most 4294967296"))
+    assert torch.equal(noise_from_seeds([0], (3,)), noise_from_seeds([2**32], (3,)))  # why
+    assert TeachConfig(first_seed=2**32 - 2, count=2).count == 2
+
+
+def test_a_folder_may_be_given_as_text(finished, tmp_path):
+    list(run(str(tmp_path)))
+    assert contents(tmp_path) == contents(finished)
+    assert load_endpoints(str(tmp_path))[1] == load_endpoints(tmp_path)[1]
+
+
+def test_what_endpoints_yields_can_be_gathered_as_it_is():
+    data = gather(endpoints(TinyClasses(), tiny_teacher(), range(5), batch=2))
+    assert data.seeds.tolist() == list(range(5))
+    with pytest.raises(ValueError, match="got none"):
+        gather(iter(()))
+
+
+@pytest.mark.parametrize("batch", [0, -1])
+def test_a_batch_below_one_is_refused_at_once(batch):
+    with pytest.raises(ValueError) as error:
+        endpoints(TinyClasses(), tiny_teacher(), range(5), batch=batch)
+    assert sentence(error) == f"batch must be at least 1, got {batch}"
+
+
+def test_no_seeds_are_no_rows_of_noise():
+    noise = noise_from_seeds([], (2, 3))
+    assert (noise.shape, noise.dtype) == ((0, 2, 3), torch.float32)
 
 
 def test_a_run_goes_on_with_another_batch(tmp_path):

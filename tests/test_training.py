@@ -332,6 +332,7 @@ def test_the_learning_rate_rises_in_a_straight_line_first():
         ("validate_every", 0),
         ("lr", 0.0),
         ("lr", math.nan),
+        ("lr", math.inf),
         ("clip", -1),
     ],
 )
@@ -396,3 +397,24 @@ def test_what_has_no_seed_is_not_begun_twice():
     with pytest.raises(ValueError, match="starts must be 1 for what is computed once") as error:
         GITS(3, fit=FitConfig(starts=2, holdout=32)).tuning(toy(), toy_pairs(), squared_distance)
     sentence(error)
+
+
+@pytest.mark.parametrize("starts", [1, 2])
+def test_a_caller_that_stops_early_can_take_the_best_policy_so_far(starts):
+    process = start(starts=starts, lr=1.0, iterations=16, validate_every=2)
+    seen = {math.inf: None}
+    for progress in itertools.islice(process.run(), 13):
+        seen.setdefault(progress.best, progress.step)
+    process.finish()
+    assert process.validate() == process.best == min(seen)
+
+
+def test_a_gradient_is_clipped_to_its_norm():
+    process = start(per_instance=False, clip=1e-3)
+    process.optimizer = torch.optim.SGD(process.sampler.policy.parameters(), lr=1.0)
+    process.optimizer.param_groups[0]["rate"] = 1.0
+    before = state(process)
+    process._rate = lambda relative: 1.0
+    process._iterate()
+    moved = torch.cat([(value - before[name]).flatten() for name, value in state(process).items()])
+    assert moved.norm().item() == pytest.approx(1e-3, rel=1e-4)

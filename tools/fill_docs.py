@@ -30,7 +30,9 @@ SHORT = (
     "god +weights",
     "indis",
     "look",
+    "look first",
     "dyweight",
+    "ald3",
     "gits",
     "ld3",
     "amed-plugin",
@@ -144,6 +146,14 @@ def _longer() -> str:
     return _plain(["", "", "iterations", "held-out loss", "FD or KL"], cells)
 
 
+def _losses() -> str:
+    """The same fits with another loss, from the same seed."""
+    names = ("perceptual", "teacher_mse", "fd")
+    rows: Sequence[Mapping[str, Any]] = _results("losses-fashion.json")["rows"]
+    cells = [[r["method"], r["loss"], *(number(r[name]) for name in names)] for r in rows]
+    return _plain(["", "loss", *(comparison.METRICS[name] for name in names)], cells)
+
+
 def _learned(file: str) -> list[Mapping[str, Any]]:
     rows = [row for row in _results(file)["rows"] if row["seed"] is not None]
     return sorted(rows, key=lambda row: (row["nfe"], row["heldout_loss"]))
@@ -171,6 +181,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "sight": _sight,
     "overhead": _overhead,
     "longer": _longer,
+    "losses": _losses,
 }
 
 

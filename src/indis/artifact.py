@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from indis.solvers import SOLVERS
 from indis.storage import checksum, describe, load_json, load_tensors, rebuild, save_json, save_tensors
 
 FORMAT = 1
+BUDGET = "budget.json"  # in a folder of `indis.budget`, whose sampler is only a part of what it is
 
 SHIPPED = Path(__file__).parent / "shipped"
 
@@ -51,12 +53,26 @@ def shipped_names() -> list[str]:
 def save(sampler: Sampler, folder: Path | str, provenance: dict[str, Any] | None = None) -> None:
     """Write a sampler; ``provenance`` (JSON) records how it came about: model, data, losses, seeds.
 
+    A budget that the folder held before goes: it was for another sampler.
+
+    Raises:
+        TypeError: if the policy is of a kind that is not stored.
+        ValueError: if ``provenance`` is not JSON; the folder is then as it was.
+    """
+    write(sampler, folder, provenance)
+    (Path(folder) / BUDGET).unlink(missing_ok=True)
+
+
+def write(sampler: Sampler, folder: Path | str, provenance: dict[str, Any] | None = None) -> None:
+    """:func:`save`, which leaves the files of a budget as they are.
+
     The weights are written before the config, which has their checksum: a folder with a config is complete, and one
     that was interrupted while it was overwritten is told from a good one.
     """
     folder = Path(folder)
     policy = sampler.policy.frozen()
-    described = {"type": _registered(policy), **policy.describe()}  # may refuse, so before anything is written
+    # Both may refuse, so before anything is written.
+    described, recorded = {"type": _registered(policy), **policy.describe()}, _json(provenance or {})
     weights = folder / "policy.safetensors"
     save_tensors(weights, policy.state_dict())
     config = {
@@ -66,13 +82,26 @@ def save(sampler: Sampler, folder: Path | str, provenance: dict[str, Any] | None
         "nfe": sampler.nfe,
         "policy": described,
         "weights": checksum(weights),
-        "provenance": provenance or {},
+        "provenance": recorded,
     }
     save_json(folder / "config.json", config)
 
 
 def load(folder: Path | str) -> Sampler:
     """Read a sampler from a folder, or one that comes with the package by its name.
+
+    Raises:
+        FileNotFoundError: if the folder is not an artifact.
+        ValueError: if it is damaged, of another format, names something unknown, or holds a budget.
+    """
+    folder = find(folder)
+    if (folder / BUDGET).exists():
+        raise ValueError(f"{folder} holds a budget, each sample its own number of steps: use indis.budget.load")
+    return read(folder)
+
+
+def read(folder: Path | str) -> Sampler:
+    """:func:`load`, of a budget the sampler alone, at the number of steps that it was saved with.
 
     Raises:
         FileNotFoundError: if the folder is not an artifact.
@@ -150,6 +179,15 @@ def load_config(folder: Path) -> dict[str, Any]:
     if version != FORMAT:
         raise ValueError(f"{path} must have format {FORMAT}, got {version!r}")
     return config
+
+
+def _json(provenance: dict[str, Any]) -> dict[str, Any]:
+    """Itself, if it can be written."""
+    try:
+        json.dumps(provenance, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"provenance must be JSON, got something else: {error}") from None
+    return provenance
 
 
 def _reason(error: Exception) -> str:

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,14 +29,16 @@ from indis import artifact
 from indis.checks import require_least
 from indis.denoise import UNCONDITIONAL, Condition, Denoiser, bring
 from indis.losses import Loss
+from indis.numerics import seeded
 from indis.policies import AnySteps
 from indis.policies.errors import ErrorPredictor, deviance
 from indis.sampler import Sampler
-from indis.storage import load_json, load_tensors, save_json, save_tensors
+from indis.storage import checksum, load_json, load_tensors, save_json, save_tensors
 from indis.teacher import Endpoints
 from indis.training import copied_state
 
-FILE = "budget.json"
+FILE, WEIGHTS = artifact.BUDGET, "budget.safetensors"
+BOUND = ("config.json", WEIGHTS)  # the weights of the policy are bound by config.json
 
 
 @dataclass(frozen=True)
@@ -73,18 +76,26 @@ def any_steps(sampler: Sampler) -> AnySteps:
     return sampler.policy
 
 
+@contextmanager
+def kept_steps(policy: AnySteps) -> Iterator[None]:
+    """Let a block choose numbers of steps; afterwards the policy has the one that it had, whatever happened."""
+    chosen = policy.steps
+    try:
+        yield
+    finally:
+        policy.choose(chosen)
+
+
 def measure(
     sampler: Sampler, denoiser: Denoiser, data: Endpoints, loss: Loss, batch: int = 500
 ) -> Iterator[tuple[int, Tensor]]:
     """Each number of steps and the losses ``(len(data),)`` there, the smallest number first; losses are on the CPU."""
     policy = any_steps(sampler)
     sampler, loss = bring(sampler, denoiser), bring(loss, denoiser)
-    chosen = policy.steps
     for steps in policy.counts:
-        policy.choose(steps)
-        with torch.no_grad():
+        with kept_steps(policy), torch.no_grad():
+            policy.choose(steps)
             parts = [_losses(sampler, denoiser, data[i : i + batch], loss) for i in range(0, len(data), batch)]
-        policy.choose(chosen)
         yield steps, torch.cat(parts).cpu()
 
 
@@ -99,8 +110,7 @@ def foresee(sampler: Sampler, data: Endpoints, losses: Tensor, config: BudgetCon
     """
     policy = any_steps(sampler)
     _require_finite(losses, policy.counts)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
+    with seeded(config.seed):
         reader = {"condition_dim": policy.condition_dim, "width": config.width, "depth": config.depth}
         predictor = ErrorPredictor(policy.counts, shape=policy.shape, **reader)
     # It starts at each number's mean loss, and the scale of a loss does not matter.
@@ -172,35 +182,56 @@ class BudgetSampler:
         """Samples from unit ``noise`` ``(batch, *shape)``: those of equal number run together."""
         steps, policy = self.steps(noise, condition.features), any_steps(self.sampler)
         out = torch.empty_like(noise)
-        for number in steps.unique().tolist():
-            rows = (steps == number).nonzero()[:, 0]
-            policy.choose(number)
-            out[rows] = self.sampler(denoiser, noise[rows], condition[rows])
+        with kept_steps(policy):
+            for number in steps.unique().tolist():
+                rows = (steps == number).nonzero()[:, 0]
+                policy.choose(number)
+                out[rows] = self.sampler(denoiser, noise[rows], condition[rows])
         return out
 
 
-def save(budget: BudgetSampler, folder: Path, provenance: dict[str, Any] | None = None) -> None:
-    """An artifact folder with two files more; ``budget.json`` comes last, so a folder that has it is complete."""
-    artifact.save(budget.sampler, folder, provenance)
-    save_tensors(folder / "budget.safetensors", budget.predictor.state_dict())
-    save_json(folder / FILE, {"price": budget.price, "mean": budget.mean, "predictor": budget.predictor.describe()})
+def save(budget: BudgetSampler, folder: Path | str, provenance: dict[str, Any] | None = None) -> None:
+    """An artifact folder with two files more; ``budget.json`` comes last, so a folder that has it is complete.
+
+    It has the checksums of the others: one that was interrupted while it was overwritten is told from a good one.
+
+    Raises:
+        ValueError: if ``provenance`` is not JSON.
+    """
+    folder = Path(folder)
+    artifact.write(budget.sampler, folder, provenance)
+    save_tensors(folder / WEIGHTS, budget.predictor.state_dict())
+    own = {"price": budget.price, "mean": budget.mean, "predictor": budget.predictor.describe()}
+    save_json(folder / FILE, own | {"files": {name: checksum(folder / name) for name in BOUND}})
 
 
-def load(folder: Path) -> BudgetSampler:
+def load(folder: Path | str) -> BudgetSampler:
     """What :func:`save` wrote.
 
     Raises:
         FileNotFoundError: if the folder has no budget.
-        ValueError: if a file is damaged.
+        ValueError: if a file is damaged, or of another budget than the rest.
     """
-    config, sampler = load_json(folder / FILE), artifact.load(folder)
-    tensors, _ = load_tensors(folder / "budget.safetensors")
+    folder = Path(folder)
+    config = load_json(folder / FILE)
+    _check_files(folder, config)
+    sampler, (tensors, _) = artifact.read(folder), load_tensors(folder / WEIGHTS)
     try:
         predictor = ErrorPredictor(**config["predictor"])
         predictor.load_state_dict(tensors)
         return BudgetSampler(sampler, predictor.eval().requires_grad_(False), config["price"], config["mean"])
     except (KeyError, TypeError, RuntimeError) as error:
         raise ValueError(f"{folder / FILE} is not a complete budget: {str(error).splitlines()[0]}") from None
+
+
+def _check_files(folder: Path, config: Any) -> None:
+    """Pass if the files are those that were written together, or ``budget.json`` is of a version without checksums."""
+    files = config.get("files") if isinstance(config, dict) else None
+    for name in () if files is None else BOUND:
+        if not (folder / name).is_file():
+            raise FileNotFoundError(f"{folder / name} does not exist")
+        if not isinstance(files, dict) or files.get(name) != checksum(folder / name):
+            raise ValueError(f"{folder} is damaged: {name} is not the one that {FILE} was written with")
 
 
 def _losses(sampler: Sampler, denoiser: Denoiser, part: Endpoints, loss: Loss) -> Tensor:

@@ -21,10 +21,10 @@ are made on the CPU, and :func:`bring` takes them over where they enter.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Protocol, TypeVar, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -33,10 +33,21 @@ from indis.noise import NoiseSchedule
 from indis.numerics import broadcast
 
 T = TypeVar("T")
+Function = Callable[[Tensor, Tensor, "Condition"], Tensor]
 
 
 class Form(Enum):
-    """What a number that a denoiser returns means."""
+    r"""What a number that a denoiser returns means, for a state :math:`x = \alpha x_0 + \sigma \epsilon`.
+
+    * ``NOISE``, "noise": :math:`\epsilon`, the noise that was added (diffusers' ``epsilon``).
+    * ``DATA``, "data": :math:`x_0`, the clean sample (diffusers' ``sample``).
+    * ``VELOCITY``, "velocity": :math:`\epsilon - x_0`, from the data to the noise. Of a flow, where
+      :math:`x = (1 - t) x_0 + t \epsilon`, it is :math:`dx / dt`; of a flow from noise at 0 to data at 1, whose
+      network predicts :math:`x_0 - \epsilon`, it is minus the answer at 1 - t.
+
+    The :math:`v = \alpha \epsilon - \sigma x_0` of Salimans & Ho (2022), diffusers' ``v_prediction``, is none of
+    them, not even the velocity: :meth:`Wrapped.from_v` takes a function that predicts it.
+    """
 
     NOISE = "noise"
     DATA = "data"
@@ -75,6 +86,17 @@ def convert(value: Tensor, source: Form, target: Form, *, x: Tensor, schedule: N
     data = value if source is Form.DATA else (x - sigma * value) / alpha
     noise = value if source is Form.NOISE else (x - alpha * value) / sigma
     return {Form.DATA: data, Form.NOISE: noise, Form.VELOCITY: noise - data}[target]
+
+
+def velocity_from_v(value: Tensor, *, x: Tensor, schedule: NoiseSchedule, t: Tensor) -> Tensor:
+    """The velocity eps - x_0 of the v = alpha eps - sigma x_0 of Salimans & Ho at ``x`` and time ``t`` ``(grid,)``.
+
+    ``value`` and ``x`` are ``(batch, *shape)``. With r^2 = alpha^2 + sigma^2 (1 for a variance-preserving schedule)
+    r^2 x_0 = alpha x - sigma v and r^2 eps = sigma x + alpha v, so there is no time at which it does not exist.
+    """
+    alpha, sigma = schedule.alpha(t), schedule.sigma(t)
+    square = alpha**2 + sigma**2
+    return broadcast((sigma - alpha) / square, x) * x + broadcast((alpha + sigma) / square, x) * value
 
 
 def held(schedule: NoiseSchedule, native: Form, tau: Tensor, dtau: Tensor) -> Tensor:
@@ -197,9 +219,16 @@ class Wrapped:
     stored. ``features`` gives what the network thought in its latest call, ``(batch, size)``: with it the denoiser is
     :class:`Revealing`, which AMED asks for. ``labelled`` makes the condition of a list of labels: with it the denoiser
     is :class:`Labelled`.
+
+    ``native`` may be given as the text of its :class:`Form`, such as "data"; ``shape`` as a list. The function is given
+    the times in the dtype of ``x``, as a network of that dtype needs them (float32 if ``x`` is of half precision, which
+    cannot tell a thousand times apart), and what it answers comes back in the dtype of ``x``.
+
+    Raises:
+        ValueError: if ``native`` is no form, ``shape`` no positive integers, or ``schedule`` no noise schedule.
     """
 
-    function: Callable[[Tensor, Tensor, Condition], Tensor]
+    function: Function
     schedule: NoiseSchedule
     shape: tuple[int, ...]
     native: Form
@@ -213,13 +242,33 @@ class Wrapped:
     labelled: Callable[[list[int]], Condition] | None = None
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "native", _form(self.native))
+        object.__setattr__(self, "shape", _shape(self.shape))
+        if isinstance(self.schedule, type) or not isinstance(self.schedule, NoiseSchedule):
+            raise ValueError(f"schedule must be a noise schedule such as RectifiedFlow(), got {self.schedule!r}")
         # A method of the class would make every wrapped function Revealing, and AMED would fail in the middle of a run.
         if self.features is not None:
             object.__setattr__(self, "bottleneck", self._shown)
 
     def __call__(self, x: Tensor, t: Tensor, condition: Condition = UNCONDITIONAL) -> Tensor:
-        """The function's answer."""
-        return self.function(x, t, condition)
+        """The function's answer ``(batch, *shape)``, in the dtype of ``x``."""
+        times = torch.promote_types(x.dtype, torch.float32) if x.is_floating_point() else t.dtype
+        return self.function(x, t.to(times), condition).to(x.dtype)
+
+    @classmethod
+    def from_v(cls, function: Function, schedule: NoiseSchedule, shape: tuple[int, ...], **others: Any) -> Wrapped:
+        """A denoiser from a function that predicts v = alpha eps - sigma x_0 (Salimans & Ho, 2022; "v_prediction").
+
+        Its answers are turned into velocities, which is then its native form; ``others`` are the further fields.
+
+        Raises:
+            ValueError: as the class does.
+        """
+
+        def velocity(x: Tensor, t: Tensor, condition: Condition) -> Tensor:
+            return velocity_from_v(function(x, t, condition), x=x, schedule=schedule, t=t)
+
+        return cls(velocity, schedule, shape, Form.VELOCITY, **others)
 
     def _shown(self) -> Tensor:
         """The features without gradient.
@@ -232,6 +281,21 @@ class Wrapped:
         if features.ndim != 2:
             raise ValueError(f"features must give (batch, size), got {tuple(features.shape)}")
         return features
+
+
+def _form(given: Form | str) -> Form:
+    try:
+        return Form(given)
+    except ValueError:
+        known = ", ".join(repr(form.value) for form in Form)
+        raise ValueError(f"native must be a Form or one of {known} (for v, Wrapped.from_v), got {given!r}") from None
+
+
+def _shape(given: Sequence[int]) -> tuple[int, ...]:
+    numbers = given if isinstance(given, tuple | list) else [0]
+    if not all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in numbers):
+        raise ValueError(f"shape must be a tuple of positive integers such as (3, 64, 64), got {given!r}")
+    return tuple(numbers)
 
 
 class Counted:

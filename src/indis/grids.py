@@ -57,12 +57,17 @@ def uniform(schedule: NoiseSchedule, steps: int) -> Tensor:
 
 
 def log_snr(schedule: NoiseSchedule, steps: int) -> Tensor:
-    """Even in log-SNR."""
+    """Even in log-SNR, which is cut at about 18 where a flow begins at pure noise or ends at pure data."""
     return ramp(schedule, steps, schedule.log_snr, schedule.time)
 
 
 def polynomial(schedule: NoiseSchedule, steps: int, rho: float = 7.0) -> Tensor:
-    """Even in (sigma / alpha)^(1 / rho); rho = 7 is EDM's."""
+    """Even in (sigma / alpha)^(1 / rho); rho = 7 is EDM's.
+
+    Raises:
+        ValueError: if the schedule begins at pure noise or ends at pure data, where the ratio has no end.
+    """
+    _require_ends(schedule, "polynomial")
     return ramp(schedule, steps, lambda t: ratio(schedule, t) ** (1 / rho), lambda v: schedule.time(-rho * v.log()))
 
 
@@ -72,7 +77,12 @@ def quadratic(schedule: NoiseSchedule, steps: int) -> Tensor:
 
 
 def vp_time(schedule: NoiseSchedule, steps: int, rho: float = 1.0) -> Tensor:
-    """Even in u^(1 / rho), u the time of the linear VP process fitted to the schedule's ends ("time_uniform")."""
+    """Even in u^(1 / rho), u the time of the linear VP process fitted to the schedule's ends ("time_uniform").
+
+    Raises:
+        ValueError: if the schedule begins at pure noise or ends at pure data, where there is nothing to fit to.
+    """
+    _require_ends(schedule, "vp_time")
     clock = VPClock.fit(schedule)
     return ramp(
         schedule,
@@ -155,6 +165,17 @@ def _given(schedule: NoiseSchedule, steps: int, times: Sequence[float]) -> Tenso
     if not begins(schedule, times[0]):
         raise ValueError(f"a listed grid must begin at t_max = {schedule.t_max:g}, got {times[0]:g}")
     return tau
+
+
+def _require_ends(schedule: NoiseSchedule, name: str) -> None:
+    """A grid in sigma / alpha would put nearly all nodes at an end where that is infinite or zero."""
+    alpha = float(schedule.alpha(torch.tensor(schedule.t_max, dtype=TIME_DTYPE)))
+    sigma = float(schedule.sigma(torch.tensor(schedule.t_min, dtype=TIME_DTYPE)))
+    if not (alpha > 0 and sigma > 0):
+        raise ValueError(
+            f"grid {name} needs alpha(t_max) > 0 and sigma(t_min) > 0, got {alpha:g} and {sigma:g}; take "
+            "uniform or flow_shift for such a schedule"
+        )
 
 
 def _times(text: str, spec: str) -> list[float]:

@@ -23,13 +23,13 @@ def squared_distance(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 class FashionPerceptual(nn.Module):
-    """Distance of unit-normalised feature maps of the small Fashion-MNIST classifier that ships."""
+    """A distance in the small Fashion-MNIST classifier that ships: of unit-normalised feature maps, or DISTS."""
 
-    def __init__(self) -> None:
+    def __init__(self, kind: str = "perceptual_distance") -> None:
         super().__init__()
         from indis.metrics import features
 
-        self.network, self.distance = features.load(), features.perceptual_distance
+        self.network, self.distance = features.load(), getattr(features, kind)
 
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
         """``(batch,)`` from images ``(batch, 1, 28, 28)``."""
@@ -70,6 +70,7 @@ LOSSES: dict[str, Callable[[], Loss]] = {
     "mse": lambda: mse,
     "squared": lambda: squared_distance,
     "fashion": FashionPerceptual,
+    "fashion-dists": lambda: FashionPerceptual("dists"),
     "lpips": LPIPS,
 }
 

@@ -222,6 +222,13 @@ class DiscreteVP:
         return cell + (log_snr - low) / (high - low)
 
 
+def same_schedule(one: NoiseSchedule, other: NoiseSchedule) -> bool:
+    """Do two schedules mean the same by a time? By value; those of a class that cannot tell only by their class."""
+    if type(one) is not type(other):
+        return False
+    return one == other or type(one).__eq__ is object.__eq__
+
+
 def begins(schedule: NoiseSchedule, time: float) -> bool:
     """Is this where sampling begins, whose noise is always that of t_max? Typed and stored times may be rounded."""
     return math.isclose(time, schedule.t_max, rel_tol=1e-6)

@@ -8,6 +8,8 @@ as a rule). The two meet in exactly one place, :func:`broadcast`, which casts a 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 
 import numpy as np
@@ -25,6 +27,17 @@ def broadcast(coefficient: Tensor, x: Tensor) -> Tensor:
 def restored(value: Tensor, exact: Tensor, still: Tensor) -> Tensor:
     """``value`` with the bits of ``exact`` where ``still``, its gradient kept: a way there and back rounds."""
     return value + torch.where(still, exact - value.detach(), 0)
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Draw on the CPU from this seed, and leave the caller's generators as they were, those of GPUs too.
+
+    ``torch.manual_seed`` would reseed every GPU's generator as well, which forking the CPU's does not undo.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        yield
 
 
 @cache

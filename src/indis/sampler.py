@@ -9,7 +9,7 @@ from torch import Tensor
 
 from indis.denoise import UNCONDITIONAL, Condition, Denoiser
 from indis.discretization import Decision, Discretization, Plan
-from indis.noise import prior
+from indis.noise import prior, same_schedule
 from indis.policies import Attentive, Policy
 from indis.solvers import Parallel, Solver, solve
 
@@ -60,8 +60,8 @@ class Sampler:
         Policy, noise, condition and denoiser must be on one device; :func:`~indis.denoise.bring` takes them there.
 
         Raises:
-            ValueError: if the noise does not fit the denoiser or the condition, or the denoiser lacks what the policy
-                reads.
+            ValueError: if the noise does not fit the denoiser or the condition, the policy was made for another
+                schedule than the denoiser's (a fixed plan knows none), or the denoiser lacks what the policy reads.
         """
         plan = self._plan(denoiser, noise, condition, index)
         start = prior(denoiser.schedule, noise)
@@ -72,7 +72,7 @@ class Sampler:
         """The discretization that each sample ends up with, closed-loop decisions included; takes a whole run.
 
         Raises:
-            ValueError: if the noise does not fit the denoiser or the condition.
+            ValueError: if the noise does not fit the denoiser or the condition, or the schedule the policy.
         """
         plan = self._plan(denoiser, noise, condition, None)
         if isinstance(plan, Discretization):
@@ -86,10 +86,18 @@ class Sampler:
         if tuple(noise.shape[1:]) != tuple(denoiser.shape):
             raise ValueError(f"noise must be (batch, *{tuple(denoiser.shape)}), got {tuple(noise.shape)}")
         _check_batch(condition, len(noise))
+        _check_schedule(self.policy, denoiser)
         plan = self.policy(noise, condition.features, index)
         if isinstance(plan, Attentive):
             plan.attach(denoiser, analytic_first=self.analytic_first)
         return plan
+
+
+def _check_schedule(policy: Policy, denoiser: Denoiser) -> None:
+    """Times of one schedule would mean other noise levels in another, and samples would be silently wrong."""
+    own = getattr(policy, "schedule", None)
+    if own is not None and not same_schedule(own, denoiser.schedule):
+        raise ValueError(f"denoiser must have the schedule of the sampler, {own}, got {denoiser.schedule}")
 
 
 def _check_batch(condition: Condition, batch: int) -> None:

@@ -13,7 +13,8 @@ Shards are written aside and renamed, so an interrupted run resumes at the first
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -27,12 +28,27 @@ from indis.sampler import Sampler
 from indis.storage import checksum, load_json, load_tensors, save_json, save_tensors, section
 
 FORMAT = 1
+SHARD = re.compile(r"endpoints-\d{5,}\.safetensors")
+LAST_SEED = 2**32 - 1  # torch's generator on the CPU tells no more seeds apart: 0 and 2^32 are the same noise
 
 
 def noise_from_seeds(seeds: Sequence[int], shape: tuple[int, ...]) -> Tensor:
     """Unit noise ``(len(seeds), *shape)`` float32; row i depends on seeds[i] alone."""
     generator = torch.Generator()
-    return torch.stack([torch.randn(shape, generator=generator.manual_seed(int(seed))) for seed in seeds])
+    rows = [torch.randn(shape, generator=generator.manual_seed(int(seed))) for seed in seeds]
+    return torch.stack(rows) if rows else torch.empty(0, *shape)
+
+
+def check_seeds(first_seed: int, count: int) -> None:
+    """Pass if first_seed ... first_seed + count - 1 are seeds.
+
+    Raises:
+        ValueError: if one is not.
+    """
+    if count > LAST_SEED + 1:
+        raise ValueError(f"count must be at most {LAST_SEED + 1}, got {count}")
+    if not 0 <= first_seed <= LAST_SEED + 1 - count:
+        raise ValueError(f"first_seed must be in 0 ... {LAST_SEED + 1 - count} for {count} seeds, got {first_seed}")
 
 
 def noise_checksum(shape: tuple[int, ...]) -> str:
@@ -65,7 +81,16 @@ def endpoints(denoiser: Denoiser, teacher: Sampler, seeds: Sequence[int], batch:
     """Run the teacher on consecutive batches of seeds under their default conditions.
 
     It runs (and is moved to) where the denoiser is; what it makes comes back to the CPU.
+
+    Raises:
+        ValueError: if ``batch`` is not at least 1.
     """
+    if batch < 1:
+        raise ValueError(f"batch must be at least 1, got {batch}")
+    return _batches(denoiser, teacher, seeds, batch)
+
+
+def _batches(denoiser: Denoiser, teacher: Sampler, seeds: Sequence[int], batch: int) -> Iterator[Endpoints]:
     teacher = bring(teacher, denoiser)
     for start in range(0, len(seeds), batch):
         part = list(seeds[start : start + batch])
@@ -75,12 +100,13 @@ def endpoints(denoiser: Denoiser, teacher: Sampler, seeds: Sequence[int], batch:
         yield Endpoints(torch.tensor(part), noise, target.cpu().clone(), condition.to("cpu"))
 
 
-def gather(parts: Sequence[Endpoints]) -> Endpoints:
-    """One set from several.
+def gather(parts: Iterable[Endpoints]) -> Endpoints:
+    """One set from several, such as :func:`endpoints` gives.
 
     Raises:
         ValueError: if there are none.
     """
+    parts = list(parts)
     if not parts:
         raise ValueError("parts must be at least one set of endpoints, got none")
     conditions = [part.condition for part in parts]
@@ -101,27 +127,31 @@ class TeachConfig:
 
     def __post_init__(self) -> None:
         require_least(self, count=1, shard=1, batch=1)
+        check_seeds(self.first_seed, self.count)
 
 
 @dataclass(frozen=True)
 class TeachProgress:
-    """How many endpoints of the whole are on disk."""
+    """How many endpoints of the whole are on disk, and which shards of an earlier run were not any more."""
 
     done: int
     count: int
+    mended: tuple[str, ...] = ()  # were missing or damaged, and are made again in this run
 
 
 def teach(
-    config: TeachConfig, denoiser: Denoiser, teacher: Sampler, folder: Path, *, provenance: dict[str, Any]
+    config: TeachConfig, denoiser: Denoiser, teacher: Sampler, folder: Path | str, *, provenance: dict[str, Any]
 ) -> Iterator[TeachProgress]:
     """Write the endpoints of a teacher into ``folder``, or go on where an earlier run stopped.
 
     ``provenance`` (JSON) says which model and teacher these are; it must not change between runs. A larger ``count``
-    than the earlier run's adds to what there is.
+    than the earlier run's adds to what there is. A shard that is missing or damaged is made again: it follows from its
+    seeds.
 
     Raises:
-        ValueError: if the folder holds endpoints of another configuration or a damaged shard.
+        ValueError: if the folder holds endpoints of another configuration.
     """
+    folder = Path(folder)
     meta: dict[str, Any] = {
         "format": FORMAT,
         "config": asdict(config),
@@ -129,25 +159,26 @@ def teach(
         "noise": noise_checksum(denoiser.shape),
         "shards": {},
     }
-    meta["shards"] = _resume(folder, meta)
+    meta["shards"], mended = _resume(folder, meta)
     seeds = range(config.first_seed, config.first_seed + config.count)
     for number, start in enumerate(range(0, config.count, config.shard)):
         part = seeds[start : start + config.shard]
         name = _shard_name(number)
         if name not in meta["shards"]:
             _write_shard(folder / name, gather(list(endpoints(denoiser, teacher, part, config.batch))))
-            meta["shards"][name] = checksum(folder / name)
+            meta["shards"] = dict(sorted({**meta["shards"], name: checksum(folder / name)}.items(), key=_place))
             save_json(folder / "meta.json", meta)
-        yield TeachProgress(start + len(part), config.count)
+        yield TeachProgress(start + len(part), config.count, mended)
 
 
-def load_endpoints(folder: Path) -> tuple[Endpoints, dict[str, Any]]:
+def load_endpoints(folder: Path | str) -> tuple[Endpoints, dict[str, Any]]:
     """All endpoints of a folder, with noise redrawn, and its ``meta.json``.
 
     Raises:
         FileNotFoundError: if the folder or a shard is missing.
         ValueError: if a shard is damaged, the set is unfinished, or this torch draws other noise than the writer's.
     """
+    folder = Path(folder)
     meta = _read_meta(folder)
     expected = _shard_count(meta, folder)
     if len(meta["shards"]) != expected:
@@ -168,19 +199,19 @@ def _shard_count(meta: dict[str, Any], folder: Path) -> int:
         raise ValueError(f"{folder / 'meta.json'} is damaged: {error}") from None
 
 
-def _resume(folder: Path, meta: dict[str, Any]) -> dict[str, str]:
-    """The finished shards of an earlier run of the same configuration, up to its number of endpoints."""
+def _resume(folder: Path, meta: dict[str, Any]) -> tuple[dict[str, str], tuple[str, ...]]:
+    """The finished shards of an earlier run of the same configuration, and the names of those to make again."""
     if not (folder / "meta.json").exists():
-        return {}
+        return {}, ()
     old = _read_meta(folder)
     old["config"]["batch"] = meta["config"]["batch"]  # a matter of memory, not of what is made
     _enlarge(old, meta["config"])
     for key in ("config", "provenance", "noise"):
         if old[key] != meta[key]:
             raise ValueError(f"{folder} holds endpoints with another {key}: {old[key]}, not {meta[key]}")
-    for name, digest in old["shards"].items():
-        _check_shard(folder / name, digest)
-    return old["shards"]
+    shards: dict[str, str] = old["shards"]
+    whole = {name: digest for name, digest in shards.items() if _fault(folder / name, digest) is None}
+    return whole, tuple(name for name in shards if name not in whole)
 
 
 def _enlarge(old: dict[str, Any], wanted: dict[str, Any]) -> None:
@@ -196,6 +227,11 @@ def _shard_name(number: int) -> str:
     return f"endpoints-{number:05d}.safetensors"
 
 
+def _place(shard: tuple[str, str]) -> tuple[int, str]:
+    """Sorts shards by their number, which may have more digits than are filled up."""
+    return len(shard[0]), shard[0]
+
+
 def _read_meta(folder: Path) -> dict[str, Any]:
     path = folder / "meta.json"
     if not path.is_file():
@@ -206,6 +242,9 @@ def _read_meta(folder: Path) -> dict[str, Any]:
     for name, kind in (("config", dict), ("provenance", dict), ("noise", str), ("shards", dict)):
         if not isinstance(meta.get(name), kind):
             raise ValueError(f"{path} is damaged: {name} must be of type {kind.__name__}, got {meta.get(name)!r}")
+    for name, digest in meta["shards"].items():
+        if not (SHARD.fullmatch(name) and isinstance(digest, str)):
+            raise ValueError(f"{path} is damaged: shards must be names and checksums, got {name!r}: {digest!r}")
     return meta
 
 
@@ -215,15 +254,19 @@ def _write_shard(path: Path, part: Endpoints) -> None:
     save_tensors(path, {"seeds": part.seeds, "target": part.target} | inputs | features)
 
 
-def _check_shard(path: Path, digest: str) -> None:
+def _fault(path: Path, digest: str) -> Exception | None:
+    """What is wrong with a shard, if something is."""
+    mend = "run `indis teach` again to mend it"
     if not path.is_file():
-        raise FileNotFoundError(f"shard {path} is missing")
+        return FileNotFoundError(f"shard {path} is missing: {mend}")
     if checksum(path) != digest:
-        raise ValueError(f"shard {path} is damaged: its checksum is not the one in meta.json")
+        return ValueError(f"shard {path} is damaged, its checksum is not the one in meta.json: {mend}")
+    return None
 
 
 def _read_shard(path: Path, digest: str) -> Endpoints:
-    _check_shard(path, digest)
+    if (fault := _fault(path, digest)) is not None:
+        raise fault
     tensors, _ = load_tensors(path)
     inputs = section(tensors, "input.")
     seeds, target = tensors["seeds"], tensors["target"]

@@ -55,6 +55,8 @@ class FitConfig:
             raise ValueError(f"warmup must be in [0, 1), got {self.warmup}")
         if not (self.lr > 0 and self.clip > 0):
             raise ValueError(f"lr and clip must be positive, got {self.lr} and {self.clip}")
+        if math.isinf(self.lr):  # a clip of infinity is none
+            raise ValueError(f"lr must be finite, got {self.lr}")
 
     def lr_at(self, step: int) -> float:
         """Up to ``lr`` in a straight line, and along a cosine to zero."""
@@ -101,6 +103,10 @@ class Tuning(ABC):
         """Work to the end; the sampler's policy is then the tuned one."""
 
     @abstractmethod
+    def finish(self) -> None:
+        """Take the best policy so far, as :meth:`run` does at its end; for a caller that stops earlier."""
+
+    @abstractmethod
     def save(self, path: Path, meta: Any = None) -> None:
         """Write a checkpoint."""
 
@@ -145,6 +151,9 @@ class Search(Tuning):
             self.best = self.validate()
         yield Progress(1, 1, self.best, self.best if len(self.heldout) else None, self.best)
 
+    def finish(self) -> None:
+        """Nothing: it has one policy."""
+
     def save(self, path: Path, meta: Any = None) -> None:
         """Nothing: there is no state between the start and the end."""
 
@@ -183,12 +192,19 @@ class Fit(Tuning):
             if heldout is not None:
                 self._keep_best(heldout)
             yield Progress(self.step, self.config.iterations, loss, heldout, self.best)
+        self.finish()
+
+    def finish(self) -> None:
+        """Take the best parameters so far, as :meth:`run` does at its end; a caller that stops earlier calls it.
+
+        What comes after it is not what an uninterrupted run would have done; save a checkpoint before.
+        """
         if self.config.holdout:
             self.sampler.policy.load_state_dict(self.best_state)
 
     def judge(self) -> None:
         """Look at the held-out loss now; the state is kept if it is the best so far."""
-        self._keep_best(self.validate())
+        Fit._keep_best(self, self.validate())  # a method's own bookkeeping must not count this look
 
     def save(self, path: Path, meta: Any = None) -> None:
         """Write a checkpoint that :meth:`resume` continues from, bit for bit."""
@@ -256,8 +272,7 @@ class Fit(Tuning):
         """Called before a step is taken, so the parameters are the last good ones; the best ones are better still."""
         if all(bool(torch.isfinite(value)) for value in values):
             return
-        if self.config.holdout:
-            self.sampler.policy.load_state_dict(self.best_state)
+        self.finish()
         raise FloatingPointError(f"the loss or its gradient is not finite at iteration {self.step + 1}")
 
     def _batch(self) -> Tensor:
@@ -322,6 +337,12 @@ class Starts(Tuning):
         for state in chosen.run():
             yield self._told(state)
         self.best = chosen.best
+
+    def finish(self) -> None:
+        """Take the best run so far, with its best parameters."""
+        chosen = min(self.runs, key=lambda run: run.best)
+        chosen.finish()
+        self.sampler = chosen.sampler
 
     def save(self, path: Path, meta: Any = None) -> None:
         """Write a checkpoint of all runs that :meth:`resume` continues from, bit for bit."""

@@ -40,6 +40,36 @@ def test_a_budget_of_another_model_is_refused(indis, every):
         assert "bought/mean3 was fitted to model toy, got toy-AB" in said
 
 
+def test_endpoints_of_another_model_than_the_artifact_s_are_refused(indis, every, monkeypatch):
+    for name, seed in (("data-ab", 0), ("test-ab", 100)):
+        line = f"teach --model toy:AB --solver euler --grid uniform --steps 4 --count 20 --first-seed {seed}"
+        assert indis(f"{line} --out {name}")[0] == 0
+    monkeypatch.setattr(budget, "measure", None)
+    line = BUDGET.replace("--data data --heldout test", "--data data-ab --heldout test-ab")
+    assert "every was fitted to model toy, got toy-AB" in refused(indis, f"{line} --mean 3 --out bought")
+
+
+@pytest.mark.parametrize(
+    ("teacher", "part"),
+    [
+        ("--model toy:AB --steps 12", "got model toy:AB in other and toy in data"),
+        ("--model toy --steps 13", "got steps 13 in other and 12 in data"),
+    ],
+)
+def test_heldout_endpoints_of_another_teacher_are_refused(indis, every, monkeypatch, teacher, part):
+    line = "teach --solver euler --grid uniform --count 20 --first-seed 100 --out other"
+    assert indis(f"{line} {teacher}")[0] == 0
+    monkeypatch.setattr(budget, "measure", None)
+    said = refused(indis, f"{BUDGET.replace('--heldout test', '--heldout other')} --mean 3 --out bought")
+    assert f"heldout must be of the same model and teacher as data, {part}" in said
+
+
+def test_a_budget_is_not_timed_as_if_it_had_none(indis, every):
+    assert indis(f"{BUDGET} --mean 3 --out bought")[0] == 0
+    said = refused(indis, "overhead --model toy --artifact bought/mean3")
+    assert "bought/mean3 holds a budget, each sample its own number of steps: use indis.budget.load" in said
+
+
 def test_a_number_of_steps_overrides_the_budget(indis, every):
     assert indis(f"{BUDGET} --mean 3 --out bought")[0] == 0
     assert indis("evaluate --artifact bought/mean3 --steps 2 --heldout test --loss squared --json row.json")[0] == 0

@@ -10,7 +10,7 @@ from indis import Fixed, Sampler, artifact, models
 from indis.cli.sample import SamplerChoice
 from indis.solvers import Euler
 from indis.storage import load_json, save_json
-from small_cases import flip_last_byte
+from small_cases import contents, flip_last_byte
 
 GOD = FIT.replace("--width 8 --depth 1", "")
 KNOWN_SOLVERS = ["euler", "heun", "ipndm", "adams_bashforth", "deis", "dpmpp", "unipc"]
@@ -73,6 +73,10 @@ BAD = {
     "fit: bad bound": ("fit --data data --out x --loss mse --fit.holdout 8 --gamma 1", ["gamma must be in [0, 1)"]),
     "fit: never saved": (f"fit --data data --out x {FIT} --save-every 0", ["save-every must be at least 1, got 0"]),
     "fit: resume another": (f"fit --data data --out fitted {FIT} --fit.seed 1", ["written with another configuration"]),
+    "fit: over another method's": (
+        "fit --data data --out fitted --method gits --steps 3 --fit.holdout 4",
+        ["out must be a new folder or that of the same fit", "fitted"],
+    ),
     "fit: resume other data": (f"fit --data test --out fitted {FIT}", ["written with another configuration"]),
     "fit: start is no artifact": (f"fit --data data --out x {FIT} --start x", ["x is not an artifact"]),
     "fit: start is no global plan": (f"fit --data data --out x {FIT} --start fitted", ["must be a fitted global plan"]),
@@ -142,7 +146,15 @@ BAD = {
         ["afs must be left out beside artifact"],
     ),
     "evaluate: nothing": ("evaluate", ["nothing to do", "--heldout", "--samples"]),
-    "evaluate: one sample": ("evaluate --samples 1", ["nothing to do"]),
+    "evaluate: one sample": ("evaluate --samples 1", ["samples must be 0 or at least 2, got 1"]),
+    "evaluate: fewer than no samples": ("evaluate --samples -4", ["samples must be 0 or at least 2, got -4"]),
+    "evaluate: no such seeds": ("evaluate --samples 4 --first-seed 99999999999999999999", ["first_seed must be in 0"]),
+    "sample: no such seeds": ("sample --first-seed 99999999999999999999", ["first_seed must be in 0 ... 4294967256"]),
+    "sample: a negative seed": ("sample --first-seed -1", ["first_seed must be in 0 ... 4294967256 for 40 seeds"]),
+    "teach: no such seeds": (
+        "teach --model toy --count 4 --first-seed 99999999999999999999 --out x",
+        ["first_seed must be in 0 ... 4294967292 for 4 seeds, got 99999999999999999999"],
+    ),
     "evaluate: one sample besides": ("evaluate --heldout test --loss mse --samples 1", ["samples must be", "got 1"]),
     "evaluate: no endpoints": ("evaluate --heldout x", ["x holds no endpoints"]),
     "evaluate: no artifact": ("evaluate --heldout test --artifact x", ["artifact", "x"]),
@@ -211,9 +223,26 @@ def test_damaged_endpoints_are_named(indis, work, command):
     assert "data/endpoints-00001.safetensors is missing" in refused(indis, command)
 
 
-def test_a_damaged_shard_is_not_resumed_from(indis, work):
+def test_a_damaged_shard_is_made_again_by_teaching(indis, work):
+    before = contents(work)
     flip_last_byte(work / "data" / "endpoints-00001.safetensors")
-    assert "data/endpoints-00001.safetensors is damaged" in refused(indis, f"{TEACH} --count 48 --out data")
+    assert "run `indis teach` again to mend it" in refused(indis, "evaluate --heldout data --loss mse")
+    code, said = indis(f"{TEACH} --count 48 --out data")
+    assert (code, contents(work)) == (0, before)
+    assert "made again what was missing or damaged in data: endpoints-00001.safetensors\n" in said
+
+
+@pytest.mark.parametrize(
+    ("method", "command"),
+    [(FIT, "overhead --model fashion --artifact"), (GOD, "sight --loss squared --data other --artifact")],
+)
+def test_studies_refuse_an_artifact_of_another_model(indis, work, method, command):
+    kind = "--method god" if method is GOD else ""
+    assert indis(f"fit {kind} --data data --out own {method}")[0] == 0
+    assert indis("teach --model toy:AB --solver euler --grid uniform --steps 4 --count 20 --out other")[0] == 0
+    said = refused(indis, f"{command} own")
+    needs = "own needs a model with schedule RectifiedFlow" if "fashion" in command else "own was fitted to model toy"
+    assert said.startswith(f"indis: error: {needs}")
 
 
 @pytest.mark.parametrize(

@@ -3,11 +3,12 @@
 import pytest
 import torch
 
-from indis import EDM, UNCONDITIONAL, Form, RectifiedFlow, losses, noise_from_seeds, prior
+from indis import EDM, UNCONDITIONAL, Form, IndisConfig, RectifiedFlow, losses, noise_from_seeds, prior
 from indis.methods import METHODS
 from indis.teacher import Endpoints
 from indis.training import FitConfig
 from problems import Gaussian
+from small_cases import sentence
 
 CASES = {
     "noise": Gaussian(EDM(0.05, 1.5), Form.NOISE),
@@ -85,3 +86,10 @@ def test_phi_ends_below_the_least_loss_that_one_scale_for_all_can_have(problem):
     with torch.no_grad():
         found = loss(sampler(problem, data.noise), data.target).mean()
     assert least < found < 0.95 * shared
+
+
+@pytest.mark.parametrize("sizes", [{"dtau": -1}, {"weights": -1}, {"gamma": float("nan")}, {"gamma": 1.0}])
+def test_bounds_out_of_range_are_refused_where_they_are_given(sizes):
+    with pytest.raises(ValueError, match=f"{next(iter(sizes))} must be in ") as error:
+        IndisConfig(**sizes)
+    sentence(error)

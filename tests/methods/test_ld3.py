@@ -6,7 +6,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from indis import EDM, FitConfig, Fixed, RectifiedFlow, grids, noise_from_seeds, solve, solvers
+from indis import EDM, FitConfig, Fixed, Form, RectifiedFlow, Wrapped, grids, noise_from_seeds, solve, solvers
+from indis.denoise import convert
 from indis.losses import squared_distance
 from indis.methods import LD3
 from indis.policies.ld3 import FLOOR, LD3Policy
@@ -368,3 +369,60 @@ def test_an_unknown_domain_is_refused():
     with pytest.raises(ValueError) as error:
         LD3(steps=3, domain="lambda").untrained(toy())
     assert sentence(error) == "domain must be time or log_snr, got 'lambda'"
+
+
+@pytest.mark.parametrize("stop", [4, 8, 11])
+def test_several_beginnings_resume_as_if_never_interrupted(tmp_path, stop):
+    def several():
+        return start(fit=replace(SMALL, iterations=16, starts=2, seed=1), patience=2)
+
+    whole, broken, resumed = several(), several(), several()
+    list(whole.run())
+    advance(broken, stop)
+    broken.save(tmp_path / "checkpoint.safetensors")
+    resumed.resume(tmp_path / "checkpoint.safetensors")
+    list(resumed.run())
+    assert resumed.best == whole.best and same_tensors(state(resumed), state(whole))
+    assert [run.slowed for run in resumed.runs] == [run.slowed for run in whole.runs]
+
+
+def test_a_look_between_trials_is_not_counted_against_a_run():
+    process = start(fit=replace(SMALL, validate_every=100))
+    advance(process, 3)
+    process.judge()
+    assert process.worse == 0 and process.slowed == 1.0
+
+
+@pytest.mark.parametrize(("schedule", "native"), [(EDM(), Form.NOISE), (FLOW, Form.VELOCITY)])
+def test_a_solver_of_data_predictions_uses_what_the_network_meant_at_the_told_time(schedule, native):
+    """As in the released code, which turns answers into data at the told time: the form of the answer cannot matter."""
+
+    def data(x, t, condition):
+        return 0.5 * torch.tanh(x / (1 + t[:, None]))
+
+    def other(x, t, condition):
+        return convert(data(x, t, condition), Form.DATA, native, x=x, schedule=schedule, t=t)
+
+    def end(function, form):
+        method = LD3(steps=STEPS, solver="unipc:3:bh1", domain="log_snr")
+        sampler = method.untrained(denoiser := Wrapped(function, schedule, (3,), form))
+        with torch.no_grad():
+            sampler.policy.shifts.copy_(torch.tensor([[0.8, -0.6, 0.5]]))
+            return sampler(denoiser, seeded(2, 3), denoiser.condition([0, 1])), sampler.policy.plan
+
+    (meant, plain), (used, plan) = end(data, Form.DATA), end(other, native)
+    assert torch.equal(plain.tau, plan.tau) and plan.dtau.abs().amax() > 0
+    torch.testing.assert_close(used, meant, rtol=1e-9, atol=1e-11)
+
+
+def test_a_solver_that_keeps_answers_as_they_are_uses_them_unscaled():
+    sampler = LD3(steps=STEPS, solver="ipndm:3").untrained(GOLDEN)
+    with torch.no_grad():
+        sampler.policy.shifts.copy_(torch.tensor([[0.8, -0.6, 0.5]]))
+    assert sampler.policy.plan.gamma.eq(1).all()
+
+
+def test_a_rate_below_the_least_one_stays_as_it_is_given():
+    process = start(stamp_lr=1e-7)
+    advance(process, 2)
+    assert [group["lr"] for group in process.optimizer.param_groups] == [1e-7]

@@ -1,10 +1,11 @@
 from itertools import pairwise
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from indis.metrics import features, features_training
-from indis.metrics.features import POOLED, FashionFeatures, perceptual_distance
+from indis.metrics.features import POOLED, FashionFeatures, dists, perceptual_distance
 from indis.metrics.features_training import FeatureConfig, FeatureTrainer
 from indis.metrics.frechet import frechet_distance
 from indis.models.fashion_data import DEBIAN_FOLDER, read
@@ -174,3 +175,38 @@ def test_training_needs_a_batch_and_loading_the_right_file(tmp_path):
         features.load(features.MOMENTS)
     with pytest.raises(FileNotFoundError):
         features.load(tmp_path / "missing.safetensors")
+
+
+def test_dists_is_zero_between_equal_images_and_symmetric(network):
+    x, y = blobs(), blobs(seed=1)
+    torch.testing.assert_close(dists(network, x, x.clone()), torch.zeros(8), rtol=0, atol=1e-5)
+    torch.testing.assert_close(dists(network, x, y), dists(network, y, x))
+    assert dists(network, x, y).gt(0.05).all() and dists(network, x, y).le(2).all()
+
+
+def test_dists_by_hand():
+    a = torch.tensor([[[[1.0, 3.0], [1.0, 3.0]]]])  # mean 2, variance 1
+    b = torch.tensor([[[[2.0, 6.0], [2.0, 6.0]]]])  # mean 4, variance 4, covariance 2
+    texture, structure = 2 * 2 * 4 / (4 + 16), 2 * 2 / (1 + 4)
+    plain = SimpleNamespace(
+        layers=lambda x: [x[:, :, :, :1]]
+    )  # the layer's channels are constant: no structure to lose
+    layer = ((2 * 1 * 2) / (1 + 4) + 1) / 2
+    expected = 1 - ((texture + structure) / 2 + layer) / 2
+    assert dists(plain, a, b).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_squared_distance_prefers_blur_to_misplaced_grain_and_dists_does_not(network):
+    x = blobs(32)
+    grain = 0.3 * torch.randn(x.shape, generator=torch.Generator().manual_seed(5))
+    sharp, blurred, truth = x + grain, x, x + grain.flip(-1)
+    assert perceptual_distance(network, blurred, truth).mean() < perceptual_distance(network, sharp, truth).mean()
+    assert dists(network, blurred, truth).mean() > dists(network, sharp, truth).mean()
+
+
+def test_dists_has_finite_gradients_and_refuses_to_broadcast(network):
+    x = torch.zeros(2, 1, 28, 28, requires_grad=True)
+    dists(network, x, blobs(2)).sum().backward()
+    assert x.grad is not None and torch.isfinite(x.grad).all() and x.grad.abs().sum() > 0
+    with pytest.raises(ValueError, match="equal shapes"):
+        dists(network, blobs(8), blobs(1))

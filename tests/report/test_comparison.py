@@ -31,6 +31,19 @@ def test_seeds_are_merged():
     assert indis.mean("excess") == pytest.approx(11.0 - 2.5)
 
 
+def test_distances_of_other_numbers_of_samples_have_no_difference():
+    content = fashion()
+    content["teacher"] |= {"samples": 600}
+    content["rows"] = [r | {"samples": 600 if r["method"] == "god" else 10_000} for r in content["rows"]]
+    found = {e.name: e.mean("excess") for e in read(content).at(3) if not e.afs}
+    assert found["god"] == pytest.approx(found["god"]) and math.isnan(found["indis"])
+
+
+def test_equal_values_have_no_spread():
+    """The mean of three equal numbers may be rounded, and the difference is no deviation."""
+    assert tables.spread([0.1] * 3) == "0.100" and tables.spread([0.7] * 3) == "0.700"
+
+
 def test_groups_are_of_one_nfe_with_afs_beside_and_grids_last():
     names = [e.label for e in read(fashion()).at(3)]
     expected = [

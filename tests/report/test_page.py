@@ -84,7 +84,6 @@ def test_empty_folder(tmp_path):
         ("results.json", '{"rows": []}'),
         ("results.json", '{"rows": [{"method": "x", "steps": 3, "heldout_loss": "low"}]}'),
         ("curves.json", '{"curves": [{"label": "a", "steps": 3, "iteration": [1, 2], "heldout": [1]}]}'),
-        ("curves.json", '{"curves": []}'),
         ("run.json", '{"text": "not a list"}'),
         ("samples.safetensors", "garbage"),
         ("plans.safetensors", "garbage"),
@@ -162,6 +161,14 @@ def test_figures_of_learning_curves_are_named_after_their_folder(tmp_path):
     assert set(found) == {"curves.png", "curves-fashion.png", "curves-toy.png"}
     assert all(data.startswith(b"\x89PNG") for data in found.values())
     assert found["curves.png"] == found["curves-fashion.png"] != found["curves-toy.png"]
+
+
+def test_a_comparison_without_curves_has_a_page_all_the_same(tmp_path):
+    save_json(tmp_path / "curves.json", {"curves": []})
+    save_json(tmp_path / "results.json", toy_rows(["god"], (3,)))
+    write_report(tmp_path, tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text()
+    assert "god" in page and "Held-out loss against iteration" not in page and "Learning curves" not in page
 
 
 def test_a_comparison_without_curves_has_its_other_figures(tmp_path):

@@ -3,13 +3,14 @@
 import pytest
 import torch
 
-from indis import FitConfig, heuristic, noise_from_seeds
+from indis import FitConfig, artifact, heuristic, noise_from_seeds
 from indis.cli.compare import draw, lines
+from indis.evaluate import frechet_of_images, frechet_of_seeds
 from indis.methods import IndisConfig
 from indis.storage import load_json, load_tensors, save_json
 from indis.studies import bench
 from indis.studies.bench import FashionBench, Sizes, ToyBench
-from indis.studies.compare import MEASURED, CompareConfig, Comparison
+from indis.studies.compare import MEASURED, SHIPPED, Cell, CompareConfig, Comparison
 from indis.studies.variants import VARIANTS, Variant, chosen
 from small_cases import TinyClasses
 
@@ -25,6 +26,7 @@ class Pictures(TinyClasses):
 
 class SmallBench(FashionBench):
     teacher_steps = 5
+    shard = 4
     shared = FashionBench.shared | {"width": 8}
 
     def __init__(self):
@@ -102,16 +104,100 @@ def test_a_reused_row_of_an_earlier_version_gets_its_keys_and_words(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "sizes", [Sizes(16, 6, 4, SIZES.fit), Sizes(12, 8, 4, SIZES.fit), Sizes(12, 6, 4, FitConfig(2, 4, holdout=4))]
+    "sizes",
+    [
+        Sizes(16, 6, 4, SIZES.fit),
+        Sizes(12, 8, 4, SIZES.fit),
+        Sizes(12, 6, 6, SIZES.fit),
+        Sizes(12, 6, 4, FitConfig(2, 4, holdout=4)),
+        Sizes(12, 6, 14, SIZES.fit),
+    ],
+    ids=["endpoints", "heldout", "samples", "fit", "samples beyond the end points"],
 )
-def test_other_sizes_are_other_cells(tmp_path, sizes):
+def test_other_sizes_in_the_same_folder_are_other_cells(tmp_path, sizes):
     config = CompareConfig(methods=("god",), grids=("uniform",), nfe=(2,))
-    first = small(tmp_path / "a", config)
-    list(first.run())
-    other = small(tmp_path / "a" if sizes.endpoints == 12 and sizes.heldout == 6 else tmp_path / "b", config, sizes)
-    list(other.run())
-    assert other.denoiser.asked > 0
-    assert without_time(other.rows()) != without_time(first.rows()) or other.folder == first.folder
+    list(small(tmp_path / "same", config).run())
+    list((grown := small(tmp_path / "same", config, sizes)).run())
+    list((fresh := small(tmp_path / "fresh", config, sizes)).run())
+    assert without_time(grown.rows()) == without_time(fresh.rows())
+
+
+def test_a_teacher_is_judged_again_when_there_are_more_of_its_end_points(tmp_path):
+    config = CompareConfig(methods=("god",), grids=("uniform",), nfe=(2,))
+    few, many = (Sizes(count, 6, 100, SIZES.fit) for count in (12, 16))
+    list(small(tmp_path / "same", config, few).run())
+    list((grown := small(tmp_path / "same", config, many)).run())
+    (teacher,) = [row for row in grown.rows() if row["method"] == "teacher"]
+    assert teacher["samples"] == 16
+    expected = frechet_of_images(iter([grown.data.target]))
+    assert teacher["fd"] == pytest.approx(expected, rel=1e-6)
+
+
+def test_the_distance_to_the_data_is_over_seeds_that_nothing_else_uses(tmp_path):
+    comparison = small(tmp_path, CompareConfig(methods=("god",), grids=("uniform",), nfe=(2,)))
+    list(comparison.run())
+    for row in comparison.rows():
+        if row["method"] != "teacher":
+            sampler = comparison.sampler(Cell(row["method"], 2, False, row["seed"]))
+            expected = frechet_of_seeds(Pictures(), sampler, range(2_000_000, 2_000_004))
+            assert row["fd"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_shipped_sampler_that_was_replaced_is_judged_again(tmp_path, monkeypatch):
+    weights = tmp_path / "shipped"
+    plans = {name: heuristic(Pictures(), solver="ipndm:3", grid=name, steps=2) for name in ("uniform", "polynomial:7")}
+    monkeypatch.setattr(artifact, "SHIPPED", weights)
+    config = CompareConfig(methods=("gits",), grids=("uniform",), nfe=(2,), shipped=True)
+    losses = []
+    for plan in (*plans.values(), plans["polynomial:7"]):
+        artifact.save(plan, weights / "fashion-nfe2")
+        comparison = small(tmp_path / "run", config)
+        list(comparison.run())
+        losses += [row["heldout_loss"] for row in comparison.rows() if row["method"] in SHIPPED["fashion"]]
+        assert "Not comparable" not in " ".join(load_json(tmp_path / "run" / "results.json")["notes"])
+    assert len(losses) == 3 and losses[0] != losses[1] == losses[2] and comparison.denoiser.asked == 0
+
+
+def test_without_tuning_end_points_to_choose_by_no_validation_loss_is_stored(tmp_path):
+    sizes = Sizes(12, 6, 4, FitConfig(iterations=2, batch=4, holdout=0))
+    list(small(tmp_path, CompareConfig(methods=("god",), grids=("uniform",), nfe=(2,)), sizes).run())
+    (home,) = (tmp_path / "artifacts").iterdir()
+    assert artifact.load_config(home)["provenance"]["validation_loss"] is None
+
+
+def test_a_fit_that_was_interrupted_while_it_was_judged_is_not_fitted_again(tmp_path):
+    config = CompareConfig(methods=("god",), grids=("uniform",), nfe=(2,))
+    list((whole := small(tmp_path / "whole", config)).run())
+    for progress in small(tmp_path / "broken", config).run():
+        if "judged" in progress.doing:
+            break
+    (home,) = (tmp_path / "broken" / "artifacts").iterdir()
+    before = (home / "policy.safetensors").read_bytes()
+    again = small(tmp_path / "broken", config)
+    said = [progress.doing for progress in again.run()]
+    assert not [text for text in said if "god" in text and "judged" not in text]
+    assert (home / "policy.safetensors").read_bytes() == before
+    assert without_time(again.rows()) == without_time(whole.rows())
+
+
+def test_what_an_interrupt_left_of_other_sizes_is_begun_anew(tmp_path):
+    config = CompareConfig(methods=("god",), grids=("uniform",), nfe=(2,))
+    for progress in small(tmp_path / "same", config).run():
+        if "god" in progress.doing and progress.done == 3:
+            break
+    assert list((tmp_path / "same").rglob("checkpoint.safetensors"))
+    longer = Sizes(12, 6, 4, FitConfig(iterations=6, batch=4, holdout=4, validate_every=2))
+    list((again := small(tmp_path / "same", config, longer)).run())
+    list((fresh := small(tmp_path / "fresh", config, longer)).run())
+    assert without_time(again.rows()) == without_time(fresh.rows())
+
+
+def test_what_is_forgotten_is_what_is_asked_for(tmp_path):
+    both = CompareConfig(methods=("god", "gits"), grids=("uniform", "log_snr"), nfe=(2,))
+    list(small(tmp_path, both).run())
+    small(tmp_path, CompareConfig(methods=("god",), grids=("uniform",), nfe=(2,))).forget()
+    assert {path.name for path in (tmp_path / "cells").iterdir()} == {"gits-nfe2-s0.json", "log_snr-nfe2.json"}
+    assert {path.name for path in (tmp_path / "artifacts").iterdir()} == {"gits-nfe2-s0"}
 
 
 def test_rows_of_other_sizes_in_the_same_folder_are_called_not_comparable(tmp_path):

@@ -6,7 +6,7 @@ import torch
 from indis import IndisConfig, losses, methods
 from indis.cli.main import run
 from indis.policies.closed import seen
-from indis.sensitivity import own_gradients, sensitivity
+from indis.sensitivity import even_scale, own_gradients, sensitivity
 from indis.storage import load_json
 from indis.studies.sight import SightConfig, Wishes, gathered, observe, shares
 from small_cases import toy, toy_pairs
@@ -121,3 +121,9 @@ def test_the_command_writes_a_row_a_view(tmp_path, capsys):
     assert run([*sight, "--artifact", "nobody"]) == 2
     assert run([*sight, "--artifact", "fashion-nfe3"]) == 2
     assert "global plan" in capsys.readouterr().err
+
+
+def test_even_scale_makes_strong_logits_as_weak_as_the_weakest_and_leaves_idle_ones():
+    rms = torch.tensor([[[0.0, 1.0, 1.0, 2.0, 100.0]]])
+    torch.testing.assert_close(even_scale(rms), torch.tensor([[[1.0, 1.0, 1.0, 0.5, 0.01]]]))
+    assert even_scale(torch.zeros(1, 1, 2)).eq(1).all()

@@ -11,12 +11,15 @@ import torch
 from indis import artifact, budget, losses
 from indis.budget import BudgetConfig, BudgetSampler
 from indis.cli.console import WithModel, emit, say, taught_model, track, writable, writable_file
+from indis.cli.sample import check_fits
 from indis.denoise import Counted, Denoiser
 from indis.evaluate import score_pairs
 from indis.losses import Loss
 from indis.sampler import Sampler
 from indis.storage import save_json
 from indis.teacher import Endpoints, load_endpoints
+
+TAUGHT_BY = ("model", "weights", "solver", "grid", "steps")  # what `indis teach` says about end points
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,7 @@ class Budget(WithModel):
         """Measure, foresee, price, compare."""
         if self.count < 10:
             raise ValueError(f"count must be at least 10, got {self.count}")
-        sampler, loss = artifact.load(self.artifact), losses.named(self.loss)
+        sampler, loss = artifact.read(self.artifact), losses.named(self.loss)
         policy = budget.any_steps(sampler)
         if not self.mean:
             raise ValueError("mean must be at least one number, got none")
@@ -59,11 +62,13 @@ class Budget(WithModel):
             budget.check_mean(policy.counts, mean)
         writable(self.out)
         writable_file(self.json)
-        (data, meta), (heldout, _) = load_endpoints(self.data), load_endpoints(self.heldout)
+        (data, meta), (heldout, other) = load_endpoints(self.data), load_endpoints(self.heldout)
+        self._check_alike(meta["provenance"], other["provenance"])
         if set(data.seeds.tolist()) & set(heldout.seeds.tolist()):
             raise ValueError(f"heldout must hold other seeds than data, got {self.heldout} and {self.data}")
         artifact.check_unseen(self.artifact, heldout.seeds)
         denoiser, data = self.load_taught(meta, self.data), data[: self.count]
+        check_fits(self.artifact, sampler, denoiser)
         measured = track(budget.measure(sampler, denoiser, data, loss), len(policy.counts), "measure")
         table = torch.stack([values for _, values in measured], dim=1)
         predictor = budget.foresee(sampler, data, table, self.config)
@@ -82,14 +87,24 @@ class Budget(WithModel):
             say(f"{row['kind']:6} mean NFE {row['nfe']:6.3f}  held-out {self.loss} {row['heldout_loss']:.6f}")
         emit({"loss": self.loss, "rows": rows}, self.json)
 
+    def _check_alike(self, one: dict[str, Any], other: dict[str, Any]) -> None:
+        """Both are compared as far as both say what made them; scripts need not."""
+        for key in TAUGHT_BY:
+            if key in one and key in other and one[key] != other[key]:
+                raise ValueError(
+                    f"heldout must be of the same model and teacher as data, got {key} {other[key]} in {self.heldout} "
+                    f"and {one[key]} in {self.data}"
+                )
+
 
 def fixed_rows(sampler: Sampler, denoiser: Denoiser, heldout: Endpoints, loss: Loss) -> list[dict[str, Any]]:
     """The loss at each N for all."""
-    rows = []
-    for steps in budget.any_steps(sampler).counts:
-        budget.any_steps(sampler).choose(steps)
-        scores = score_pairs(denoiser, sampler, heldout, loss)
-        rows.append({"kind": "fixed", "nfe": float(sampler.nfe), **scores.row()})
+    rows, policy = [], budget.any_steps(sampler)
+    with budget.kept_steps(policy):
+        for steps in policy.counts:
+            policy.choose(steps)
+            scores = score_pairs(denoiser, sampler, heldout, loss)
+            rows.append({"kind": "fixed", "nfe": float(sampler.nfe), **scores.row()})
     return rows
 
 

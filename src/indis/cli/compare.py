@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -41,7 +40,7 @@ class Compare(WithModel):
     out: Path = Path("runs/compare")
     """Folder; one below it for each model."""
     resume: bool = True
-    """Go on from finished cells; `--no-resume` computes all of them again, end points excepted."""
+    """Go on from finished cells; `--no-resume` computes those asked for again, end points excepted."""
     quick: bool = False
     """Small sizes: minutes instead of hours."""
     bf16: bool = False
@@ -60,6 +59,8 @@ class Compare(WithModel):
         writable_file(self.json)
         rows: list[dict[str, Any]] = []
         comparisons = [self._comparison(name) for name in self.model]
+        for comparison in () if self.resume else comparisons:
+            comparison.forget()
         for comparison in comparisons:
             rows += self._run(comparison)["rows"]
         emit({"rows": rows}, self.json)
@@ -69,8 +70,6 @@ class Compare(WithModel):
         kind = bench.named(name)
         config = CompareConfig(self.methods, self.grids, self.steps, self.afs, self.seeds, self.shipped)
         sizes = bench.resized(kind.brief if self.quick else kind.full, asdict(self.sizes))
-        for part in () if self.resume else ("cells", "artifacts"):
-            shutil.rmtree(folder / part, ignore_errors=True)
         writable(folder)
         return Comparison(config, kind(bf16=self.bf16, device=self.place), sizes, folder)
 

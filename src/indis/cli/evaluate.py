@@ -12,7 +12,7 @@ from indis.cli.sample import SamplerChoice
 from indis.denoise import Counted, Denoiser
 from indis.evaluate import Draw, Row, counted_nfe, frechet_of_seeds, score_pairs
 from indis.sampler import Sampler
-from indis.teacher import load_endpoints
+from indis.teacher import check_seeds, load_endpoints
 
 
 @dataclass(frozen=True)
@@ -41,10 +41,7 @@ class Evaluate(SamplerChoice):
 
     def run(self) -> None:
         """Evaluate and print one row."""
-        if self.heldout is None and self.samples < 2:
-            raise ValueError("nothing to do: give --heldout, or --samples of at least 2")
-        if self.samples < 0 or self.samples == 1:
-            raise ValueError(f"samples must be 0 or at least 2, got {self.samples}")
+        self._check_samples()
         writable_file(self.json)
         data, meta = load_endpoints(self.heldout) if self.heldout else (None, None)
         if data is not None and self.artifact is not None:
@@ -64,6 +61,13 @@ class Evaluate(SamplerChoice):
         for name, value in row.items():
             say(f"{name:14} {value:.5f}" if isinstance(value, float) else f"{name:14} {value}")
         emit(row, self.json)
+
+    def _check_samples(self) -> None:
+        if self.samples < 0 or self.samples == 1:
+            raise ValueError(f"samples must be 0 or at least 2, got {self.samples}")
+        if self.heldout is None and not self.samples:
+            raise ValueError("nothing to do: give --heldout, or --samples of at least 2")
+        check_seeds(self.first_seed, self.samples)
 
     def _frechet(self, denoiser: Denoiser, sampler: Draw) -> float:
         seeds = range(self.first_seed, self.first_seed + self.samples)

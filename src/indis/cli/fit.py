@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json as json_module
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -84,7 +85,7 @@ class FitCommand(WithModel, Generic[M]):
     data: Path
     """Folder that `indis teach` wrote."""
     out: Path
-    """Folder of the artifact; holds the checkpoint until the fit is done."""
+    """Folder of the artifact, new or of the same fit; the checkpoint stays beside it."""
     config: Annotated[M, tyro.conf.arg(name="")]
     """What is fitted and how."""
     method: str = "indis"
@@ -109,6 +110,7 @@ class FitCommand(WithModel, Generic[M]):
         begun = checksum(artifact.find(self.start) / "policy.safetensors") if self.start else None
         process = self.config.tuning(denoiser, data, losses.named(self.config.loss), start=start)
         identity = {"method": self.method, "config": asdict(self.config), "endpoints": meta["shards"], "start": begun}
+        self._require_own(isinstance(process, Search))
         curve = self._resume(process, identity)
         self._iterate(process, identity, curve)
         provenance = {
@@ -127,9 +129,22 @@ class FitCommand(WithModel, Generic[M]):
         say(f"{result} with {provenance['parameters']} parameters in {self.out}")
         emit({"curve": curve, **provenance}, self.json)
 
+    def _require_own(self, search: bool) -> None:
+        """Do not write over what another command made; a checkpoint, where there is one, tells more exactly."""
+        if (self.out / "checkpoint.safetensors").exists() and not search:
+            return
+        if not (self.out / "config.json").exists():
+            return
+        made = artifact.load_config(self.out).get("provenance")
+        mine = {"method": self.method, "config": json_module.loads(json_module.dumps(asdict(self.config)))}
+        if not isinstance(made, dict) or any(made.get(name) != value for name, value in mine.items()):
+            raise ValueError(
+                f"out must be a new folder or that of the same fit, got {self.out}, which holds another one"
+            )
+
     def _resume(self, process: Tuning, identity: dict) -> list[list[float]]:
         path = self.out / "checkpoint.safetensors"
-        if not path.exists():
+        if not path.exists() or isinstance(process, Search):
             return []
         process.resume(path, identity)
         say(f"resuming at iteration {process.step} of {process.iterations}")

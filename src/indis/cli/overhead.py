@@ -9,6 +9,7 @@ from typing import Any
 from indis import artifact
 from indis.checks import require_least
 from indis.cli.console import WithModel, emit, say, track, writable_file
+from indis.cli.sample import check_fits
 from indis.denoise import Denoiser
 from indis.policies import Fixed
 from indis.studies.overhead import overhead, pairs
@@ -46,6 +47,7 @@ class Overhead(WithModel):
         sampler = artifact.load(artifact.find(Path(name)))
         if isinstance(sampler.policy, Fixed):
             raise ValueError(f"artifact must have a policy that decides something, got the fixed plan of {name}")
+        check_fits(name, sampler, denoiser)
         ratios = list(track(pairs(sampler, denoiser, self.batch, self.repeats), self.repeats, f"time {name}"))
         row: dict[str, Any] = {
             "artifact": name,

@@ -20,6 +20,7 @@ from indis.pixels import to_bytes
 from indis.policies import AnySteps, Fixed
 from indis.sampler import Sampler
 from indis.storage import save_tensors, write_aside
+from indis.teacher import check_seeds
 
 
 @dataclass(frozen=True)
@@ -52,10 +53,10 @@ class SamplerChoice(WithModel):
             folder = artifact.find(self.artifact)
             if self.steps is None and (folder / budget.FILE).exists():
                 own = budget.load(folder)
-                self._check(own.sampler, denoiser)
+                check_fits(self.artifact, own.sampler, denoiser)
                 return own
-            sampler = self._choose(artifact.load(folder))
-            self._check(sampler, denoiser)
+            sampler = self._choose(artifact.read(folder))
+            check_fits(self.artifact, sampler, denoiser)
             return sampler
         return heuristic(denoiser, **self.plain)
 
@@ -74,24 +75,6 @@ class SamplerChoice(WithModel):
             if given not in (None, False):
                 raise ValueError(f"{name} must be left out beside artifact, which has its own, got {given}")
 
-    def _check(self, sampler: Sampler, denoiser: Denoiser) -> None:
-        for name in ("schedule", "shape"):  # of a policy that was learned
-            own, needed = getattr(sampler.policy, name, None), getattr(denoiser, name)
-            if own is not None and own != needed:
-                raise ValueError(f"{self.artifact} needs a model with {name} {own}, {denoiser.name} has {needed}")
-        if isinstance(sampler.policy, Fixed):  # knows neither, only times
-            self._check_times(sampler.policy.plan, denoiser)
-        assert self.artifact is not None
-        made_for = artifact.made_for(self.artifact)
-        if made_for is not None and models.name_of(made_for) != denoiser.name:
-            raise ValueError(f"{self.artifact} was fitted to model {made_for}, got {denoiser.name}")
-
-    def _check_times(self, plan: Discretization, denoiser: Denoiser) -> None:
-        try:
-            plan.check(denoiser.schedule).check_start(denoiser.schedule)
-        except ValueError as error:
-            raise ValueError(f"{self.artifact} does not fit the schedule of {denoiser.name}: {error}") from None
-
     def _choose(self, sampler: Sampler) -> Sampler:
         if self.steps is not None:
             if not isinstance(sampler.policy, AnySteps):
@@ -100,6 +83,30 @@ class SamplerChoice(WithModel):
                 return sampler
             sampler.policy.choose(self.steps)
         return sampler
+
+
+def check_fits(name: Path | str, sampler: Sampler, denoiser: Denoiser) -> None:
+    """Pass if the sampler that was loaded from the artifact ``name`` is one for this model.
+
+    Raises:
+        ValueError: if it was made for another schedule or shape, or fitted to another model.
+    """
+    for part in ("schedule", "shape"):  # of a policy that was learned
+        own, needed = getattr(sampler.policy, part, None), getattr(denoiser, part)
+        if own is not None and own != needed:
+            raise ValueError(f"{name} needs a model with {part} {own}, {denoiser.name} has {needed}")
+    if isinstance(sampler.policy, Fixed):  # knows neither, only times
+        _check_times(name, sampler.policy.plan, denoiser)
+    made_for = artifact.made_for(name)
+    if made_for is not None and models.name_of(made_for) != denoiser.name:
+        raise ValueError(f"{name} was fitted to model {made_for}, got {denoiser.name}")
+
+
+def _check_times(name: Path | str, plan: Discretization, denoiser: Denoiser) -> None:
+    try:
+        plan.check(denoiser.schedule).check_start(denoiser.schedule)
+    except ValueError as error:
+        raise ValueError(f"{name} does not fit the schedule of {denoiser.name}: {error}") from None
 
 
 @dataclass(frozen=True)
@@ -128,6 +135,7 @@ class Sample(SamplerChoice):
         """Draw and write."""
         if self.count < 1:
             raise ValueError(f"count must be at least 1, got {self.count}")
+        check_seeds(self.first_seed, self.count)
         if self.out.suffix not in (".png", ".safetensors"):
             raise ValueError(f"out must end in .png or .safetensors, got {self.out}")
         writable_file(self.out)

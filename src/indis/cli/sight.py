@@ -7,6 +7,7 @@ from pathlib import Path
 
 from indis import artifact, losses
 from indis.cli.console import WithModel, emit, say, track, writable_file
+from indis.cli.sample import check_fits
 from indis.policies import Global
 from indis.studies import sight
 from indis.studies.sight import SightConfig, Wishes
@@ -53,5 +54,6 @@ class Sight(WithModel):
             raise ValueError(f"artifact must be a global plan (`indis fit --method god`), got {self.artifact}")
         data, meta = load_endpoints(self.data)
         data, denoiser, loss = data[: self.count], self.load_taught(meta, self.data), losses.named(self.loss)
+        check_fits(self.artifact, sampler, denoiser)
         parts = sight.observe(sampler, denoiser, data, loss)
         return sight.gathered(list(track(parts, -(-len(data) // sight.BATCH), "observe")))

@@ -52,9 +52,13 @@ class Teach(WithModel):
         }
         writable(self.out)
         writable_file(self.json)
+        mended: tuple[str, ...] = ()
         with bar() as progress:
             task = progress.add_task("teacher endpoints", total=self.config.count)
             for state in teach(self.config, denoiser, teacher, self.out, provenance=provenance):
                 progress.update(task, completed=state.done)
+                mended = state.mended
+        if mended:
+            say(f"made again what was missing or damaged in {self.out}: {', '.join(mended)}")
         say(f"{self.config.count} endpoints of {teacher.nfe} evaluations each in {self.out}")
         emit({"out": str(self.out), **asdict(self.config), **provenance}, self.json)

@@ -4,16 +4,14 @@ Source: github.com/ConnorReed246/ALD3 (2025), read for facts; the policy is :mod
 closest relative of INDIS that came before it: no time shifts, no output scales, no condition.
 
 Where this departs from the released code: Adam without weight decay (there AdamW with 1e-4) along the shared cosine
-(there 0.95 every 100 updates); the library's trunk, which keeps where in the picture the noise leans (there two
-convolutional blocks and a global average); a fixed set of endpoints; gradients are clipped before the update (there by
-a slip before they exist); the loss is a field (published: LPIPS).
+(there 0.95 every 100 updates), with its warm-up; intervals have a floor; the library's trunk, which keeps where in the
+picture the noise leans (there two convolutional blocks and a global average); a fixed set of endpoints; gradients are
+clipped before the update (there by a slip before they exist); the loss is a field (published: LPIPS).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-
-import torch
 
 from indis import grids, solvers
 from indis.checks import require_least
@@ -21,6 +19,7 @@ from indis.denoise import Denoiser
 from indis.discretization import Bounds
 from indis.methods.method import Method
 from indis.noise import Domain
+from indis.numerics import seeded
 from indis.policies.one_shot import OneShot
 from indis.sampler import Sampler
 from indis.training import FitConfig
@@ -57,7 +56,6 @@ class ALD3(Method):
         base = grids.named(self.grid)(schedule, self.steps)
         bounds = Bounds(dtau=0, gamma=0, domain=self.domain or schedule.domain)
         # The initial weights are part of the experiment's seed, and drawing them must not disturb the caller's.
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.fit.seed)
+        with seeded(self.fit.seed):
             policy = OneShot(base, schedule, bounds, shape=denoiser.shape, width=self.width, depth=self.depth)
         return Sampler(policy, solvers.named(self.solver), self.analytic_first)

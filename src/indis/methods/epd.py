@@ -5,7 +5,11 @@ The paper counts the K midpoints of a step as one evaluation: that is :attr:`Sam
 step, while :attr:`Sampler.nfe` counts all (K + 1) N network calls.
 
 The authors train on features of the FID network at the end and, with more steps, on the teacher's states. Here, as for
-all methods, the loss is on end points and gradients flow through the whole run.
+all methods, the loss is on end points and gradients flow through the whole run. Further departures from the released
+code: a stored set of end points (there fresh noise, 10 000 images in all); the rate warms up and follows the shared
+cosine to zero (there to 0.01); gradients are clipped; the random first tables are zeros and r keeps off the ends of its
+step, see :mod:`indis.policies.midpoint`; and on variance-preserving schedules the state is not rescaled to the noise
+level that the network is told, so that s_time is exact for EDM and flows alone.
 """
 
 from __future__ import annotations
@@ -43,3 +47,4 @@ class EPDPlugin(EPD):
     # or list:T0,T1,... of times
     grid: str = "polynomial:7"
     s_time: float = 0.2  # the midpoint's noise level is scaled by at most 1 - b ... 1 + b
+    fit: FitConfig = field(default_factory=lambda: FitConfig(lr=0.1))

@@ -11,13 +11,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from indis import grids, solvers
 from indis.denoise import Denoiser
 from indis.losses import Loss
 from indis.methods.indis import IndisConfig
+from indis.numerics import seeded
 from indis.policies.any_steps import AnySteps
 from indis.sampler import Sampler
 from indis.sensitivity import even_scale, sensitivity
@@ -50,8 +50,7 @@ class EveryN(IndisConfig):
         solver, grid = solvers.named(self.solver), grids.named(self.grid)
         bases = [grid(denoiser.schedule, steps) for steps in range(self.fewest, self.steps + 1)]
         network = self.network(denoiser, solver.memory)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.fit.seed)
+        with seeded(self.fit.seed):
             policy = AnySteps(bases, denoiser.schedule, self.bounds(denoiser), **network)
         return Sampler(policy, solver, self.analytic_first)
 

@@ -27,6 +27,7 @@ from indis.discretization import Bounds, Shift
 from indis.losses import Loss
 from indis.methods.method import Method
 from indis.noise import Domain
+from indis.numerics import seeded
 from indis.policies import ClosedLoop, Global, Instance, LogitPolicy
 from indis.sampler import Sampler
 from indis.sensitivity import even_scale, sensitivity
@@ -76,6 +77,7 @@ class IndisConfig(Method):
                 f"track must be False without weights on ipndm:1 ... ipndm:4, got weights {self.weights:g} on "
                 f"{self.solver!r}"
             )
+        Bounds(dtau=self.dtau, gamma=self.gamma, weights=self.weights)  # refuses sizes out of range
         require_choice("keep", self.keep, Keep)
         require_choice("look", self.look, Look)
         if self.look != "never" and not self.per_instance:
@@ -135,8 +137,7 @@ def _policy(config: IndisConfig, denoiser: Denoiser, base: torch.Tensor, order: 
         return Global(base, denoiser.schedule, bounds, order)
     network = config.network(denoiser, order)
     # The initial weights of phi are part of the experiment's seed, and drawing them must not disturb the caller's.
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.fit.seed)
+    with seeded(config.fit.seed):
         if config.look == "never":
             return Instance(base, denoiser.schedule, bounds, **network)
         return ClosedLoop(base, denoiser.schedule, bounds, native=denoiser.native, look=config.look, **network)

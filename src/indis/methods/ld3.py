@@ -12,7 +12,10 @@ Where this departs from the released code:
   widens its validation set from one batch to all when it first gets stuck; here it is all from the start.
 * A latent's trial step uses the gradient of its own loss and is judged before the plan moves, so no sample's loss
   rises by it.
-* The second round begins at the best plan of the first, with rates and momentum afresh.
+* The second round begins at the best plan of the first, with rates and momentum afresh. The released code goes back
+  to the best plan before every round, and takes the latents back too where it restores a plan.
+* A data prediction survives a shift exactly for EDM and flows; for variance-preserving schedules the released code
+  also rescales the state to the told noise level, which is not done here.
 * ``fit.lr`` and its cosine are not read: each of the two vectors has a rate of its own, which falls when held-out
   losses do not.
 """
@@ -27,7 +30,7 @@ from torch import Tensor, nn
 
 from indis import grids, solvers
 from indis.checks import require_choice, require_least
-from indis.denoise import Denoiser
+from indis.denoise import Denoiser, Form
 from indis.losses import Loss
 from indis.methods.method import Method
 from indis.noise import EDM, Domain
@@ -108,8 +111,10 @@ class LD3(Method):
         schedule = denoiser.schedule
         domain = self.domain or ("log_snr" if isinstance(schedule, EDM) else "time")
         start = "log_snr" if self.grid == "uniform" and domain == "log_snr" else self.grid
-        policy = LD3Policy(grids.named(start)(schedule, self.steps), schedule, domain, self.win_rate)
-        return Sampler(policy, solvers.named(self.solver), self.analytic_first)
+        solver, native = solvers.named(self.solver), denoiser.native
+        kept = native if solver.form(native) is Form.DATA else Form.DATA
+        policy = LD3Policy(grids.named(start)(schedule, self.steps), schedule, domain, self.win_rate, kept)
+        return Sampler(policy, solver, self.analytic_first)
 
     def begin(self, denoiser: Denoiser, data: Endpoints, loss: Loss, *, start: Sampler | None = None) -> LD3Fit:
         """The two rounds.
@@ -172,7 +177,7 @@ class LD3Fit(Fit):
 
     def _descend(self) -> None:
         for group in self.optimizer.param_groups:
-            group["lr"] = max(self.method.stamp_lr * self.slowed, LEAST_STAMP_LR)
+            group["lr"] = _fallen(self.method.stamp_lr, self.slowed, LEAST_STAMP_LR)
         self.optimizer.step()
         if self.step >= self.method.stamp_iterations:
             self._shift()
@@ -181,7 +186,7 @@ class LD3Fit(Fit):
         """Plain descent, which has no state to keep."""
         published = 0.1 if isinstance(self.denoiser.schedule, EDM) else 0.001
         rate = (self.method.shift_lr or published) / self.method.steps
-        torch.optim.SGD(self._vectors()[1:], lr=max(rate * self.slowed, LEAST_SHIFT_LR)).step()
+        torch.optim.SGD(self._vectors()[1:], lr=_fallen(rate, self.slowed, LEAST_SHIFT_LR)).step()
 
     def _begin_second_round(self) -> None:
         """From the best of the first, with rates and momentum afresh."""
@@ -214,3 +219,8 @@ class LD3Fit(Fit):
     def _restore(self, tensors: dict[str, Tensor], numbers: dict[str, Any]) -> None:
         super()._restore(tensors, numbers)
         self.latents, self.worse, self.slowed = tensors["latents"], numbers["worse"], numbers["slowed"]
+
+
+def _fallen(rate: float, factor: float, least: float) -> float:
+    """A rate that falls no further than ``least``, and is not raised to it."""
+    return max(rate * factor, min(least, rate))

@@ -37,7 +37,7 @@ class Method(ABC):
     # or list:T0,T1,... of times
     grid: str = "polynomial:7"
     analytic_first: bool = False  # AFS: the first answer by its closed form, one evaluation less
-    loss: str = "mse"  # mse, squared, fashion, lpips
+    loss: str = "mse"  # mse, squared, fashion, fashion-dists, lpips
     fit: FitConfig = field(default_factory=FitConfig)
 
     def __post_init__(self) -> None:

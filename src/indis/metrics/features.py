@@ -120,6 +120,32 @@ def perceptual_distance(network: FashionFeatures, a: Tensor, b: Tensor) -> Tenso
     return torch.stack(depths).mean(0)
 
 
+def dists(network: FashionFeatures, a: Tensor, b: Tensor) -> Tensor:
+    """A distance of each pair of images that does not reward blur, ``(batch,)`` in [0, 2]: DISTS (Ding et al., 2020).
+
+    One minus the mean of two similarities of each channel of the image and of each feature map: of its averages over
+    space, and its correlation over space. The paper's Eq. 4 to 6, all weights equal instead of learned. Between
+    pictures that cannot be matched point by point, a squared difference is smallest for a blurred one; this is not.
+
+    Raises:
+        ValueError: if the shapes differ.
+    """
+    if a.shape != b.shape:
+        raise ValueError(f"a has shape {tuple(a.shape)} and b has {tuple(b.shape)}, equal shapes are expected")
+    pairs = zip([a, *network.layers(a)], [b, *network.layers(b)], strict=True)
+    return torch.stack([1 - _similarity(left, right).mean(1) for left, right in pairs]).mean(0)
+
+
+def _similarity(a: Tensor, b: Tensor, floor: float = 1e-6) -> Tensor:
+    """Of each channel, ``(batch, channels)``, at most 1: the mean of texture's and structure's."""
+    means = a.mean((2, 3)), b.mean((2, 3))
+    variances = a.var((2, 3), unbiased=False), b.var((2, 3), unbiased=False)
+    covariance = (a * b).mean((2, 3)) - means[0] * means[1]
+    texture = (2 * means[0] * means[1] + floor) / (means[0] ** 2 + means[1] ** 2 + floor)
+    structure = (2 * covariance + floor) / (variances[0] + variances[1] + floor)
+    return (texture + structure) / 2
+
+
 def _unit(maps: Tensor, floor: float = 1e-6) -> Tensor:
     """Channel vectors at unit length; the floor under the root keeps the gradient finite at a zero vector."""
     return maps * (maps.square().sum(1, keepdim=True) + floor).rsqrt()

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from indis.metrics.features import MOMENTS, POOLED, WEIGHTS, FashionFeatures, load
 from indis.metrics.frechet import Moments
+from indis.numerics import seeded
 from indis.pixels import to_pixels
 from indis.storage import save_tensors
 
@@ -60,8 +61,7 @@ class FeatureTrainer:
     def __init__(self, config: FeatureConfig | None = None) -> None:
         self.config = config or FeatureConfig()
         self.accuracy: float | None = None
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.config.seed)
+        with seeded(self.config.seed):
             self.network = FashionFeatures().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.optimizer = torch.optim.AdamW(
             self.network.parameters(), lr=self.config.lr, weight_decay=self.config.weight_decay

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from indis.checks import require_least
 from indis.models import edm, fashion
+from indis.numerics import seeded
 from indis.pixels import to_pixels
 from indis.storage import load_checkpoint, pack_optimizer, save_tensors, section, unpack_optimizer
 
@@ -72,8 +73,7 @@ class Trainer:
     def __init__(self, config: TrainConfig, *, init: Path | None = None) -> None:
         self.config, self.step = config, 0
         # The initial weights belong to the run's seed; drawing them must not disturb the caller's generator.
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(config.seed)
+        with seeded(config.seed):
             self.network = fashion.FashionNetwork()
         if init is not None:
             fashion.fill(self.network, init)

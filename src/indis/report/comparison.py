@@ -156,13 +156,13 @@ def read(content: Mapping[str, Any]) -> list[Results]:
     for rows in _split(content["rows"], ("model",)):
         model = str(rows[0].get("model", ""))
         own = teacher if str(teacher.get("model", model)) == model else {}
-        found.append(Results(model, entries(rows, own.get("fd")), own))
+        found.append(Results(model, entries(rows, own), own))
     if not found:
         raise ValueError("there are no rows")
     return found
 
 
-def entries(rows: Sequence[Row], teacher_fd: float | None = None) -> list[Entry]:
+def entries(rows: Sequence[Row], teacher: Row | None = None) -> list[Entry]:
     """Merge a model's rows that differ only by seed, in order of appearance."""
     found = []
     for alike in _split(rows, ("method", "nfe", "afs")):
@@ -171,7 +171,7 @@ def entries(rows: Sequence[Row], teacher_fd: float | None = None) -> list[Entry]
             extras = [_extra(name, same[0][name]) for name in varying if same[0].get(name) is not None]
             losses = {row.get("seed"): float(row[LOSS]) for row in same if row.get(LOSS) is not None}
             name = " ".join([str(same[0]["method"]), *extras])
-            found.append(Entry(same[0], name, _values(same, teacher_fd), len(same), losses))
+            found.append(Entry(same[0], name, _values(same, teacher or {}), len(same), losses))
     return found
 
 
@@ -193,8 +193,11 @@ def _extra(name: str, value: Any) -> str:
     return f"({pretty(value)})" if name == "freedoms" else f"{name}={value}"
 
 
-def _values(rows: Sequence[Row], teacher_fd: float | None) -> dict[str, list[float]]:
+def _values(rows: Sequence[Row], teacher: Row) -> dict[str, list[float]]:
     names = [*METRICS, "fit_seconds"]
     values = {m: [float(r[m]) for r in rows if r.get(m) is not None] for m in names}
-    values["excess"] = [] if teacher_fd is None else [fd - teacher_fd for fd in values["fd"]]
+    # A Frechet distance falls with the number of samples: those of other numbers have no difference.
+    alike = all(row.get("samples") == teacher.get("samples", row.get("samples")) for row in rows)
+    known = alike and teacher.get("fd") is not None
+    values["excess"] = [fd - teacher["fd"] for fd in values["fd"]] if known else []
     return values

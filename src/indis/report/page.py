@@ -281,6 +281,8 @@ def _class_picture(found: Sequence[plans.Plan], labels: np.ndarray, meta: Mappin
 
 
 def _curves(content: Mapping[str, Any]) -> Iterator[Block]:
+    if not content["curves"]:  # a comparison in which nothing was learned
+        return
     figure = lines.learning_curves(content["curves"])
     caption = "Loss on held-out pairs during the fit, every seed; with AFS only where a method has no other."
     yield _picture(figure, "Held-out loss against iteration", caption)

@@ -58,7 +58,7 @@ def spread(values: Sequence[float]) -> str:
     """The mean, and the sample standard deviation when there are several values, to its second digit."""
     mean = average(values)
     deviation = math.sqrt(sum((v - mean) ** 2 for v in values) / (len(values) - 1)) if len(values) > 1 else 0.0
-    if deviation == 0:
+    if deviation <= 1e-12 * abs(mean):  # of equal values it is what the mean was rounded by
         return number(mean)
     digits = max(0, 1 - math.floor(math.log10(deviation)))
     return f"{mean:.{digits}f} ± {deviation:.{digits}f}"

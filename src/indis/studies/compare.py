@@ -13,6 +13,8 @@ A row is reused only for the same weights, end points, sizes and configuration; 
 
 from __future__ import annotations
 
+import math
+import shutil
 import time
 from collections.abc import Generator, Iterator
 from dataclasses import asdict, dataclass, replace
@@ -26,7 +28,7 @@ from indis.evaluate import counted_nfe
 from indis.methods import Method
 from indis.policies import Fixed
 from indis.sampler import Sampler
-from indis.storage import describe, digest, load_json, save_json
+from indis.storage import checksum, describe, digest, load_checkpoint, load_json, save_json
 from indis.studies.bench import Bench, Sizes
 from indis.studies.variants import VARIANTS, chosen
 from indis.teacher import TeachConfig, load_endpoints, teach
@@ -40,7 +42,7 @@ SHIPPED = {
         "god (shipped)": "fashion-nfe{}-god",
     }
 }
-TEACHER = "teacher"
+TEACHER, CHECKPOINT = "teacher", "checkpoint.safetensors"
 # What a row may or may not have been measured by; every row has all of them, None where it was not.
 MEASURED = ("perceptual", "fd", "kl", "w1", "fit_seconds")
 
@@ -127,6 +129,14 @@ class Comparison:
         if self.config.shipped:
             yield from self._shipped()
         self.collect()
+
+    def forget(self) -> None:
+        """Remove the finished cells that :meth:`run` would reuse; what it does not ask for stays."""
+        plain = [*self.grids, *SHIPPED.get(self.bench.name, {})]
+        cells = [Cell(name, nfe, afs, None) for name in plain for nfe in self.config.nfe for afs in self.config.afs]
+        for cell in (*self.learned(), *cells, Cell(TEACHER, self.bench.teacher_steps, False, None)):
+            self._path(cell).unlink(missing_ok=True)
+            shutil.rmtree(self.folder / "artifacts" / cell.name, ignore_errors=True)
 
     def learned(self) -> list[Cell]:
         """The cells of the chosen methods; what a method cannot do is noted in ``skipped``.
@@ -241,11 +251,11 @@ class Comparison:
     def _teacher(self) -> Iterator[CompareProgress]:
         """The teacher's own distance to the data, from the end points that exist anyway."""
         cell = Cell(TEACHER, self.bench.teacher_steps, False, None)
-        if not self._finished(cell, {"samples": self.sizes.samples}):
+        identity = {"samples": min(self.sizes.samples, len(self.data))}  # there are no others
+        if not self._finished(cell, identity):
             yield CompareProgress("teacher", 0, 1)
             row = {"model": self.bench.name, "method": TEACHER, "nfe": cell.nfe}
-            scores = self.bench.judge_teacher(self.data, self.sizes.samples)
-            self._finish(cell, {"samples": self.sizes.samples}, row | scores)
+            self._finish(cell, identity, row | self.bench.judge_teacher(self.data, self.sizes.samples))
 
     def _heuristics(self, nfe: int, afs: bool) -> Iterator[CompareProgress]:
         """Every grid pair by pair; the distance to the data for the best one alone, where it takes samples."""
@@ -262,7 +272,7 @@ class Comparison:
                     yield from self._plain(Cell(method, nfe, False, None), samples=self.sizes.samples)
 
     def _plain(self, cell: Cell, *, samples: int) -> Iterator[CompareProgress]:
-        identity, better = self._plain_identity(samples), self._plain_identity(self.sizes.samples)
+        identity, better = (self._plain_identity(cell, n) for n in (samples, self.sizes.samples))
         if not (self._finished(cell, identity) or self._finished(cell, better)):
             yield CompareProgress(cell.name, 0, 1)
             self._finish(cell, identity, self._judge(cell, self.sampler(cell), samples))
@@ -276,19 +286,20 @@ class Comparison:
         home = self.folder / "artifacts" / cell.name
         seconds = yield from self._tune(process, home, cell, identity, doing)
         fitted_on = artifact.seen_seeds(self.data.seeds)
-        provenance = {**self.bench.provenance(), **identity, "fitted_on": fitted_on, "validation_loss": process.best}
-        artifact.save(process.sampler, home, provenance)
+        made = {"fitted_on": fitted_on, "validation_loss": _finite(process.best)}
+        artifact.save(process.sampler, home, {**self.bench.provenance(), **identity, **made})
         yield CompareProgress(f"{doing} judged", 1, 1)
         row = self._judge(cell, process.sampler, self.sizes.samples)
         self._finish(cell, identity, row | {"fit_seconds": round(seconds, 1), "iterations": process.step})
+        (home / CHECKPOINT).unlink(missing_ok=True)  # not before: an interrupt while it is judged would lose the fit
 
     def _tune(
         self, process: Tuning, home: Path, cell: Cell, identity: Any, doing: str
     ) -> Generator[CompareProgress, None, float]:
         """Iterate with checkpoints; the generator's value is the processor time it took, earlier runs included."""
-        checkpoint, whose = home / "checkpoint.safetensors", self._digest(identity)
+        checkpoint, whose = home / CHECKPOINT, self._digest(identity)
         curve: dict[str, Any] = {"label": cell.name, "steps": cell.nfe, "iteration": [], "heldout": [], "seconds": 0.0}
-        if checkpoint.exists():
+        if checkpoint.exists() and load_checkpoint(checkpoint, "meta")[1]["meta"] == whose:  # or it is of other sizes
             process.resume(checkpoint, whose)
             curve = load_json(home / "curve.json")
         before, started = curve["seconds"], time.process_time()
@@ -300,7 +311,6 @@ class Comparison:
                 curve["seconds"] = before + time.process_time() - started
                 save_json(home / "curve.json", curve)
                 process.save(checkpoint, whose)
-        checkpoint.unlink(missing_ok=True)
         return before + time.process_time() - started
 
     def _judge(self, cell: Cell, sampler: Sampler, samples: int) -> dict[str, Any]:
@@ -331,8 +341,12 @@ class Comparison:
         path = self._path(cell)
         return path.exists() and load_json(path)["identity"] == self._digest(identity)
 
-    def _plain_identity(self, samples: int) -> dict[str, Any]:
-        return {"heldout": self.sizes.heldout, "samples": samples, "shared": self.bench.shared}
+    def _plain_identity(self, cell: Cell, samples: int) -> dict[str, Any]:
+        """Of a grid, or of a shipped sampler, which another release may ship otherwise."""
+        name = SHIPPED.get(self.bench.name, {}).get(cell.method)
+        # The config has the checksum of the weights.
+        files = {} if name is None else {"artifact": checksum(artifact.shipped(name.format(cell.nfe)) / "config.json")}
+        return {"heldout": self.sizes.heldout, "samples": samples, "shared": self.bench.shared} | files
 
     def _fitted_identity(self, cell: Cell) -> dict[str, Any]:
         sizes = {name: getattr(self.sizes, name) for name in ("endpoints", "heldout", "samples")}
@@ -347,7 +361,8 @@ class Comparison:
         row = stored["row"]
         cell = _cell(row)
         if cell.seed is None:
-            return stored["identity"] in [self._digest(self._plain_identity(n)) for n in (0, self.sizes.samples)]
+            plain = [self._plain_identity(cell, samples) for samples in (0, self.sizes.samples)]
+            return stored["identity"] in map(self._digest, plain)
         try:
             return stored["identity"] == self._digest(self._fitted_identity(cell))
         except (KeyError, ValueError):  # a method that is no more, or that cannot spend so much any more
@@ -359,6 +374,11 @@ class Comparison:
     def _finish(self, cell: Cell, identity: Any, row: dict[str, Any]) -> None:
         save_json(self._path(cell), {"identity": self._digest(identity), "row": row})
         self.collect()
+
+
+def _finite(loss: float) -> float | None:
+    """A loss as JSON: without a held-out part none was measured."""
+    return loss if math.isfinite(loss) else None
 
 
 def _cell(row: dict[str, Any]) -> Cell:

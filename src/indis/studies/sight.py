@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from indis.checks import require_least
 from indis.denoise import Condition, Denoiser, bring
 from indis.losses import Loss
+from indis.numerics import seeded
 from indis.policies.closed import seen
 from indis.policies.encoders import Reader
 from indis.sampler import Sampler
@@ -151,8 +152,7 @@ class _Lesson:
         self.view, self.features, self.target, self.config = view, features, target, config
         count = len(target)
         self.train, self.choose, self.judge = torch.arange(count).tensor_split([count * 8 // 10, count * 9 // 10])
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(config.seed)
+        with seeded(config.seed):
             condition = 0 if features is None else features.shape[1]
             self.net = _Predictor(tuple(view.shape[1:]), condition, target.shape[1], config)
         self.optimizer = torch.optim.AdamW(self.net.parameters(), lr=config.lr, weight_decay=config.decay)
