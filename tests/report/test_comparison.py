@@ -36,7 +36,28 @@ def test_distances_of_other_numbers_of_samples_have_no_difference():
     content["teacher"] |= {"samples": 600}
     content["rows"] = [r | {"samples": 600 if r["method"] == "god" else 10_000} for r in content["rows"]]
     found = {e.name: e.mean("excess") for e in read(content).at(3) if not e.afs}
-    assert found["god"] == pytest.approx(found["god"]) and math.isnan(found["indis"])
+    assert not math.isnan(found["god"]) and math.isnan(found["indis"])
+
+
+@pytest.mark.parametrize("who", ["rows", "teacher"])
+def test_a_difference_to_what_does_not_say_its_number_of_samples_is_taken_all_the_same(who):
+    content = fashion()
+    content["rows"] = [{k: v for k, v in r.items() if k != "samples"} for r in content["rows"]]
+    if who == "rows":
+        content["rows"] = [r | {"samples": 600} for r in content["rows"]]
+    else:
+        content["teacher"] |= {"samples": 600}
+    found = next(e for e in read(content).entries if e.name == "indis" and e.nfe == 3 and not e.afs)
+    assert found.mean("excess") == pytest.approx(11.0 - 2.5)
+
+
+def test_the_caption_says_what_excess_is_only_where_it_is_shown():
+    content = fashion()
+    assert "excess FD is the distance beyond that" in results_table(read(content)).caption
+    content["rows"] = [r | {"samples": 600} for r in content["rows"]]
+    content["teacher"] |= {"samples": 300}
+    table = results_table(read(content))
+    assert "excess FD" not in table.head and "excess" not in table.caption and "The teacher" in table.caption
 
 
 def test_equal_values_have_no_spread():

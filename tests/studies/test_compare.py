@@ -1,5 +1,7 @@
 """The comparison on a tiny bench: it resumes, reuses only what is the same, and says what it cannot do."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -12,9 +14,11 @@ from indis.studies import bench
 from indis.studies.bench import FashionBench, Sizes, ToyBench
 from indis.studies.compare import MEASURED, SHIPPED, Cell, CompareConfig, Comparison
 from indis.studies.variants import VARIANTS, Variant, chosen
-from small_cases import TinyClasses
+from small_cases import TinyClasses, contents
 
 SIZES = Sizes(12, 6, 4, FitConfig(iterations=4, batch=4, holdout=4, validate_every=2))
+WITHOUT_HOLDOUT = Sizes(12, 6, 4, FitConfig(iterations=2, batch=4, holdout=0))
+GOD = CompareConfig(methods=("god",), grids=("uniform",), nfe=(2,))
 CONFIG = CompareConfig(methods=("god", "indis"), grids=("polynomial:7", "uniform"), nfe=(2,), afs=(False, True))
 
 
@@ -115,18 +119,16 @@ def test_a_reused_row_of_an_earlier_version_gets_its_keys_and_words(tmp_path):
     ids=["endpoints", "heldout", "samples", "fit", "samples beyond the end points"],
 )
 def test_other_sizes_in_the_same_folder_are_other_cells(tmp_path, sizes):
-    config = CompareConfig(methods=("god",), grids=("uniform",), nfe=(2,))
-    list(small(tmp_path / "same", config).run())
-    list((grown := small(tmp_path / "same", config, sizes)).run())
-    list((fresh := small(tmp_path / "fresh", config, sizes)).run())
+    list(small(tmp_path / "same", GOD).run())
+    list((grown := small(tmp_path / "same", GOD, sizes)).run())
+    list((fresh := small(tmp_path / "fresh", GOD, sizes)).run())
     assert without_time(grown.rows()) == without_time(fresh.rows())
 
 
 def test_a_teacher_is_judged_again_when_there_are_more_of_its_end_points(tmp_path):
-    config = CompareConfig(methods=("god",), grids=("uniform",), nfe=(2,))
     few, many = (Sizes(count, 6, 100, SIZES.fit) for count in (12, 16))
-    list(small(tmp_path / "same", config, few).run())
-    list((grown := small(tmp_path / "same", config, many)).run())
+    list(small(tmp_path / "same", GOD, few).run())
+    list((grown := small(tmp_path / "same", GOD, many)).run())
     (teacher,) = [row for row in grown.rows() if row["method"] == "teacher"]
     assert teacher["samples"] == 16
     expected = frechet_of_images(iter([grown.data.target]))
@@ -134,7 +136,7 @@ def test_a_teacher_is_judged_again_when_there_are_more_of_its_end_points(tmp_pat
 
 
 def test_the_distance_to_the_data_is_over_seeds_that_nothing_else_uses(tmp_path):
-    comparison = small(tmp_path, CompareConfig(methods=("god",), grids=("uniform",), nfe=(2,)))
+    comparison = small(tmp_path, GOD)
     list(comparison.run())
     for row in comparison.rows():
         if row["method"] != "teacher":
@@ -158,46 +160,96 @@ def test_a_shipped_sampler_that_was_replaced_is_judged_again(tmp_path, monkeypat
     assert len(losses) == 3 and losses[0] != losses[1] == losses[2] and comparison.denoiser.asked == 0
 
 
-def test_without_tuning_end_points_to_choose_by_no_validation_loss_is_stored(tmp_path):
-    sizes = Sizes(12, 6, 4, FitConfig(iterations=2, batch=4, holdout=0))
-    list(small(tmp_path, CompareConfig(methods=("god",), grids=("uniform",), nfe=(2,)), sizes).run())
+def test_a_shipped_sampler_whose_weights_alone_were_replaced_is_judged_again(tmp_path, monkeypatch):
+    """A config of an earlier version does not have their checksum."""
+    monkeypatch.setattr(artifact, "SHIPPED", tmp_path / "shipped")
+    home, losses = tmp_path / "shipped" / "fashion-nfe2", []
+    for grid in ("polynomial:7", "uniform"):
+        artifact.save(heuristic(Pictures(), solver="ipndm:3", grid=grid, steps=2), home)
+        config = load_json(home / "config.json")
+        save_json(home / "config.json", {k: v for k, v in config.items() if k != "weights"})
+        list((comparison := small(tmp_path / "run", replace(GOD, shipped=True))).run())
+        losses += [row["heldout_loss"] for row in comparison.rows() if row["method"] in SHIPPED["fashion"]]
+    assert len(losses) == 2 and losses[0] != losses[1]
+
+
+def test_the_row_of_a_shipped_sampler_that_is_no_more_is_called_not_comparable(tmp_path, monkeypatch):
+    monkeypatch.setattr(artifact, "SHIPPED", tmp_path / "shipped")
+    plan = heuristic(Pictures(), solver="ipndm:3", grid="uniform", steps=2)
+    artifact.save(plan, tmp_path / "shipped" / "fashion-nfe2-god")
+    list(small(tmp_path / "run", replace(GOD, shipped=True)).run())
+    assert [name for name, _ in small(tmp_path / "run", GOD).shown(2)] == ["uniform", "god", "god (shipped)"]
+    monkeypatch.setattr(artifact, "SHIPPED", tmp_path / "nowhere")
+    list(small(tmp_path / "run", replace(GOD, shipped=True)).run())
+    assert [name for name, _ in small(tmp_path / "run", GOD).shown(2)] == ["uniform", "god"]
+    (note,) = [n for n in load_json(tmp_path / "run" / "results.json")["notes"] if n.startswith("Not comparable")]
+    assert note.endswith("settings: god (shipped) at 2 NFE.")
+
+
+def test_without_tuning_end_points_to_choose_by_there_is_no_validation_loss_and_no_curve(tmp_path):
+    list(small(tmp_path, GOD).run())
+    assert load_json(tmp_path / "curves.json")["curves"]
+    list(small(tmp_path, GOD, WITHOUT_HOLDOUT).run())
     (home,) = (tmp_path / "artifacts").iterdir()
     assert artifact.load_config(home)["provenance"]["validation_loss"] is None
+    assert load_json(tmp_path / "curves.json") == {"curves": []}
 
 
-def test_a_fit_that_was_interrupted_while_it_was_judged_is_not_fitted_again(tmp_path):
-    config = CompareConfig(methods=("god",), grids=("uniform",), nfe=(2,))
-    list((whole := small(tmp_path / "whole", config)).run())
-    for progress in small(tmp_path / "broken", config).run():
+@pytest.mark.parametrize("sizes", [SIZES, WITHOUT_HOLDOUT], ids=["holdout", "no holdout"])
+def test_a_fit_that_was_interrupted_while_it_was_judged_is_not_fitted_again(tmp_path, sizes):
+    list((whole := small(tmp_path / "whole", GOD, sizes)).run())
+    for progress in small(tmp_path / "broken", GOD, sizes).run():
         if "judged" in progress.doing:
             break
     (home,) = (tmp_path / "broken" / "artifacts").iterdir()
     before = (home / "policy.safetensors").read_bytes()
-    again = small(tmp_path / "broken", config)
+    again = small(tmp_path / "broken", GOD, sizes)
     said = [progress.doing for progress in again.run()]
     assert not [text for text in said if "god" in text and "judged" not in text]
     assert (home / "policy.safetensors").read_bytes() == before
     assert without_time(again.rows()) == without_time(whole.rows())
+    assert not (home / "checkpoint.safetensors").exists()
 
 
 def test_what_an_interrupt_left_of_other_sizes_is_begun_anew(tmp_path):
-    config = CompareConfig(methods=("god",), grids=("uniform",), nfe=(2,))
-    for progress in small(tmp_path / "same", config).run():
+    for progress in small(tmp_path / "same", GOD).run():
         if "god" in progress.doing and progress.done == 3:
             break
     assert list((tmp_path / "same").rglob("checkpoint.safetensors"))
     longer = Sizes(12, 6, 4, FitConfig(iterations=6, batch=4, holdout=4, validate_every=2))
-    list((again := small(tmp_path / "same", config, longer)).run())
-    list((fresh := small(tmp_path / "fresh", config, longer)).run())
+    list((again := small(tmp_path / "same", GOD, longer)).run())
+    list((fresh := small(tmp_path / "fresh", GOD, longer)).run())
     assert without_time(again.rows()) == without_time(fresh.rows())
+    curves = [load_json(comparison.folder / "curves.json")["curves"] for comparison in (again, fresh)]
+    assert [c["iteration"] for c in curves[0]] == [c["iteration"] for c in curves[1]] == [[2, 4, 6]]
+    assert curves[0][0]["heldout"] == curves[1][0]["heldout"]
 
 
-def test_what_is_forgotten_is_what_is_asked_for(tmp_path):
-    both = CompareConfig(methods=("god", "gits"), grids=("uniform", "log_snr"), nfe=(2,))
+def test_what_is_forgotten_is_what_is_asked_for(tmp_path, monkeypatch):
+    monkeypatch.setattr(artifact, "SHIPPED", tmp_path / "shipped")
+    artifact.save(heuristic(Pictures(), solver="ipndm:3", grid="uniform", steps=2), tmp_path / "shipped/fashion-nfe2")
+    both = CompareConfig(methods=("god", "gits"), grids=("uniform", "log_snr"), nfe=(2,), shipped=True)
     list(small(tmp_path, both).run())
-    small(tmp_path, CompareConfig(methods=("god",), grids=("uniform",), nfe=(2,))).forget()
-    assert {path.name for path in (tmp_path / "cells").iterdir()} == {"gits-nfe2-s0.json", "log_snr-nfe2.json"}
+    kept = {"gits-nfe2-s0.json", "log_snr-nfe2.json"}
+    small(tmp_path, GOD).forget()
+    left = {path.name for path in (tmp_path / "cells").iterdir()}
+    assert left == kept | {f"{Cell('indis (shipped)', 2, False, None).name}.json"}
     assert {path.name for path in (tmp_path / "artifacts").iterdir()} == {"gits-nfe2-s0"}
+    small(tmp_path, replace(GOD, shipped=True)).forget()
+    assert {path.name for path in (tmp_path / "cells").iterdir()} == kept
+
+
+def test_cells_are_computed_anew_if_asked_but_none_is_lost_to_end_points_that_are_refused(tmp_path):
+    list(small(tmp_path, GOD).run())
+    before = contents(tmp_path)
+    with pytest.raises(ValueError, match="another config"):
+        list(small(tmp_path, GOD, replace(SIZES, endpoints=8)).run(anew=True))
+    assert contents(tmp_path) == before
+    list((again := small(tmp_path, GOD)).run(anew=True))
+    list((fresh := small(tmp_path / "fresh", GOD)).run())
+    made = (SIZES.endpoints + SIZES.heldout) * again.bench.teacher.nfe
+    assert again.denoiser.asked == fresh.denoiser.asked - made
+    assert without_time(again.rows()) == without_time(fresh.rows())
 
 
 def test_rows_of_other_sizes_in_the_same_folder_are_called_not_comparable(tmp_path):

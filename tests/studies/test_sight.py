@@ -3,10 +3,11 @@
 import pytest
 import torch
 
-from indis import IndisConfig, losses, methods
+from indis import IndisConfig, Sampler, losses, methods, prior, solve, solvers
 from indis.cli.main import run
 from indis.policies.closed import seen
 from indis.sensitivity import even_scale, own_gradients, sensitivity
+from indis.solvers import Euler
 from indis.storage import load_json
 from indis.studies.sight import SightConfig, Wishes, gathered, observe, shares
 from small_cases import toy, toy_pairs
@@ -92,6 +93,44 @@ def test_views_are_the_noise_and_what_a_closed_loop_sees():
         torch.testing.assert_close(wishes.views[f"answer {k}"], expected, rtol=1e-4, atol=1e-5)
     # The last node is where it ends, so every other logit acts: 2 of tau, 3 of dtau, 3 of gamma at most.
     assert wishes.gradients.shape[1] <= 3 * 3
+
+
+@pytest.mark.parametrize(("solver", "afs"), [("ipndm:3", True), ("heun", False), ("heun", True), ("unipc:2", False)])
+def test_answers_are_named_after_the_node_at_which_a_closed_loop_has_them(solver, afs):
+    """An analytic step asks nothing, a trial is no node's: what a loop is told at node k counts."""
+    data, plain = toy_pairs(8), global_plan()
+    sampler = Sampler(plain.policy, solvers.named(solver), analytic_first=afs)
+    heard = {}
+
+    class Loop:
+        def __init__(self, plan):
+            self.plan, self.steps, self.start = plan, plan.steps, plan.start
+
+        def decide(self, k, x, answer):
+            heard[k] = x
+            return self.plan.decide(k, x, answer)
+
+    with torch.no_grad():
+        plan = Loop(plain.policy(data.noise, data.condition.features, None))
+        start = prior(toy().schedule, data.noise)
+        solve(toy(), start, plan, sampler.solver, data.condition, analytic_first=afs)
+    (wishes,) = observe(sampler, toy(), data, losses.squared_distance)
+    assert list(wishes.views) == ["noise", *(f"answer {k}" for k in range(afs, 3))]
+    tau, dtau = (getattr(sampler.realised(toy(), data.noise, data.condition), part) for part in ("tau", "dtau"))
+    for k in range(afs, 3):
+        t = (tau[:, k] + dtau[:, k]).expand(8)
+        expected = seen(heard[k], toy()(heard[k], t, data.condition), t, toy().schedule, toy().native).detach().float()
+        torch.testing.assert_close(wishes.views[f"answer {k}"], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_solver_whose_calls_are_no_node_s_is_refused():
+    class Odd(Euler):
+        def nfe(self, steps):
+            return 2 * steps - 1
+
+    sampler = Sampler(global_plan().policy, Odd())
+    with pytest.raises(ValueError, match="as many calls in every step, got Odd with 5 for 3 steps"):
+        list(observe(sampler, toy(), toy_pairs(8), losses.squared_distance))
 
 
 def test_a_plan_without_freedoms_is_refused():

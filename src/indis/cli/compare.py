@@ -58,10 +58,7 @@ class Compare(WithModel):
             raise ValueError("model must be at least one of toy, fashion, got none")
         writable_file(self.json)
         rows: list[dict[str, Any]] = []
-        comparisons = [self._comparison(name) for name in self.model]
-        for comparison in () if self.resume else comparisons:
-            comparison.forget()
-        for comparison in comparisons:
+        for comparison in [self._comparison(name) for name in self.model]:  # all at once, as each may refuse
             rows += self._run(comparison)["rows"]
         emit({"rows": rows}, self.json)
 
@@ -74,7 +71,7 @@ class Compare(WithModel):
         return Comparison(config, kind(bf16=self.bf16, device=self.place), sizes, folder)
 
     def _run(self, comparison: Comparison) -> dict[str, Any]:
-        run_comparison(comparison)
+        run_comparison(comparison, anew=not self.resume)
         settings = {"config": asdict(comparison.config), "sizes": asdict(comparison.sizes)}
         save_json(comparison.folder / "run.json", {"command": command_line(), "config": settings})
         table = comparison.collect()
@@ -107,12 +104,12 @@ class SizeOptions:
     """Beginnings of every learned method, of which the best goes on; those that are computed have one."""
 
 
-def run_comparison(comparison: Comparison) -> None:
-    """Run under one progress bar, then draw what the report shows besides numbers."""
+def run_comparison(comparison: Comparison, *, anew: bool = False) -> None:
+    """Run under one progress bar, then draw what the report shows besides numbers; ``anew`` reuses no cell."""
     name = comparison.bench.name
     with bar() as progress:
         task = progress.add_task(name, total=1)
-        for state in comparison.run():
+        for state in comparison.run(anew=anew):
             progress.update(task, completed=state.done, total=state.total, description=f"{name}: {state.doing}")
     if len(comparison.denoiser.shape) == 3:
         draw(comparison)

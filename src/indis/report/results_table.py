@@ -106,7 +106,7 @@ def caption(results: Results) -> str:
         "AFS: with the analytic first step, so one step more for the same NFE.": any(e.afs for e in entries),
         "NFE are evaluations one after another; calls counts parallel ones too.": _facts(entries)["calls"],
         f"{NOT_FID}{_samples(entries)}": any(e.values["fd"] for e in entries),
-        _teacher(results.teacher): bool(_teacher(results.teacher)),
+        _teacher(results): bool(_teacher(results)),
     }
     return " ".join(text for text, there in sentences.items() if there)
 
@@ -116,12 +116,14 @@ def _samples(entries: Iterable[Entry]) -> str:
     return f" It is taken over {' or '.join(map(str, counts))} samples." if counts else ""
 
 
-def _teacher(row: Row) -> str:
+def _teacher(results: Results) -> str:
     """What the teacher itself gets, which no student should be expected to beat."""
+    row = results.teacher
     scores = [f"{METRICS[m]} {number(row[m])}" for m in comparison.DISTANCES if row.get(m) is not None]
     nfe = f" with {row['nfe']} NFE" if row.get("nfe") else ""
     text = f"The teacher{nfe} gets {', '.join(scores)}" if scores else ""
-    beyond = "; excess FD is the distance beyond that" if row.get("fd") is not None else ""
+    excess = any(e.values["excess"] for e in results.entries)
+    beyond = "; excess FD is the distance beyond that" if excess else ""
     return text and f"{text}{beyond}."
 
 

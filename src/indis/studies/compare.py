@@ -42,6 +42,7 @@ SHIPPED = {
         "god (shipped)": "fashion-nfe{}-god",
     }
 }
+FILES = ("config.json", "policy.safetensors")  # of an artifact
 TEACHER, CHECKPOINT = "teacher", "checkpoint.safetensors"
 # What a row may or may not have been measured by; every row has all of them, None where it was not.
 MEASURED = ("perceptual", "fd", "kl", "w1", "fit_seconds")
@@ -114,27 +115,33 @@ class Comparison:
         self.grids = bench.grids if "all" in config.grids else config.grids
         self.skipped: dict[str, str] = {}
 
-    def run(self) -> Iterator[CompareProgress]:
-        """Make end points, then every cell; the collected files are rewritten after each."""
+    def run(self, *, anew: bool = False) -> Iterator[CompareProgress]:
+        """Make end points, then every cell; the collected files are rewritten after each.
+
+        ``anew`` computes finished cells again. They go once the end points, which may be refused, are there.
+        """
         yield from self._endpoints("endpoints", self.sizes.endpoints, 0)
         yield from self._endpoints("heldout", self.sizes.heldout, 1_000_000)
         self.data, _ = load_endpoints(self.folder / "endpoints")
         self.heldout, _ = load_endpoints(self.folder / "heldout")
+        if anew:
+            self.forget()
         yield from self._teacher()
         for nfe, afs in ((n, a) for n in self.config.nfe for a in self.config.afs):
             yield from self._heuristics(nfe, afs)
         cells = self.learned()
         for number, cell in enumerate(cells, 1):
             yield from self._learn(cell, f"{number}/{len(cells)} {cell.name}")
-        if self.config.shipped:
-            yield from self._shipped()
+        for cell in self._shipped():
+            yield from self._plain(cell, samples=self.sizes.samples)
         self.collect()
 
     def forget(self) -> None:
         """Remove the finished cells that :meth:`run` would reuse; what it does not ask for stays."""
-        plain = [*self.grids, *SHIPPED.get(self.bench.name, {})]
-        cells = [Cell(name, nfe, afs, None) for name in plain for nfe in self.config.nfe for afs in self.config.afs]
-        for cell in (*self.learned(), *cells, Cell(TEACHER, self.bench.teacher_steps, False, None)):
+        c = self.config
+        plain = [Cell(grid, nfe, afs, None) for grid in self.grids for nfe in c.nfe for afs in c.afs]
+        teacher = Cell(TEACHER, self.bench.teacher_steps, False, None)
+        for cell in (*self.learned(), *plain, *self._shipped(), teacher):
             self._path(cell).unlink(missing_ok=True)
             shutil.rmtree(self.folder / "artifacts" / cell.name, ignore_errors=True)
 
@@ -178,7 +185,8 @@ class Comparison:
         """What is worth a picture at one NFE, without AFS: the best grid, then each main method's first seed."""
         here = [row for row in self.rows() if row["nfe"] == nfe and not row["afs"] and row["method"] != TEACHER]
         best = sorted((row for row in here if row["method"] in self.grids), key=lambda row: row["heldout_loss"])[:1]
-        main = ("god", "indis", "look", *SHIPPED.get(self.bench.name, {}))
+        names = SHIPPED.get(self.bench.name, {}).items()
+        main = ("god", "indis", "look", *(m for m, name in names if name.format(nfe) in artifact.shipped_names()))
         learned = [r for m in main for r in here if r["method"] == m and r["seed"] in (None, self.config.seeds[0])]
         cells = [Cell(row["method"], nfe, False, row["seed"]) for row in (*best, *learned)]
         return [(cell.method, self.sampler(cell)) for cell in cells]
@@ -207,7 +215,7 @@ class Comparison:
         result = {"rows": table, "teacher": teacher[0] if teacher else None, "notes": self._notes(stored)}
         save_json(self.folder / "results.json", result)
         curves = [load_json(path) for path in sorted(self.folder.glob("artifacts/*/curve.json"))]
-        save_json(self.folder / "curves.json", {"curves": curves})
+        save_json(self.folder / "curves.json", {"curves": [curve for curve in curves if curve["heldout"]]})
         return result
 
     def _notes(self, stored: list[dict[str, Any]]) -> list[str]:
@@ -265,11 +273,11 @@ class Comparison:
         for best in sorted(cells, key=lambda cell: self._row(cell)["heldout_loss"])[:1]:
             yield from self._plain(best, samples=self.sizes.samples)
 
-    def _shipped(self) -> Iterator[CompareProgress]:
-        for nfe in self.config.nfe:
-            for method, name in SHIPPED.get(self.bench.name, {}).items():
-                if name.format(nfe) in artifact.shipped_names():
-                    yield from self._plain(Cell(method, nfe, False, None), samples=self.sizes.samples)
+    def _shipped(self) -> list[Cell]:
+        """Of the samplers that come with the package; none if they are not asked for."""
+        names = SHIPPED.get(self.bench.name, {}).items() if self.config.shipped else ()
+        asked = [(nfe, method, name.format(nfe)) for nfe in self.config.nfe for method, name in names]
+        return [Cell(method, nfe, False, None) for nfe, method, name in asked if name in artifact.shipped_names()]
 
     def _plain(self, cell: Cell, *, samples: int) -> Iterator[CompareProgress]:
         identity, better = (self._plain_identity(cell, n) for n in (samples, self.sizes.samples))
@@ -308,6 +316,7 @@ class Comparison:
             if state.heldout is not None:
                 curve["iteration"].append(state.step)
                 curve["heldout"].append(state.heldout)
+            if state.heldout is not None or state.step == state.iterations:  # without a holdout at the end alone
                 curve["seconds"] = before + time.process_time() - started
                 save_json(home / "curve.json", curve)
                 process.save(checkpoint, whose)
@@ -344,8 +353,8 @@ class Comparison:
     def _plain_identity(self, cell: Cell, samples: int) -> dict[str, Any]:
         """Of a grid, or of a shipped sampler, which another release may ship otherwise."""
         name = SHIPPED.get(self.bench.name, {}).get(cell.method)
-        # The config has the checksum of the weights.
-        files = {} if name is None else {"artifact": checksum(artifact.shipped(name.format(cell.nfe)) / "config.json")}
+        folder = None if name is None else artifact.shipped(name.format(cell.nfe))
+        files = {} if folder is None else {file: checksum(folder / file) for file in FILES}
         return {"heldout": self.sizes.heldout, "samples": samples, "shared": self.bench.shared} | files
 
     def _fitted_identity(self, cell: Cell) -> dict[str, Any]:
@@ -358,15 +367,13 @@ class Comparison:
         return sorted({f"{row['method']} at {row['nfe']} NFE" for row in rows})
 
     def _ours(self, stored: dict[str, Any]) -> bool:
-        row = stored["row"]
-        cell = _cell(row)
-        if cell.seed is None:
-            plain = [self._plain_identity(cell, samples) for samples in (0, self.sizes.samples)]
-            return stored["identity"] in map(self._digest, plain)
+        cell = _cell(stored["row"])
         try:
-            return stored["identity"] == self._digest(self._fitted_identity(cell))
-        except (KeyError, ValueError):  # a method that is no more, or that cannot spend so much any more
+            plain = [self._plain_identity(cell, n) for n in (0, self.sizes.samples)] if cell.seed is None else []
+            known = plain or [self._fitted_identity(cell)]
+        except (KeyError, ValueError, FileNotFoundError):  # what is no more, or cannot spend so much any more
             return False
+        return stored["identity"] in map(self._digest, known)
 
     def _digest(self, identity: Any) -> str:
         return digest([*self.bench.identity(), identity])

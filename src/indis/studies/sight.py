@@ -9,7 +9,7 @@ taught to predict them from each thing that a policy may see, and judged on othe
     =============  ==================================================================
     condition      any policy with a condition
     noise          the paper's phi(x_T, c), before the first evaluation
-    answer k       a closed loop at node k: the state and the denoised sample there
+    answer k       a closed loop at node k: the state and the denoised sample there (node 0 has none with AFS)
     =============  ==================================================================
 
 The share of variance explained (R squared, averaged over the logits that act) is a bound in practice, not in
@@ -76,14 +76,28 @@ class Wishes:
 
 
 def observe(sampler: Sampler, denoiser: Denoiser, data: Endpoints, loss: Loss) -> Iterator[Wishes]:
-    """Measure the wishes of consecutive batches of ``BATCH`` samples where the denoiser is; the CPU keeps them."""
-    sampler = bring(sampler, denoiser)
+    """Measure the wishes of consecutive batches of ``BATCH`` samples where the denoiser is; the CPU keeps them.
+
+    Raises:
+        ValueError: if the solver makes more calls in some steps than in others.
+    """
+    sampler, calls = bring(sampler, denoiser), _calls_at_nodes(sampler)
     for start in range(0, len(data), BATCH):
         part = data[start : start + BATCH]
         watched = _Watched(denoiser)  # each sample's own copy of the plan takes the way of the shared one
         gradients = own_gradients(sampler, watched, part, loss).flatten(1).cpu()
-        views = {"noise": part.noise} | {f"answer {k}": seen for k, seen in enumerate(watched.seen)}
-        yield Wishes(gradients, views, part.condition.features)
+        answers = {f"answer {k}": watched.seen[call] for k, call in calls.items()}
+        yield Wishes(gradients, {"noise": part.noise} | answers, part.condition.features)
+
+
+def _calls_at_nodes(sampler: Sampler) -> dict[int, int]:
+    """Which network call is made at each node: a trial (Heun) is one between two nodes, an analytic step is none."""
+    steps, name = sampler.policy.steps, type(sampler.solver).__name__
+    each, rest = divmod(calls := sampler.solver.nfe(steps), steps)
+    if rest:
+        raise ValueError(f"solver must make as many calls in every step, got {name} with {calls} for {steps} steps")
+    places = {k: each * k - sampler.analytic_first for k in range(steps)}
+    return {k: place for k, place in places.items() if place >= 0}
 
 
 def gathered(parts: list[Wishes]) -> Wishes:
