@@ -6,26 +6,12 @@ import math
 import pytest
 import torch
 
-from indis import Bounds, Counted, Fit, FitConfig, Fixed, IndisConfig, PerSample, Sampler, grids, solvers
+from fits import advance, finish, start, state
+from indis import Bounds, Counted, Fit, FitConfig, Fixed, PerSample, Sampler, grids, solvers
 from indis.losses import mse, squared_distance
-from indis.methods import GITS
 from indis.policies.encoders import VectorTrunk
 from indis.storage import save_tensors
 from small_cases import same_tensors, sentence, toy, toy_pairs
-
-SMALL = {"iterations": 12, "batch": 16, "lr": 2e-2, "holdout": 32, "validate_every": 3}
-
-
-def start(per_instance=True, loss=squared_distance, denoiser=None, **changes) -> Fit:
-    fitting = FitConfig(**SMALL | changes)
-    small = {"width": 16, "depth": 2, "probes": 0, "settle": 0.0}
-    config = IndisConfig(3, "euler", "uniform", per_instance=per_instance, fit=fitting, **small)
-    return config.tuning(denoiser or toy(), toy_pairs(), loss)
-
-
-def finish(process) -> Fit:
-    list(process.run())
-    return process
 
 
 @pytest.mark.parametrize("header", [None, [], {"config": {}, "meta": None, "step": 1}])
@@ -34,18 +20,6 @@ def test_a_file_that_something_else_wrote_is_no_checkpoint(tmp_path, header):
     with pytest.raises(ValueError, match=r"safetensors is no checkpoint .*best missing from its header") as error:
         start().resume(tmp_path / "checkpoint.safetensors")
     sentence(error)
-
-
-def advance(process, steps):
-    """Stop after some iterations, as an interrupt would."""
-    run = process.run()
-    states = [next(run) for _ in range(steps)]
-    run.close()
-    return states
-
-
-def state(process):
-    return {k: v.detach().clone() for k, v in process.sampler.policy.state_dict().items()}
 
 
 class Spoiled:
@@ -339,74 +313,6 @@ def test_the_learning_rate_rises_in_a_straight_line_first():
 def test_settings_that_make_no_sense_are_refused(field, value):
     with pytest.raises(ValueError, match=f"{field}.* must be"):
         FitConfig(**{field: value})
-
-
-def several(starts=3, **changes):
-    return start(starts=starts, **changes)
-
-
-def test_several_beginnings_go_on_from_the_best_as_if_it_had_been_alone():
-    process = finish(several(seed=2))
-    alone = [start(seed=2 * 3 + i) for i in range(3)]
-    trials = []
-    for run in alone:
-        advance(run, 3)  # a quarter of 12
-        trials.append(min(run.best, run.validate()))
-    best = alone[trials.index(min(trials))]
-    assert len(set(trials)) == 3
-    assert same_tensors(state(process), state(finish(best)))
-    assert process.best == best.best
-
-
-def test_several_beginnings_tell_how_far_all_are():
-    states = list(several().run())
-    assert [s.step for s in states] == list(range(1, 3 * 2 + 12 + 1))
-    assert {s.iterations for s in states} == {3 * 2 + 12}
-
-
-@pytest.mark.parametrize("stop", [1, 3, 4, 9, 10, 13, 17])
-def test_several_beginnings_resume_as_if_never_interrupted(tmp_path, stop):
-    whole, broken, resumed = several(), several(), several()
-    finish(whole)
-    advance(broken, stop)
-    broken.save(tmp_path / "checkpoint.safetensors", "mine")
-    resumed.resume(tmp_path / "checkpoint.safetensors", "mine")
-    assert resumed.step == stop
-    finish(resumed)
-    assert same_tensors(state(whole), state(resumed)) and whole.best == resumed.best
-
-
-def test_a_checkpoint_of_one_beginning_is_not_one_of_several(tmp_path):
-    advance(one := start(), 2)
-    one.save(tmp_path / "checkpoint.safetensors")
-    with pytest.raises(ValueError, match="runs missing from its header"):
-        several().resume(tmp_path / "checkpoint.safetensors")
-    advance(two := several(starts=2), 2)
-    two.save(tmp_path / "checkpoint.safetensors")
-    with pytest.raises(ValueError, match="another configuration"):
-        several(starts=3).resume(tmp_path / "checkpoint.safetensors")
-
-
-def test_several_beginnings_need_something_to_choose_by():
-    with pytest.raises(ValueError, match="starts must be 1 with a holdout of 0") as error:
-        several(holdout=0)
-    sentence(error)
-
-
-def test_what_has_no_seed_is_not_begun_twice():
-    with pytest.raises(ValueError, match="starts must be 1 for what is computed once") as error:
-        GITS(3, fit=FitConfig(starts=2, holdout=32)).tuning(toy(), toy_pairs(), squared_distance)
-    sentence(error)
-
-
-@pytest.mark.parametrize("starts", [1, 2])
-def test_a_caller_that_stops_early_can_take_the_best_policy_so_far(starts):
-    process = start(starts=starts, lr=1.0, iterations=16, validate_every=2)
-    seen = {math.inf: None}
-    for progress in itertools.islice(process.run(), 13):
-        seen.setdefault(progress.best, progress.step)
-    process.finish()
-    assert process.validate() == process.best == min(seen)
 
 
 def test_a_gradient_is_clipped_to_its_norm():

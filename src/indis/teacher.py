@@ -165,7 +165,7 @@ def teach(
         part = seeds[start : start + config.shard]
         name = _shard_name(number)
         if name not in meta["shards"]:
-            _write_shard(folder / name, gather(list(endpoints(denoiser, teacher, part, config.batch))))
+            _write_shard(folder / name, gather(endpoints(denoiser, teacher, part, config.batch)))
             meta["shards"] = dict(sorted({**meta["shards"], name: checksum(folder / name)}.items(), key=_place))
             save_json(folder / "meta.json", meta)
         yield TeachProgress(start + len(part), config.count, mended)

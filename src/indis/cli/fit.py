@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json as json_module
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,7 +22,7 @@ from indis.cli.console import (
     writable_file,
 )
 from indis.methods import Method, named
-from indis.storage import checksum, load_json, save_json
+from indis.storage import checksum, digest, load_json, save_json
 from indis.teacher import load_endpoints
 from indis.training import Search, Tuning
 
@@ -110,7 +109,6 @@ class FitCommand(WithModel, Generic[M]):
         begun = checksum(artifact.find(self.start) / "policy.safetensors") if self.start else None
         process = self.config.tuning(denoiser, data, losses.named(self.config.loss), start=start)
         identity = {"method": self.method, "config": asdict(self.config), "endpoints": meta["shards"], "start": begun}
-        self._require_own(isinstance(process, Search))
         curve = self._resume(process, identity)
         self._iterate(process, identity, curve)
         provenance = {
@@ -129,22 +127,21 @@ class FitCommand(WithModel, Generic[M]):
         say(f"{result} with {provenance['parameters']} parameters in {self.out}")
         emit({"curve": curve, **provenance}, self.json)
 
-    def _require_own(self, search: bool) -> None:
-        """Do not write over what another command made; a checkpoint, where there is one, tells more exactly."""
-        if (self.out / "checkpoint.safetensors").exists() and not search:
-            return
+    def _require_own(self) -> None:
+        """Do not write over what another command made."""
         if not (self.out / "config.json").exists():
             return
         made = artifact.load_config(self.out).get("provenance")
-        mine = {"method": self.method, "config": json_module.loads(json_module.dumps(asdict(self.config)))}
-        if not isinstance(made, dict) or any(made.get(name) != value for name, value in mine.items()):
+        mine = digest([self.method, asdict(self.config)])
+        if not isinstance(made, dict) or digest([made.get("method"), made.get("config")]) != mine:
             raise ValueError(
                 f"out must be a new folder or that of the same fit, got {self.out}, which holds another one"
             )
 
     def _resume(self, process: Tuning, identity: dict) -> list[list[float]]:
         path = self.out / "checkpoint.safetensors"
-        if not path.exists() or isinstance(process, Search):
+        if not path.exists() or isinstance(process, Search):  # else the checkpoint tells more exactly whose it is
+            self._require_own()
             return []
         process.resume(path, identity)
         say(f"resuming at iteration {process.step} of {process.iterations}")

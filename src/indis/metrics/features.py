@@ -113,8 +113,7 @@ def perceptual_distance(network: FashionFeatures, a: Tensor, b: Tensor) -> Tenso
     Raises:
         ValueError: if the shapes differ.
     """
-    if a.shape != b.shape:
-        raise ValueError(f"a has shape {tuple(a.shape)} and b has {tuple(b.shape)}, equal shapes are expected")
+    _require_alike(a, b)
     pairs = zip(network.layers(a), network.layers(b), strict=True)
     depths = [(_unit(left) - _unit(right)).square().sum(1).mean((1, 2)) for left, right in pairs]
     return torch.stack(depths).mean(0)
@@ -130,10 +129,14 @@ def dists(network: FashionFeatures, a: Tensor, b: Tensor) -> Tensor:
     Raises:
         ValueError: if the shapes differ.
     """
-    if a.shape != b.shape:
-        raise ValueError(f"a has shape {tuple(a.shape)} and b has {tuple(b.shape)}, equal shapes are expected")
+    _require_alike(a, b)
     pairs = zip([a, *network.layers(a)], [b, *network.layers(b)], strict=True)
     return torch.stack([1 - _similarity(left, right).mean(1) for left, right in pairs]).mean(0)
+
+
+def _require_alike(a: Tensor, b: Tensor) -> None:
+    if a.shape != b.shape:  # they would be broadcast
+        raise ValueError(f"a has shape {tuple(a.shape)} and b has {tuple(b.shape)}, equal shapes are expected")
 
 
 def _similarity(a: Tensor, b: Tensor, floor: float = 1e-6) -> Tensor:

@@ -314,7 +314,7 @@ def _grounds(config: ToyConfig) -> tuple[dict[str, Endpoints], Tensor, tuple[flo
     """What every number of steps shares: endpoints by split, true samples, and the distances of exact samples."""
     toy, c = load(config.classes, config.tree_seed), config
     teacher = heuristic(toy, solver="euler", grid="uniform", steps=TEACHER_STEPS)
-    everything = gather(list(endpoints(toy, teacher, range(2 * c.priors), batch=4096)))
+    everything = gather(endpoints(toy, teacher, range(2 * c.priors), batch=4096))
     generator = torch.Generator().manual_seed(c.seed)
     truth = toy.mixture.sample(c.reference, generator).float()
     floor = _distances(toy.mixture.sample(c.priors, generator).float(), truth)

@@ -1,0 +1,31 @@
+"""A small fit on the toy, and how tests stop it and look at it."""
+
+from indis import Fit, FitConfig, IndisConfig
+from indis.losses import squared_distance
+from small_cases import toy, toy_pairs
+
+SMALL = {"iterations": 12, "batch": 16, "lr": 2e-2, "holdout": 32, "validate_every": 3}
+
+
+def start(per_instance=True, loss=squared_distance, denoiser=None, **changes) -> Fit:
+    fitting = FitConfig(**SMALL | changes)
+    small = {"width": 16, "depth": 2, "probes": 0, "settle": 0.0}
+    config = IndisConfig(3, "euler", "uniform", per_instance=per_instance, fit=fitting, **small)
+    return config.tuning(denoiser or toy(), toy_pairs(), loss)
+
+
+def finish(process) -> Fit:
+    list(process.run())
+    return process
+
+
+def advance(process, steps):
+    """Stop after some iterations, as an interrupt would."""
+    run = process.run()
+    states = [next(run) for _ in range(steps)]
+    run.close()
+    return states
+
+
+def state(process):
+    return {k: v.detach().clone() for k, v in process.sampler.policy.state_dict().items()}
