@@ -19,7 +19,7 @@ from indis.sampler import Sampler
 from indis.solvers import SOLVERS
 from indis.storage import checksum, describe, load_json, load_tensors, rebuild, save_json, save_tensors
 
-FORMAT = 1
+FORMAT = 2  # 1 had closed loops fitted to another use of shifted answers
 BUDGET = "budget.json"  # in a folder of `indis.budget`, whose sampler is only a part of what it is
 
 SHIPPED = Path(__file__).parent / "shipped"
@@ -111,7 +111,7 @@ def read(folder: Path | str) -> Sampler:
     config = load_config(folder)
     weights = folder / "policy.safetensors"
     tensors, _ = load_tensors(weights)
-    if config.get("weights") not in (None, checksum(weights)):  # absent in artifacts of earlier versions
+    if config.get("weights") != checksum(weights):
         raise ValueError(f"{folder} is damaged: policy.safetensors is not the one that config.json was written with")
     try:
         solver = rebuild(config["solver"], SOLVERS.values())

@@ -99,8 +99,20 @@ def velocity_from_v(value: Tensor, *, x: Tensor, schedule: NoiseSchedule, t: Ten
     return broadcast((sigma - alpha) / square, x) * x + broadcast((alpha + sigma) / square, x) * value
 
 
+def told(schedule: NoiseSchedule, native: Form, tau: Tensor, dtau: Tensor) -> Tensor:
+    """The factor of a state at ``tau`` that makes it one at ``tau + dtau``: the same x / s, at another noise level.
+
+    s is what the native form divides by to have x / s = D + c f: alpha for noise, so that only sigma / alpha changes,
+    alpha + sigma for velocity. A data prediction goes with either; here with the one that the schedule keeps still.
+    Exactly 1 for EDM, and for flows unless noise is predicted.
+    """
+    flow = native is Form.VELOCITY or (native is Form.DATA and schedule.domain == "time")
+    form = Form.VELOCITY if flow else Form.NOISE
+    return form.scale(schedule, tau + dtau) / form.scale(schedule, tau)
+
+
 def held(schedule: NoiseSchedule, native: Form, tau: Tensor, dtau: Tensor) -> Tensor:
-    """The factor of an answer asked for at ``tau + dtau`` that keeps its data prediction when it is used at ``tau``.
+    """The factor of an answer to a :func:`told` state at ``tau + dtau`` that keeps its data prediction at ``tau``.
 
     With the clock c and the scale s of noise or velocity, x / s = D + c f; the same x / s and D make f
     c(asked) / c(tau) times as large. A data prediction is kept by the loop's conversion as it is.

@@ -28,6 +28,7 @@ from indis.noise import Domain, NoiseSchedule, begins
 from indis.numerics import TIME_DTYPE, restored
 
 Shift = Literal["relative", "gap", "additive"]
+Keep = Literal["data", "answer"]  # what a time shift leaves as it is
 LOGIT_ROWS = 3  # tau, dtau, gamma
 
 
@@ -58,11 +59,19 @@ class Plan(Protocol):
     def steps(self) -> int:
         """The number N of steps."""
 
+    @property
+    def keep(self) -> Keep:
+        """What a time shift leaves as it is.
+
+        "answer": the network's answer to the state as it stands (Eq. 5). "data": its data prediction for the same
+        picture with another amount of noise (:func:`~indis.denoise.told`, :func:`~indis.denoise.held`).
+        """
+
     def start(self) -> tuple[Tensor, Tensor]:
         """The first node and its time shift, each ``(grid,)``."""
 
     def decide(self, k: int, x: Tensor, answer: Tensor) -> Decision:
-        """What to do with the native ``answer`` at state ``x``, node k."""
+        """What to do with the native ``answer`` at state ``x``, node k, as it is used there but for gamma."""
 
 
 @dataclass(frozen=True)
@@ -71,10 +80,10 @@ class Discretization:
 
     ``grid`` is 1 for a plan that the whole batch shares, else the batch. ``weights`` (optional) are additive
     corrections of the solver's multistep weights in units of the step, newest answer first; ``stretch`` (optional)
-    multiplies the corrected weights.
+    multiplies the corrected weights. ``keep`` is that of :class:`Plan`.
 
     Raises:
-        ValueError: if the shapes do not fit together.
+        ValueError: if the shapes do not fit together, or ``keep`` is unknown.
     """
 
     tau: Tensor  # (grid, steps + 1), strictly decreasing
@@ -82,8 +91,10 @@ class Discretization:
     gamma: Tensor  # (grid, steps)
     weights: Tensor | None = None  # (grid, steps, order)
     stretch: Tensor | None = None  # (grid, steps)
+    keep: Keep = "answer"
 
     def __post_init__(self) -> None:
+        require_choice("keep", self.keep, Keep)
         expected = (self.tau.shape[0], self.tau.shape[-1] - 1)
         if self.tau.ndim != 2 or expected[1] < 1:
             raise ValueError(f"tau must be (grid, steps + 1) with steps >= 1, got {tuple(self.tau.shape)}")
@@ -122,7 +133,12 @@ class Discretization:
         return self._each(Tensor.detach)
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> Discretization:
-        return replace(self, **{name: change(v) for name, v in vars(self).items() if v is not None})
+        changed: dict[str, Any] = {name: change(column) for name, column in self.columns().items()}
+        return replace(self, **changed)
+
+    def columns(self) -> dict[str, Tensor]:
+        """What is given of its columns, by name."""
+        return {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
 
     def check(self, schedule: NoiseSchedule) -> Discretization:
         """Itself, if its values are sound; called at the borders of the library, since it reads every value.
@@ -130,7 +146,7 @@ class Discretization:
         Raises:
             ValueError: if times do not decrease strictly, leave the schedule, or anything is not finite.
         """
-        if not all(bool(v.isfinite().all()) for v in vars(self).values() if v is not None):
+        if not all(bool(column.isfinite().all()) for column in self.columns().values()):
             raise ValueError("a discretization must be finite, got NaN or inf")
         if not bool((self.tau.diff(dim=1) < 0).all()):
             raise ValueError(f"tau must decrease strictly, got {self.tau[0].tolist()} in its first row")
@@ -159,16 +175,16 @@ class Bounds:
     ``dtau`` and ``gamma`` are b in b tanh(o / 2); zero removes that freedom exactly. ``weights`` is the same for the
     corrections of the multistep weights. ``shift`` says what ``dtau`` is a fraction of: "relative" moves log-SNR by
     up to b (for EDM this multiplies sigma by up to e^b), "gap" moves by up to b of the interval that follows,
-    "additive" is the paper's form in units of time. ``domain`` is where the softmax lives. ``native``, if given, is
-    the form of the denoiser's answers: a time shift then keeps the data prediction (see :func:`indis.denoise.held`),
-    and ``gamma`` is what it changes beyond that. ``track``, if given, is the form in which the solver keeps slopes:
-    nodes then lie where the corrected weights lead (see :mod:`indis.policies.tracking`).
+    "additive" is the paper's form in units of time. ``domain`` is where the softmax lives. ``keep`` is what a time
+    shift leaves as it is (:class:`Plan`); with "data", ``gamma`` is what changes beyond that. ``track``, if given, is
+    the form in which the solver keeps slopes: nodes then lie where the corrected weights lead (see
+    :mod:`indis.policies.tracking`).
 
     Sizes seen in peers' learned values: relative shifts up to 0.25, scales 0.6 ... 1.3 (DyWeight's released weights).
 
     Raises:
-        ValueError: if a bound is negative, gamma could reach zero, a gap shift could pass the next node, or shift or
-            domain is unknown.
+        ValueError: if a bound is negative, gamma could reach zero, a gap shift could pass the next node, or shift,
+            domain or keep is unknown.
     """
 
     dtau: float = 0.5
@@ -176,7 +192,7 @@ class Bounds:
     weights: float = 0.0
     shift: Shift = "relative"
     domain: Domain = "log_snr"
-    native: str | None = None
+    keep: Keep = "answer"
     track: str | None = None
     # Least fraction of an interval on average: each keeps floor * steps of its base. 1e-4 of EDM's range is 0.1 % of
     # sigma.
@@ -195,6 +211,7 @@ class Bounds:
             raise ValueError(f"bounds.dtau must be below 1 for shift 'gap', got {self.dtau}")
         require_choice("bounds.shift", self.shift, Shift)
         require_choice("domain", self.domain, Domain)
+        require_choice("keep", self.keep, Keep)
 
     @classmethod
     def natural(cls, schedule: NoiseSchedule, **fields: Any) -> Bounds:
@@ -231,7 +248,7 @@ def from_logits(
         tau, stretch = follow(tau, weights)
     dtau = _shifts(_bounded(logits[:, 1], bounds.dtau), tau, schedule, bounds)
     gamma = 1 + _bounded(logits[:, 2], bounds.gamma)
-    return Discretization(tau, dtau, gamma, weights, stretch)
+    return Discretization(tau, dtau, gamma, weights, stretch, bounds.keep)
 
 
 def restart(base: Tensor, k: int, tau: Tensor, schedule: NoiseSchedule, bounds: Bounds) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from indis.denoise import UNCONDITIONAL, Condition, Denoiser
-from indis.discretization import Decision, Discretization, Plan
+from indis.discretization import Decision, Discretization, Keep, Plan
 from indis.noise import prior, same_schedule
 from indis.policies import Attentive, Policy
 from indis.solvers import Parallel, Solver, solve
@@ -124,6 +124,10 @@ class _Record:
     def steps(self) -> int:
         return self.plan.steps
 
+    @property
+    def keep(self) -> Keep:
+        return self.plan.keep
+
     def start(self) -> tuple[Tensor, Tensor]:
         self.first = self.plan.start()
         return self.first
@@ -145,7 +149,8 @@ class _Record:
         if order := max(0 if d.weights is None else d.weights.shape[1] for d in self.decisions):
             none = gamma[0].new_zeros(1, order)
             columns["weights"] = [none if d.weights is None else d.weights for d in self.decisions]
-        return Discretization(**{name: _side_by_side(parts, batch) for name, parts in columns.items()})
+        rows = {name: _side_by_side(parts, batch) for name, parts in columns.items()}
+        return Discretization(**rows, keep=self.keep)
 
 
 def _side_by_side(parts: list[Tensor], batch: int) -> Tensor:

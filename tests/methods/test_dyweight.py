@@ -152,7 +152,7 @@ def test_in_a_vp_process_the_clock_is_noise_over_signal():
         return schedule.time(-torch.tensor([ratio], dtype=torch.float64).log())
 
     def slope(x, clock, told):
-        state = schedule.alpha(time(clock)) * x
+        state = schedule.alpha(time(told)) * x
         return denoiser(state, time(told), UNCONDITIONAL) * told / clock
 
     tau = policy.base[0]
@@ -231,7 +231,7 @@ def test_any_weights_and_scales_give_a_sound_plan_with_finite_gradients(name, si
         plan = policy.plan.check(denoiser.schedule)
         asked = plan.tau[:, :-1] + plan.dtau
         assert (asked >= denoiser.schedule.t_min / 2 - 1e-12).all()
-        sum(v.sum() for v in vars(plan).values() if v is not None).backward()
+        sum(column.sum() for column in plan.columns().values()).backward()
         assert policy.weights.grad.isfinite().all() and policy.scales.grad.isfinite().all()
 
 
@@ -274,8 +274,9 @@ def test_it_is_kept_as_a_fixed_plan():
     policy = spread(policy_for(GOLDEN, "polynomial:7"))
     frozen = policy.frozen()
     assert isinstance(frozen, Fixed) and frozen.parameter_count() == 0
-    pairs = zip(vars(frozen.plan).values(), vars(policy.plan).values(), strict=True)
-    assert all(a is b is None or torch.equal(a, b) for a, b in pairs)
+    kept, plan = frozen.plan.columns(), policy.plan.columns()
+    assert kept.keys() == plan.keys() and all(torch.equal(kept[name], plan[name]) for name in plan)
+    assert frozen.plan.keep == policy.plan.keep == "data"
     assert policy.parameter_count() == 3 * STEPS + STEPS
 
 

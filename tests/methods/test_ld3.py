@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from fits import advance, state
-from indis import EDM, FitConfig, Form, RectifiedFlow, Wrapped, grids, noise_from_seeds
+from indis import EDM, FitConfig, Form, LinearVP, RectifiedFlow, Wrapped, grids, noise_from_seeds
 from indis.denoise import convert
 from indis.losses import squared_distance
 from indis.methods import LD3
@@ -288,7 +288,7 @@ def test_a_look_between_trials_is_not_counted_against_a_run():
     assert process.worse == 0 and process.slowed == 1.0
 
 
-@pytest.mark.parametrize(("schedule", "native"), [(EDM(), Form.NOISE), (FLOW, Form.VELOCITY)])
+@pytest.mark.parametrize(("schedule", "native"), [(EDM(), Form.NOISE), (FLOW, Form.VELOCITY), (LinearVP(), Form.NOISE)])
 def test_a_solver_of_data_predictions_uses_what_the_network_meant_at_the_told_time(schedule, native):
     """As in the released code, which turns answers into data at the told time: the form of the answer cannot matter."""
 

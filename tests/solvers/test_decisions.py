@@ -19,6 +19,8 @@ from solvers.cases import PROBLEMS, each_solver, plan_for
 class Careful:
     """A closed-loop plan: the larger the answer, the shorter the step, by a factor that is learned."""
 
+    keep = "answer"
+
     def __init__(self, problem: Bumpy, steps: int, care: Tensor) -> None:
         self.schedule, self.steps, self.care = problem.schedule, steps, care
         self.nodes = [torch.tensor([problem.schedule.t_max], dtype=torch.float64)]

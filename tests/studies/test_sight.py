@@ -104,7 +104,7 @@ def test_answers_are_named_after_the_node_at_which_a_closed_loop_has_them(solver
 
     class Loop:
         def __init__(self, plan):
-            self.plan, self.steps, self.start = plan, plan.steps, plan.start
+            self.plan, self.steps, self.keep, self.start = plan, plan.steps, plan.keep, plan.start
 
         def decide(self, k, x, answer):
             heard[k] = x

@@ -6,8 +6,7 @@ sample. ``churn=0`` is the deterministic form, bit for bit.
 
 The authors train on the teacher's states and on features of the FID network at the end; here the loss is on end points.
 Their random first tables are zeros here, see :mod:`indis.policies.midpoint`; end points are a stored set (there fresh
-noise), the rate warms up and follows the shared cosine to zero (there to 0.01), gradients are clipped, and on
-variance-preserving schedules the state is not rescaled to the noise level that the network is told.
+noise), the rate warms up and follows the shared cosine to zero (there to 0.01), and gradients are clipped.
 """
 
 from __future__ import annotations

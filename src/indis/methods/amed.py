@@ -7,9 +7,8 @@ multistep solver's name.
 The paper fits each step to the teacher's state with the step's start given. Here, as for all methods, the loss is on
 end points and gradients flow through the whole run, except into the features. Further departures: a stored set of end
 points (there fresh noise, 10 000 images in batches of 128 on CIFAR-10); the rate warms up and follows the shared
-cosine; gradients are clipped; the last layer begins at zero; ``s_dir`` is the same for every solver (the released code
-has 0.05 for the plugin on DPM-Solver++); and on variance-preserving schedules the state is not rescaled to the noise
-level that the network is told.
+cosine; gradients are clipped; the last layer begins at zero; and ``s_dir`` is the same for every solver (the released
+code has 0.05 for the plugin on DPM-Solver++).
 """
 
 from __future__ import annotations
@@ -60,7 +59,6 @@ class AMED(TwoStage):
             policy = MidpointPredictor(
                 base,
                 denoiser.schedule,
-                denoiser.native,
                 self.bounds(denoiser),
                 size=_feature_size(denoiser, self.features),
                 features=self.features,

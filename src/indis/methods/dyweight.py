@@ -4,8 +4,7 @@ The rule, and how it becomes a plan of the one loop, is in :mod:`indis.policies.
 
 Where this departs from the released code: endpoints come from a stored set, not from a teacher run in each update; the
 rate follows the shared warm-up and cosine to zero (there to 1 %); the time that weights reach is kept inside its
-interval (:mod:`indis.policies.tracking`); the loss is a field (published: squared distance of Inception features); and
-for latent models with a VP schedule the state is not rescaled to the noise level that the network is told.
+interval (:mod:`indis.policies.tracking`); and the loss is a field (published: squared distance of Inception features).
 """
 
 from __future__ import annotations

@@ -7,9 +7,8 @@ step, while :attr:`Sampler.nfe` counts all (K + 1) N network calls.
 The authors train on features of the FID network at the end and, with more steps, on the teacher's states. Here, as for
 all methods, the loss is on end points and gradients flow through the whole run. Further departures from the released
 code: a stored set of end points (there fresh noise, 10 000 images in all); the rate warms up and follows the shared
-cosine to zero (there to 0.01); gradients are clipped; the random first tables are zeros and r keeps off the ends of its
-step, see :mod:`indis.policies.midpoint`; and on variance-preserving schedules the state is not rescaled to the noise
-level that the network is told, so that s_time is exact for EDM and flows alone.
+cosine to zero (there to 0.01); gradients are clipped; and the random first tables are zeros and r keeps off the ends of
+its step, see :mod:`indis.policies.midpoint`.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from indis import grids, solvers
 from indis.denoise import Denoiser, bring, convert
-from indis.discretization import Decision, Discretization
+from indis.discretization import Decision, Discretization, Keep
 from indis.losses import Loss
 from indis.methods.grid import GridMethod
 from indis.noise import prior
@@ -136,6 +136,10 @@ class _Record:
     @property
     def steps(self) -> int:
         return self.inner.steps
+
+    @property
+    def keep(self) -> Keep:
+        return self.inner.keep
 
     def start(self) -> tuple[Tensor, Tensor]:
         return self.inner.start()

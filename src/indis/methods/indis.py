@@ -23,7 +23,7 @@ import torch
 from indis import grids, solvers
 from indis.checks import require_choice, require_least
 from indis.denoise import Denoiser
-from indis.discretization import Bounds, Shift
+from indis.discretization import Bounds, Keep, Shift
 from indis.losses import Loss
 from indis.methods.method import Method
 from indis.noise import Domain
@@ -34,7 +34,6 @@ from indis.sensitivity import even_scale, sensitivity
 from indis.teacher import Endpoints
 from indis.training import Fit, FitConfig
 
-Keep = Literal["data", "answer"]
 Look = Literal["never", "first", "every"]
 
 
@@ -93,9 +92,8 @@ class IndisConfig(Method):
         given = {"shift": self.shift, "domain": self.domain}
         chosen = {name: value for name, value in given.items() if value is not None}
         sizes = {"dtau": self.dtau, "gamma": self.gamma, "weights": self.weights}
-        native = denoiser.native.value if self.keep == "data" else None
         track = solvers.named(self.solver).form(denoiser.native).value if self.track else None
-        return Bounds.natural(denoiser.schedule, native=native, track=track, **sizes, **chosen)
+        return Bounds.natural(denoiser.schedule, keep=self.keep, track=track, **sizes, **chosen)
 
     def network(self, denoiser: Denoiser, order: int) -> dict[str, Any]:
         """What a phi for this denoiser is built from; ``order`` is how many multistep weights a step has."""

@@ -14,8 +14,6 @@ Where this departs from the released code:
   rises by it.
 * The second round begins at the best plan of the first, with rates and momentum afresh. The released code goes back
   to the best plan before every round, and takes the latents back too where it restores a plan.
-* A data prediction survives a shift exactly for EDM and flows; for variance-preserving schedules the released code
-  also rescales the state to the told noise level, which is not done here.
 * ``fit.lr`` and its cosine are not read: each of the two vectors has a rate of its own, which falls when held-out
   losses do not.
 """
@@ -31,6 +29,7 @@ from torch import Tensor, nn
 from indis import grids, solvers
 from indis.checks import require_choice, require_least
 from indis.denoise import Denoiser, Form
+from indis.discretization import Keep
 from indis.losses import Loss
 from indis.methods.method import Method
 from indis.noise import EDM, Domain
@@ -111,9 +110,9 @@ class LD3(Method):
         schedule = denoiser.schedule
         domain = self.domain or ("log_snr" if isinstance(schedule, EDM) else "time")
         start = "log_snr" if self.grid == "uniform" and domain == "log_snr" else self.grid
-        solver, native = solvers.named(self.solver), denoiser.native
-        kept = native if solver.form(native) is Form.DATA else Form.DATA
-        policy = LD3Policy(grids.named(start)(schedule, self.steps), schedule, domain, self.win_rate, kept)
+        solver = solvers.named(self.solver)
+        keep: Keep = "data" if solver.form(denoiser.native) is Form.DATA else "answer"
+        policy = LD3Policy(grids.named(start)(schedule, self.steps), schedule, domain, self.win_rate, keep)
         return Sampler(policy, solver, self.analytic_first)
 
     def begin(self, denoiser: Denoiser, data: Endpoints, loss: Loss, *, start: Sampler | None = None) -> LD3Fit:

@@ -81,5 +81,5 @@ class Tabled(TwoStage):
         solver = solvers.named(self.solver)
         assert isinstance(solver, Midpoint)  # checked when the config was made
         base = grids.named(self.grid)(denoiser.schedule, self.steps)
-        policy = MidpointTable(base, denoiser.schedule, denoiser.native, self.bounds(denoiser), solver.points)
+        policy = MidpointTable(base, denoiser.schedule, self.bounds(denoiser), solver.points)
         return Sampler(policy, solver, self.analytic_first)

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from indis.discretization import Churn, Decision, Discretization
+from indis.discretization import Churn, Decision, Discretization, Keep
 
 
 def fresh_noise(noise: Tensor, step: int) -> Tensor:
@@ -39,6 +39,11 @@ class Churned:
     def steps(self) -> int:
         """The number of sub-steps."""
         return self.plan.steps
+
+    @property
+    def keep(self) -> Keep:
+        """As the plan."""
+        return self.plan.keep
 
     def start(self) -> tuple[Tensor, Tensor]:
         """As the plan: the start of sampling is noise already."""

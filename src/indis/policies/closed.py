@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from indis.denoise import Form, convert
-from indis.discretization import Bounds, Decision, Discretization, Plan, restart
+from indis.discretization import Bounds, Decision, Discretization, Keep, Plan, restart
 from indis.noise import NoiseSchedule
 from indis.numerics import broadcast
 from indis.policies.instance import Instance
@@ -98,6 +98,10 @@ class _Looking:
     @property
     def steps(self) -> int:
         return self.policy.steps
+
+    @property
+    def keep(self) -> Keep:
+        return self.policy.bounds.keep
 
     def start(self) -> tuple[Tensor, Tensor]:
         self.plan, self.begun = None, 0

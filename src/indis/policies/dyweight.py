@@ -15,8 +15,9 @@ rule's step is the unit times :math:`W_{kj} (t_{k+1} - c_k) / (c_{k+1} - c_k)`, 
 corrections are the differences from iPNDM's rows. In other forms the form's clock takes the place of t.
 
 The network is told :math:`|s_k|` times the noise level (noise over signal; a flow's own time in velocity form), the
-state staying as it is, and a slope from a *noise* prediction divides by :math:`c_k`, not by what the network was told:
-an output scale gamma. A predicted velocity is used as it is. The published 1e-8 beside :math:`c_k` is left out.
+state x / alpha staying as it is, and a slope from a *noise* prediction divides by :math:`c_k`, not by what the network
+was told: the data prediction is kept. A predicted velocity is used as it is. The published 1e-8 beside :math:`c_k` is
+left out.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from indis.denoise import Form
-from indis.discretization import Discretization
+from indis.discretization import Discretization, Keep
 from indis.noise import NoiseSchedule
 from indis.policies.policy import Fixed, Policy
 from indis.policies.tracking import effective, stride
@@ -72,7 +73,9 @@ class DyWeightPolicy(Policy):
             tau = effective(self.base, weights.sum(1)[None], self.schedule, self.form)
         units = stride(self.base, tau, self.schedule, self.form)
         dtau = self._dtau(tau[:, :-1])
-        return Discretization(tau, dtau, self._gamma(tau[:, :-1], dtau), units[..., None] * weights - self.rows)
+        keep: Keep = "answer" if self.native is Form.VELOCITY else "data"
+        corrections = units[..., None] * weights - self.rows
+        return Discretization(tau, dtau, torch.ones_like(dtau), corrections, keep=keep)
 
     def forward(self, noise: Tensor, features: Tensor | None = None, index: Tensor | None = None) -> Discretization:
         """The plan, whatever the sample."""
@@ -92,8 +95,3 @@ class DyWeightPolicy(Policy):
             shift = (scale - 1) * tau
         # No network is defined at t <= 0; half of t_min is as far below the range as it may be asked.
         return torch.maximum(shift, self.schedule.t_min / 2 - tau)
-
-    def _gamma(self, tau: Tensor, dtau: Tensor) -> Tensor:
-        if self.native is not Form.NOISE:
-            return torch.ones_like(tau)
-        return self.form.clock(self.schedule, tau + dtau) / self.form.clock(self.schedule, tau)

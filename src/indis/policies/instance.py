@@ -77,11 +77,6 @@ class Instance(LogitPolicy):
     def _own(cls, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Any]:
         return config["network"] | {"shape": tuple(config["network"]["shape"])}
 
-    @classmethod
-    def _named(cls, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        moved = ("trunk.", "condition.")  # they stood beside mix and head before they were a reader's
-        return {f"reader.{name}" if name.startswith(moved) else name: value for name, value in tensors.items()}
-
     def rates(self) -> list[tuple[list[nn.Parameter], float]]:
         """The shared offset of the logits learns like a global plan, the network's weights at the rate of the trunk."""
         weights = [p for p in self.parameters() if p is not self.head.bias]

@@ -7,7 +7,7 @@ In a coordinate :math:`u` (time, or log-SNR) that runs from :math:`u_0` to :math
 
 with the win rate r. Steps go from :math:`u_k` to :math:`u_{k+1}`; the network is told :math:`u'_k`. The first node is
 not shifted and the last is never asked about. What a solver keeps is made of the answer *at the told time*: noise
-or velocity as it is, but data predictions as the network meant them at :math:`u'_k` (``native``).
+or velocity as it is, but data predictions as the network meant them at :math:`u'_k` (``keep``).
 
 The released code has N + 1 logits, but the one at the boundary cancels in its normalisation, so there are N here; and
 N + 1 shifts, of which the masks at both ends leave N - 1. It also takes the smallest gap m from the *logits* in the
@@ -22,8 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from indis.denoise import Form, held
-from indis.discretization import LOGIT_ROWS, Bounds, Discretization, coordinate, from_logits
+from indis.discretization import LOGIT_ROWS, Bounds, Discretization, Keep, coordinate, from_logits
 from indis.noise import Domain, NoiseSchedule
 from indis.numerics import TIME_DTYPE
 from indis.policies.policy import Fixed, Policy
@@ -36,12 +35,10 @@ class LD3Policy(Policy):
     """Learned ``stamps`` ``(1, steps)`` and ``shifts`` ``(1, steps - 1)`` around ``base`` ``(1, steps + 1)``.
 
     Zero stamps and shifts are the base grid bit for bit; a base that is even in the domain is LD3's own start.
-    ``native`` is the form of the answers for a solver that keeps data predictions: these survive a shift (exactly
-    where the native form's scale is constant in time, as in EDM and flows). ``Form.DATA``, the default, leaves
-    answers as they are.
+    ``keep`` is what a shift leaves as it is: "data" for a solver whose history holds data predictions.
 
     Raises:
-        ValueError: if ``win_rate`` is not in [0, 1) or the domain is unknown.
+        ValueError: if ``win_rate`` is not in [0, 1), or the domain or ``keep`` is unknown.
     """
 
     base: Tensor
@@ -52,14 +49,14 @@ class LD3Policy(Policy):
         schedule: NoiseSchedule,
         domain: Domain,
         win_rate: float = 0.5,
-        native: Form = Form.DATA,
+        keep: Keep = "answer",
     ) -> None:
         super().__init__()
         if not 0 <= win_rate < 1:
             raise ValueError(f"win_rate must be in [0, 1), got {win_rate}")
         self.register_buffer("base", base.detach().clone())
-        self.schedule, self.win_rate, self.native, self.steps = schedule, win_rate, native, base.shape[1] - 1
-        self.bounds = Bounds(dtau=0, gamma=0, domain=domain, floor=FLOOR / self.steps)
+        self.schedule, self.win_rate, self.steps = schedule, win_rate, base.shape[1] - 1
+        self.bounds = Bounds(dtau=0, gamma=0, domain=domain, keep=keep, floor=FLOOR / self.steps)
         self.stamps = nn.Parameter(torch.zeros(1, self.steps, dtype=TIME_DTYPE))
         self.shifts = nn.Parameter(torch.zeros(1, self.steps - 1, dtype=TIME_DTYPE))
 
@@ -68,8 +65,7 @@ class LD3Policy(Policy):
         """The plan, whatever the sample."""
         logits = F.pad(self.stamps[:, None], (0, 0, 0, LOGIT_ROWS - 1))
         stamps = from_logits(logits, self.base, self.schedule, self.bounds)
-        dtau = self._dtau(stamps.tau)
-        return replace(stamps, dtau=dtau, gamma=held(self.schedule, self.native, stamps.tau[:, :-1], dtau))
+        return replace(stamps, dtau=self._dtau(stamps.tau))
 
     def forward(self, noise: Tensor, features: Tensor | None = None, index: Tensor | None = None) -> Discretization:
         """The plan, whatever the sample."""

@@ -7,8 +7,8 @@ A step from t to t' has K midpoints. In the noise-to-signal ratio :math:`\rho = 
     d = \sum_k w_k s^{dir}_k d_k
 
 The papers keep the *data prediction* of the shifted question and take the slope at the midpoint itself,
-:math:`d_k = (x - D(x, s^{time}_k \rho_k)) / \rho_k`; gamma is what turns the shifted answer into that slope
-(:func:`~indis.denoise.held`). :math:`w_k s^{dir}_k` are corrections of the solver's weights, so they scale slopes
+:math:`d_k = (x - D(x, s^{time}_k \rho_k)) / \rho_k` with the state x / alpha: the plan's ``keep`` is "data".
+:math:`w_k s^{dir}_k` are corrections of the solver's weights, so they scale slopes
 whatever the network returns.
 
 The learned numbers are a table of N x K; a table of zeros is the composite midpoint rule. The papers start from random
@@ -28,7 +28,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from indis.checks import require_choice
-from indis.denoise import Form, held
 from indis.discretization import Discretization, Plan
 from indis.noise import SCHEDULES, Domain, NoiseSchedule
 from indis.numerics import TIME_DTYPE
@@ -98,17 +97,15 @@ def noisier(schedule: NoiseSchedule, tau: Tensor, factor: Tensor) -> Tensor:
 class MidpointTable(Policy):
     """One learned table for all samples, for the solver :class:`~indis.solvers.Midpoint` of the same ``points``.
 
-    ``base`` ``(1, N + 1)`` holds the nodes between steps, which stay. ``native`` is the form the denoiser returns.
+    ``base`` ``(1, N + 1)`` holds the nodes between steps, which stay.
     """
 
     base: Tensor
 
-    def __init__(
-        self, base: Tensor, schedule: NoiseSchedule, native: Form, bounds: MidpointBounds, points: int = 1
-    ) -> None:
+    def __init__(self, base: Tensor, schedule: NoiseSchedule, bounds: MidpointBounds, points: int = 1) -> None:
         super().__init__()
         self.register_buffer("base", shared_grid(base))
-        self.schedule, self.native, self.bounds, self.points = schedule, native, bounds, points
+        self.schedule, self.bounds, self.points = schedule, bounds, points
         self.whole = base.shape[1] - 1
         self.steps = self.whole * (points + 1)
         self.free = nn.ParameterDict({name: nn.Parameter(torch.zeros(shape)) for name, shape in self._shapes().items()})
@@ -126,19 +123,14 @@ class MidpointTable(Policy):
 
     def describe(self) -> dict[str, Any]:
         """What it is built from."""
-        return {
-            "schedule": describe(self.schedule),
-            "native": self.native.value,
-            "bounds": asdict(self.bounds),
-            "points": self.points,
-        }
+        return {"schedule": describe(self.schedule), "bounds": asdict(self.bounds), "points": self.points}
 
     @classmethod
     def rebuild(cls, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Self:
         """Built like the original, then given its state."""
         schedule: NoiseSchedule = rebuild(config["schedule"], SCHEDULES)
         bounds = MidpointBounds(**config["bounds"])
-        policy = cls(tensors["base"], schedule, Form(config["native"]), bounds, config["points"])
+        policy = cls(tensors["base"], schedule, bounds, config["points"])
         policy.load_state_dict(dict(tensors))
         return policy
 
@@ -163,13 +155,14 @@ class MidpointTable(Policy):
         r, s_dir, s_time, w = self._table()
         tau = between(self.schedule, self.bounds.domain, starts[..., None], self.base[:, 1:, None], r)
         dtau = noisier(self.schedule, tau, s_time)
-        gamma = held(self.schedule, self.native, tau, dtau)
         nodes = torch.cat([self.base[:, :-1, None], tau], dim=2).flatten(1)
+        shifts = F.pad(dtau, (1, 0)).flatten(1)
         return Discretization(
             torch.cat([nodes, self.base[:, -1:]], dim=1),
-            F.pad(dtau, (1, 0)).flatten(1),
-            F.pad(gamma, (1, 0), value=1.0).flatten(1),
+            shifts,
+            torch.ones_like(shifts),
             self._corrections(w * s_dir),
+            keep="data",
         )
 
     def _table(self) -> list[Tensor]:

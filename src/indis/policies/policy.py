@@ -24,14 +24,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any, Protocol, Self, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
-from indis.denoise import Denoiser, Form, held
-from indis.discretization import LOGIT_ROWS, Bounds, Discretization, Follow, Plan, from_logits
+from indis.denoise import Denoiser, Form
+from indis.discretization import LOGIT_ROWS, Bounds, Discretization, Follow, Keep, Plan, from_logits
 from indis.noise import SCHEDULES, NoiseSchedule
 from indis.numerics import restored
 from indis.policies.tracking import effective, stride
@@ -107,27 +107,29 @@ class Fixed(Policy):
     gamma: Tensor
     weights: Tensor | None
     stretch: Tensor | None
+    keep: Keep
 
     def __init__(self, plan: Discretization | Tensor) -> None:
         super().__init__()
         plan = Discretization.plain(plan) if isinstance(plan, Tensor) else plan
         self.steps = plan.steps
-        for name, value in vars(plan).items():
-            self.register_buffer(name, value)
+        self.keep = plan.keep
+        for name in ("tau", "dtau", "gamma", "weights", "stretch"):
+            self.register_buffer(name, getattr(plan, name))
 
     @property
     def plan(self) -> Discretization:
         """The plan, whatever the sample."""
-        return Discretization(self.tau, self.dtau, self.gamma, self.weights, self.stretch)
+        return Discretization(self.tau, self.dtau, self.gamma, self.weights, self.stretch, self.keep)
 
     def describe(self) -> dict[str, Any]:
-        """Nothing but the plan itself, which is its state."""
-        return {}
+        """What a time shift keeps; the rest of the plan is its state."""
+        return {"keep": self.keep}
 
     @classmethod
     def rebuild(cls, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Self:
         """A plan from its columns."""
-        return cls(Discretization(**tensors))
+        return cls(Discretization(**tensors, keep=config["keep"]))
 
     def forward(self, noise: Tensor, features: Tensor | None = None, index: Tensor | None = None) -> Discretization:
         """The plan, whatever the sample."""
@@ -183,8 +185,7 @@ class LogitPolicy(Policy):
         schedule: NoiseSchedule = rebuild(config["schedule"], SCHEDULES)
         shared = {"schedule": schedule, "bounds": Bounds(**config["bounds"]), "order": config["order"]}
         policy = cls(base=tensors["base"], **shared, **cls._own(config, tensors))
-        # Artifacts written before there was a scale have none.
-        policy.load_state_dict({"scale": policy.scale, **cls._named(tensors)})
+        policy.load_state_dict(dict(tensors))
         return policy
 
     @classmethod
@@ -192,24 +193,10 @@ class LogitPolicy(Policy):
         """Further arguments of the constructor."""
         return {}
 
-    @classmethod
-    def _named(cls, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """A stored state under the present names; artifacts keep those of the day they were written."""
-        return dict(tensors)
-
 
 def discretize(logits: Tensor, base: Tensor, schedule: NoiseSchedule, bounds: Bounds, begun: int = 0) -> Discretization:
-    """:func:`~indis.discretization.from_logits`, with what the bounds ask for beyond it; ``begun`` steps are behind.
-
-    Nodes may follow the weights, and gamma may make up for the time shifts.
-
-    An answer asked for at a less noisy time is smaller in the noise form, or larger; used as it is, it means another
-    data prediction at once, which gamma would have to undo. Two logits of one effect are slow to tune.
-    """
-    plan = from_logits(logits, base, schedule, bounds, _follow(schedule, bounds, begun))
-    if bounds.native is None:
-        return plan
-    return replace(plan, gamma=plan.gamma * held(schedule, Form(bounds.native), plan.tau[:, :-1], plan.dtau))
+    """:func:`~indis.discretization.from_logits`, whose nodes may follow the weights; ``begun`` steps are behind."""
+    return from_logits(logits, base, schedule, bounds, _follow(schedule, bounds, begun))
 
 
 def _follow(schedule: NoiseSchedule, bounds: Bounds, begun: int) -> Follow | None:

@@ -22,8 +22,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from indis.denoise import Denoiser, Form, Revealing, held
-from indis.discretization import Decision
+from indis.denoise import Denoiser, Revealing
+from indis.discretization import Decision, Keep
 from indis.noise import SCHEDULES, NoiseSchedule
 from indis.policies.midpoint import MidpointBounds, between, fraction, noisier
 from indis.policies.policy import Policy, shared_grid
@@ -69,7 +69,6 @@ class MidpointPredictor(Policy):
         self,
         base: Tensor,
         schedule: NoiseSchedule,
-        native: Form,
         bounds: MidpointBounds,
         *,
         size: int,
@@ -79,7 +78,7 @@ class MidpointPredictor(Policy):
     ) -> None:
         super().__init__()
         self.register_buffer("base", shared_grid(base))
-        self.schedule, self.native, self.bounds = schedule, native, bounds
+        self.schedule, self.bounds = schedule, bounds
         self.size, self.features, self.plugin, self.width = size, features, plugin, width
         self.steps = 2 * (base.shape[1] - 1)
         self.rows = ("r", *(name for name in ("s_dir", "s_time") if getattr(bounds, name)))
@@ -114,7 +113,6 @@ class MidpointPredictor(Policy):
         names = ("size", "features", "plugin", "width")
         return {
             "schedule": describe(self.schedule),
-            "native": self.native.value,
             "bounds": asdict(self.bounds),
             "network": {name: getattr(self, name) for name in names},
         }
@@ -123,8 +121,7 @@ class MidpointPredictor(Policy):
     def rebuild(cls, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Self:
         """Built like the original, then given its state."""
         schedule: NoiseSchedule = rebuild(config["schedule"], SCHEDULES)
-        bounds, native = MidpointBounds(**config["bounds"]), Form(config["native"])
-        policy = cls(tensors["base"], schedule, native, bounds, **config["network"])
+        policy = cls(tensors["base"], schedule, MidpointBounds(**config["bounds"]), **config["network"])
         policy.load_state_dict(dict(tensors))
         return policy
 
@@ -139,11 +136,13 @@ class MidpointPredictor(Policy):
 class Feedback:
     """The closed-loop plan of one run: even sub-steps go to a midpoint, odd ones to the next node."""
 
+    keep: Keep = "data"  # as in the tables of indis.policies.midpoint
+
     def __init__(self, policy: MidpointPredictor) -> None:
         self.policy, self.steps = policy, policy.steps
         self.denoiser: Denoiser | None = None
         self.analytic_first = False
-        self.used: tuple[Tensor, Tensor] | None = None  # held and s_dir of the midpoint under way
+        self.s_dir: Tensor | None = None  # of the midpoint under way
 
     def attach(self, denoiser: Denoiser, *, analytic_first: bool) -> None:
         """See :class:`~indis.policies.Attentive`."""
@@ -166,15 +165,16 @@ class Feedback:
         r, s_dir, s_time = policy.predict(self._read(step, answer), start, stop)
         tau = between(policy.schedule, policy.bounds.domain, start, stop, r)
         dtau = noisier(policy.schedule, tau, s_time)
-        self.used = held(policy.schedule, policy.native, tau, dtau), s_dir
+        self.s_dir = s_dir
         return Decision(torch.ones_like(tau), tau, dtau)
 
     def _finish(self, step: int) -> Decision:
-        assert self.used is not None
-        (kept, s_dir), stop = self.used, self.policy.base[:, step + 1]
+        assert self.s_dir is not None
+        stop = self.policy.base[:, step + 1]
+        one, none = torch.ones_like(self.s_dir), torch.zeros_like(stop)
         if self.policy.plugin:
-            return Decision(kept, stop, torch.zeros_like(stop), stretch=s_dir)
-        return Decision(kept, stop, torch.zeros_like(stop), weights=(s_dir - 1)[:, None])
+            return Decision(one, stop, none, stretch=self.s_dir)
+        return Decision(one, stop, none, weights=(self.s_dir - 1)[:, None])
 
     def _read(self, step: int, answer: Tensor) -> Tensor:
         """Features ``(batch, size)``; zeros where no network was asked, as published."""

@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint as recompute
 
-from indis.denoise import UNCONDITIONAL, Condition, Denoiser, Form, convert
-from indis.discretization import Churn, Plan
+from indis.denoise import UNCONDITIONAL, Condition, Denoiser, Form, convert, held, told
+from indis.discretization import Churn, Keep, Plan
 from indis.noise import NoiseSchedule
 from indis.numerics import broadcast
 from indis.solvers.solver import Solver
@@ -67,13 +67,14 @@ def trajectory(
         ValueError: if the denoiser answers in another shape.
     """
     schedule, form = denoiser.schedule, solver.form(denoiser.native)
-    ask = _Asker(denoiser, condition, form, checkpoint)
+    ask = _Asker(denoiser, condition, form, plan.keep, checkpoint)
     tau, dtau = plan.start()
     nodes, history = [tau], deque[Tensor](maxlen=solver.memory)
     finish = None  # corrects the previous step once the answer at its end is known
     for k in range(plan.steps):
-        answer = analytic_answer(denoiser, x, tau) if analytic_first and k == 0 else ask.native(x, tau + dtau)
-        decision = plan.decide(k, x, answer)
+        # An analytic answer is one at the node itself, so nothing of it needs to be kept.
+        answer = _Answer(analytic_answer(denoiser, x, tau)) if analytic_first and k == 0 else ask.shifted(x, tau, dtau)
+        decision = plan.decide(k, x, answer.meant)
         value = ask.usable(answer, decision.gamma, x, tau)
         if finish is not None:
             x = finish((value, *history))
@@ -91,7 +92,7 @@ def trajectory(
         if step.correct is not None:
             finish = _Corrector(step.carry, start, step.correct)
             if step.trial:
-                trial = ask.usable(ask.native(x, tau), decision.gamma, x, tau)
+                trial = ask.usable(_Answer(ask.native(x, tau)), decision.gamma, x, tau)
                 x, finish = finish((trial, *history)), None
         if decision.churn is not None:
             x = inflate(x, tau, decision.churn, schedule)
@@ -134,13 +135,40 @@ def analytic_answer(denoiser: Denoiser, x: Tensor, tau: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
+class _Answer:
+    """What the network said, and what makes it mean the same data where it is used, if that is to be kept."""
+
+    native: Tensor
+    factor: Tensor | None = None  # (grid,)
+
+    @property
+    def meant(self) -> Tensor:
+        """The native answer as it is used, but for gamma."""
+        return self.native if self.factor is None else broadcast(self.factor, self.native) * self.native
+
+    def scaled(self, gamma: Tensor) -> Tensor:
+        """gamma times what is meant (Eq. 5). The factors meet in double precision, before they meet the answer."""
+        scale = gamma if self.factor is None else gamma * self.factor
+        return broadcast(scale, self.native) * self.native
+
+
+@dataclass(frozen=True)
 class _Asker:
     """Calls the network at per-sample times and turns its answer into what the solver's history holds."""
 
     denoiser: Denoiser
     condition: Condition
     form: Form
+    keep: Keep
     checkpoint: bool
+
+    def shifted(self, x: Tensor, tau: Tensor, dtau: Tensor) -> _Answer:
+        """The answer at node ``tau``, asked for ``dtau`` ``(grid,)`` away."""
+        if self.keep == "answer":
+            return _Answer(self.native(x, tau + dtau))
+        schedule, form = self.denoiser.schedule, self.denoiser.native
+        state = broadcast(told(schedule, form, tau, dtau), x) * x
+        return _Answer(self.native(state, tau + dtau), held(schedule, form, tau, dtau))
 
     def native(self, x: Tensor, t: Tensor) -> Tensor:
         """One network evaluation at times ``(grid,)``."""
@@ -153,10 +181,10 @@ class _Asker:
             raise ValueError(f"denoiser must answer in the shape of x, {tuple(x.shape)}, got {tuple(answer.shape)}")
         return answer
 
-    def usable(self, answer: Tensor, gamma: Tensor, x: Tensor, tau: Tensor) -> Tensor:
-        """gamma times the answer (Eq. 5), in the solver's form. The conversion is at tau, where the state is."""
-        scaled = broadcast(gamma, x) * answer
-        return convert(scaled, self.denoiser.native, self.form, x=x, schedule=self.denoiser.schedule, t=tau)
+    def usable(self, answer: _Answer, gamma: Tensor, x: Tensor, tau: Tensor) -> Tensor:
+        """gamma times the answer, in the solver's form. The conversion is at tau, where the state is."""
+        native, schedule = self.denoiser.native, self.denoiser.schedule
+        return convert(answer.scaled(gamma), native, self.form, x=x, schedule=schedule, t=tau)
 
 
 @dataclass(frozen=True)
