@@ -1,4 +1,5 @@
 import math
+import re
 
 import pytest
 import torch
@@ -7,6 +8,7 @@ from hypothesis import strategies as st
 
 from indis import EDM, DiscreteVP, LinearVP, NoiseSchedule, RectifiedFlow, ScaledLinearVP, prior
 from problems import SCHEDULES
+from small_cases import sentence
 
 each = pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES)
 PRESERVING = [s for name, s in SCHEDULES.items() if name.endswith(("vp", "ddpm"))]
@@ -174,3 +176,27 @@ def test_round_trips_hold_at_any_time_in_both_precisions(name, fraction, dtype):
     t = torch.tensor(schedule.t_min + fraction * (schedule.t_max - schedule.t_min), dtype=dtype)
     tolerance = 2e-3 if dtype == torch.float32 else 1e-10
     torch.testing.assert_close(schedule.time(schedule.log_snr(t)), t, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: EDM(0, 80), "times must satisfy 0 < t_min < t_max, got 0 and 80"),
+        (lambda: EDM(80, 0.002), "times must satisfy 0 < t_min < t_max, got 80 and 0.002"),
+        (lambda: EDM(0.002, math.inf), "times must satisfy 0 < t_min < t_max, got 0.002 and inf"),
+        (lambda: EDM(math.nan), "times must satisfy 0 < t_min < t_max, got nan and 80"),
+        (lambda: RectifiedFlow(0.0, 1.1), "times must satisfy 0 <= t_min < t_max <= 1, got 0 and 1.1"),
+        (lambda: RectifiedFlow(-0.1), "times must satisfy 0 <= t_min < t_max <= 1, got -0.1 and 1"),
+        (lambda: LinearVP(t_min=0), "times must satisfy 0 < t_min < t_max, got 0 and 1"),
+        (lambda: LinearVP(20, 0.1), "betas must satisfy 0 < first < last, got 20 and 0.1"),
+        (lambda: ScaledLinearVP(0.0), "betas must satisfy 0 < first < last, got 0 and 12"),
+        (lambda: DiscreteVP(steps=100), "times must satisfy 0 <= t_min < t_max <= 99, got 0 and 999"),
+        (lambda: DiscreteVP(0.85, 12), "betas must satisfy 0 < first < last < 1, got 0.85 and 12"),
+        (lambda: DiscreteVP(spacing="cosine"), "spacing must be linear or scaled_linear, got 'cosine'"),
+        (lambda: EDM(domain="sigma"), "domain must be time or log_snr, got 'sigma'"),
+    ],
+)
+def test_schedules_that_mean_nothing_are_refused(make, words):
+    with pytest.raises(ValueError, match=re.escape(words)) as error:
+        make()
+    sentence(error)

@@ -50,6 +50,7 @@ class Decision:
     weights: Tensor | None = None  # (grid, order), added to the solver's multistep weights
     churn: Churn | None = None
     stretch: Tensor | None = None  # (grid,), factor of the step's weights; the answers are kept as they are
+    extra: Tensor | None = None  # (batch, *shape), added to the denoised sample that the step heads for
 
 
 class Plan(Protocol):

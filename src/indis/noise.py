@@ -21,6 +21,7 @@ where :math:`I(t) = \int_0^t \beta`.
 from __future__ import annotations
 
 import math
+import sys
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import cached_property
@@ -30,9 +31,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from indis.checks import require_choice
 from indis.numerics import TIME_DTYPE
 
 Domain = Literal["time", "log_snr"]
+Spacing = Literal["linear", "scaled_linear"]
+_ABOVE_ZERO = 5e-324  # the least positive number
 
 
 @runtime_checkable
@@ -64,13 +68,37 @@ class NoiseSchedule(Protocol):
         """The inverse of :meth:`log_snr`."""
 
 
+def _check(schedule: NoiseSchedule, *, low: float = 0.0, high: float = sys.float_info.max) -> None:
+    """Pass if the times of a schedule are in order and where it is defined."""
+    if not low <= schedule.t_min < schedule.t_max <= high:
+        least = "0 < t_min" if low else "0 <= t_min"
+        most = f" <= {high:g}" if high < sys.float_info.max else ""
+        given = f"{schedule.t_min:g} and {schedule.t_max:g}"
+        raise ValueError(f"times must satisfy {least} < t_max{most}, got {given}")
+    require_choice("domain", schedule.domain, Domain)
+
+
+def _check_betas(first: float, last: float, most: float = math.inf) -> None:
+    """Pass if noise is added faster and faster."""
+    if not 0 < first < last < most:
+        bound = "" if most == math.inf else f" < {most:g}"
+        raise ValueError(f"betas must satisfy 0 < first < last{bound}, got {first:g} and {last:g}")
+
+
 @dataclass(frozen=True)
 class EDM:
-    """Variance exploding with sigma = t (Karras et al., 2022, Table 1)."""
+    """Variance exploding with sigma = t (Karras et al., 2022, Table 1).
+
+    Raises:
+        ValueError: unless 0 < t_min < t_max.
+    """
 
     t_min: float = 0.002
     t_max: float = 80.0
     domain: Domain = "log_snr"
+
+    def __post_init__(self) -> None:
+        _check(self, low=_ABOVE_ZERO)
 
     def alpha(self, t: Tensor) -> Tensor:
         return torch.ones_like(t)
@@ -87,11 +115,18 @@ class EDM:
 
 @dataclass(frozen=True)
 class RectifiedFlow:
-    """Straight paths from data at t = 0 to noise at t = 1 (Liu et al., 2022; Lipman et al., 2023)."""
+    """Straight paths from data at t = 0 to noise at t = 1 (Liu et al., 2022; Lipman et al., 2023).
+
+    Raises:
+        ValueError: unless 0 <= t_min < t_max <= 1.
+    """
 
     t_min: float = 0.0
     t_max: float = 1.0
     domain: Domain = "time"
+
+    def __post_init__(self) -> None:
+        _check(self, high=1.0)
 
     def alpha(self, t: Tensor) -> Tensor:
         return 1 - t
@@ -134,13 +169,21 @@ class _VariancePreserving(ABC):
 
 @dataclass(frozen=True)
 class LinearVP(_VariancePreserving):
-    """beta(t) = beta_min + t (beta_max - beta_min) on [0, 1] (Song et al., 2021, eq. 32)."""
+    """beta(t) = beta_min + t (beta_max - beta_min) on [0, 1] (Song et al., 2021, eq. 32).
+
+    Raises:
+        ValueError: unless 0 < t_min < t_max and 0 < beta_min < beta_max.
+    """
 
     beta_min: float = 0.1
     beta_max: float = 20.0
     t_min: float = 1e-3
     t_max: float = 1.0
     domain: Domain = "log_snr"
+
+    def __post_init__(self) -> None:
+        _check(self, low=_ABOVE_ZERO)
+        _check_betas(self.beta_min, self.beta_max)
 
     def _integral(self, t: Tensor) -> Tensor:
         return self.beta_min * t + (self.beta_max - self.beta_min) * t**2 / 2
@@ -156,6 +199,9 @@ class ScaledLinearVP(_VariancePreserving):
     """sqrt(beta) linear in t on [0, 1]; the continuous form of latent diffusion's "scaled_linear" betas.
 
     ``beta_min`` and ``beta_max`` are per unit time, 1000 times the betas of the 1000-step table.
+
+    Raises:
+        ValueError: unless 0 < t_min < t_max and 0 < beta_min < beta_max.
     """
 
     beta_min: float = 0.85
@@ -163,6 +209,10 @@ class ScaledLinearVP(_VariancePreserving):
     t_min: float = 1e-3
     t_max: float = 1.0
     domain: Domain = "log_snr"
+
+    def __post_init__(self) -> None:
+        _check(self, low=_ABOVE_ZERO)
+        _check_betas(self.beta_min, self.beta_max)
 
     @property
     def _slope(self) -> float:
@@ -183,15 +233,23 @@ class DiscreteVP:
 
     Times are the model's own step indices 0 ... ``steps - 1`` (float); nothing is rounded, so a time keeps its
     gradient. ``spacing`` is diffusers' ``beta_schedule``: "scaled_linear" (Stable Diffusion) or "linear" (DDPM).
+
+    Raises:
+        ValueError: unless 0 <= t_min < t_max <= steps - 1 and 0 < beta_start < beta_end < 1, or for another spacing.
     """
 
     beta_start: float = 0.00085
     beta_end: float = 0.012
     steps: int = 1000
-    spacing: Literal["linear", "scaled_linear"] = "scaled_linear"
+    spacing: Spacing = "scaled_linear"
     t_min: float = 0.0
     t_max: float = 999.0
     domain: Domain = "log_snr"
+
+    def __post_init__(self) -> None:
+        _check(self, high=self.steps - 1)
+        _check_betas(self.beta_start, self.beta_end, most=1)
+        require_choice("spacing", self.spacing, Spacing)
 
     @cached_property
     def table(self) -> Tensor:

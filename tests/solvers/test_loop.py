@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from indis import (
+    DEIS,
     EDM,
     IPNDM,
     UNCONDITIONAL,
@@ -24,6 +25,7 @@ from indis import (
 )
 from indis.solvers.loop import analytic_answer
 from problems import FORMS, Bumpy, Gaussian, Recording, seeded
+from small_cases import sentence
 from solvers.cases import PROBLEMS, SOLVERS, each_problem, each_solver, plan_for
 
 
@@ -293,3 +295,21 @@ def test_a_trajectory_cut_short_is_the_run_on_the_first_nodes(solver):
     third = list(trajectory(problem, x, Discretization.plain(tau), solver))[2].x
     short = list(trajectory(problem, x, Discretization.plain(tau[:, :4]), solver))[2].x
     torch.testing.assert_close(third, short, rtol=1e-13, atol=1e-13)
+
+
+@each_solver
+@pytest.mark.parametrize("native", Form)
+def test_a_noise_prediction_at_pure_noise_is_refused_and_not_nan(solver, native):
+    """A flow that begins at t = 1 has no noise prediction there; one of data suits solvers that keep data."""
+    schedule = RectifiedFlow(0.02, 1.0)
+    problem, x = Bumpy(schedule, native), seeded(2, 2, seed=1)
+    plan = Discretization.plain(grids.uniform(schedule, 3))
+    if isinstance(solver, DEIS):
+        pytest.skip("refuses all flows from pure noise")
+    if Form.NOISE in (native, solver.form(native)):
+        way = "dpmpp or unipc" if native is Form.DATA else "a smaller t_max"
+        with pytest.raises(ValueError, match=f"t_max = 1 is pure noise, .*{way}") as error:
+            solve(problem, x, plan, solver)
+        sentence(error)
+    else:
+        assert bool(solve(problem, x, plan, solver).isfinite().all())

@@ -12,6 +12,7 @@ from indis.methods.gits import GITS
 from indis.methods.god import GOD
 from indis.methods.indis import IndisConfig
 from indis.methods.ld3 import LD3
+from indis.methods.local import LocalLook
 from indis.methods.look import Look
 from indis.methods.method import Method, heuristic
 
@@ -31,6 +32,7 @@ __all__ = [
     "EPDPlugin",
     "EveryN",
     "IndisConfig",
+    "LocalLook",
     "Look",
     "Method",
     "heuristic",
@@ -40,6 +42,7 @@ __all__ = [
 METHODS: dict[str, type[Method]] = {
     "indis": IndisConfig,
     "look": Look,
+    "local": LocalLook,
     "every-n": EveryN,
     "god": GOD,
     "ld3": LD3,

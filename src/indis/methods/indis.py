@@ -16,7 +16,7 @@ field                                  what it gives
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 
@@ -47,6 +47,8 @@ class IndisConfig(Method):
     Raises:
         ValueError: for a number outside its range, or if a plan for all samples is to look at one.
     """
+
+    loop: ClassVar[type[ClosedLoop]] = ClosedLoop  # what looks
 
     fit: FitConfig = field(default_factory=lambda: FitConfig(lr=0.3))
     per_instance: bool = True  # phi; without, one plan for all
@@ -138,4 +140,4 @@ def _policy(config: IndisConfig, denoiser: Denoiser, base: torch.Tensor, order: 
     with seeded(config.fit.seed):
         if config.look == "never":
             return Instance(base, denoiser.schedule, bounds, **network)
-        return ClosedLoop(base, denoiser.schedule, bounds, native=denoiser.native, look=config.look, **network)
+        return config.loop(base, denoiser.schedule, bounds, native=denoiser.native, look=config.look, **network)

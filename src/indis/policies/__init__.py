@@ -3,6 +3,7 @@
 from indis.policies.any_steps import AnySteps
 from indis.policies.closed import ClosedLoop
 from indis.policies.instance import Instance
+from indis.policies.local import LocalLoop
 from indis.policies.midpoint import MidpointBounds, MidpointTable
 from indis.policies.one_shot import OneShot
 from indis.policies.policy import Attentive, Fixed, Global, LogitPolicy, PerSample, Policy
@@ -16,6 +17,7 @@ __all__ = [
     "Fixed",
     "Global",
     "Instance",
+    "LocalLoop",
     "LogitPolicy",
     "MidpointBounds",
     "MidpointPredictor",
@@ -26,5 +28,16 @@ __all__ = [
 ]
 
 # What stored names may become.
-STORED = (Fixed, Global, PerSample, Instance, ClosedLoop, OneShot, AnySteps, MidpointTable, MidpointPredictor)
+STORED = (
+    Fixed,
+    Global,
+    PerSample,
+    Instance,
+    ClosedLoop,
+    LocalLoop,
+    OneShot,
+    AnySteps,
+    MidpointTable,
+    MidpointPredictor,
+)
 POLICIES: dict[str, type[Policy]] = {c.__name__: c for c in STORED}

@@ -14,7 +14,7 @@ cannot wait for an answer: it is learned, but shared. No evaluation is added.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -53,17 +53,17 @@ class ClosedLoop(Instance):
 
     def forward(self, noise: Tensor, features: Tensor | None = None, index: Tensor | None = None) -> Plan:
         """A plan that is still open: it looks when the loop asks it to decide."""
-        return _Looking(self, features)
+        return Looking(self, features)
 
     def shared(self) -> Discretization:
         """The plan before anything was seen: what all samples have in common."""
         logits = self.head.bias.unflatten(0, (self.rows, self.steps))[None]
         return self.plan(logits)
 
-    def rest(self, k: int, tau: Tensor, x: Tensor, answer: Tensor, features: Tensor | None) -> Discretization:
-        """The plan of steps k ... N-1 from node ``tau`` ``(grid,)``, given the native ``answer`` at ``x``."""
-        place = self._place(k, tau, len(x)) if self.place is not None else None
-        logits = self.read(seen(x, answer, tau, self.schedule, self.native), features, place)
+    def rest(self, k: int, tau: Tensor, view: Tensor, features: Tensor | None) -> Discretization:
+        """The plan of steps k ... N-1 from node ``tau`` ``(grid,)``, given what is :func:`seen` there."""
+        place = self._place(k, tau, len(view)) if self.place is not None else None
+        logits = self.read(view, features, place)
         base = restart(self.base, k, tau, self.schedule, self.bounds)
         return discretize((self.scale * logits)[:, :, k:], base, self.schedule, self.bounds, begun=k)
 
@@ -87,7 +87,7 @@ class ClosedLoop(Instance):
 
 
 @dataclass
-class _Looking:
+class Looking:
     """One run's plan: the latest :meth:`ClosedLoop.rest` and the node it began at."""
 
     policy: ClosedLoop
@@ -97,18 +97,28 @@ class _Looking:
 
     @property
     def steps(self) -> int:
+        """The policy's."""
         return self.policy.steps
 
     @property
     def keep(self) -> Keep:
+        """The policy's."""
         return self.policy.bounds.keep
 
     def start(self) -> tuple[Tensor, Tensor]:
+        """What all samples share, since nothing was seen yet."""
         self.plan, self.begun = None, 0
         return self.policy.shared().start()
 
     def decide(self, k: int, x: Tensor, answer: Tensor) -> Decision:
+        """The first step of what is planned from here, or the next one of what was planned after the first look."""
+        tau = self.policy.base[:, 0] if self.plan is None else self.plan.tau[:, k - self.begun]
+        view = seen(x, answer, tau, self.policy.schedule, self.policy.native)
         if self.plan is None or self.policy.look == "every":
-            tau = self.policy.base[:, 0] if self.plan is None else self.plan.tau[:, k - self.begun]
-            self.plan, self.begun = self.policy.rest(k, tau, x, answer, self.features), k
-        return self.plan.decide(k - self.begun, x, answer)
+            self.plan, self.begun = self.policy.rest(k, tau, view, self.features), k
+        decision = self.plan.decide(k - self.begun, x, answer)
+        return replace(decision, extra=self.extra(k, view))
+
+    def extra(self, k: int, view: Tensor) -> Tensor | None:
+        """What step k adds to the denoised sample, given what is :func:`seen` at its start: nothing."""
+        return None

@@ -137,7 +137,7 @@ class DEIS(_Exact):
         the last interval ends.
         """
         if float(schedule.alpha(torch.tensor(schedule.t_max))) <= 0:
-            raise ValueError("DEIS needs alpha(t_max) > 0, which this schedule does not have; use AdamsBashforth")
+            raise ValueError("DEIS needs alpha(t_max) > 0, which this schedule does not have; use adams_bashforth")
         carry, unit = first_order(schedule, form, tau)
         clock = VPClock.fit(schedule)
         nodes, _ = self._recent(clock.time(ratio(schedule, tau)), steps)

@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint as recompute
 from indis.denoise import UNCONDITIONAL, Condition, Denoiser, Form, convert, held, told
 from indis.discretization import Churn, Keep, Plan
 from indis.noise import NoiseSchedule
-from indis.numerics import broadcast
+from indis.numerics import TIME_DTYPE, broadcast
 from indis.solvers.solver import Solver
 
 
@@ -64,9 +64,10 @@ def trajectory(
     recomputes each network call in the backward pass, so memory does not grow with the number of steps.
 
     Raises:
-        ValueError: if the denoiser answers in another shape.
+        ValueError: if the denoiser answers in another shape, or the run would need a noise prediction at pure noise.
     """
     schedule, form = denoiser.schedule, solver.form(denoiser.native)
+    _check_start(schedule, denoiser.native, form)
     ask = _Asker(denoiser, condition, form, plan.keep, checkpoint)
     tau, dtau = plan.start()
     nodes, history = [tau], deque[Tensor](maxlen=solver.memory)
@@ -82,7 +83,10 @@ def trajectory(
         tau, dtau = decision.tau, decision.dtau
         nodes.append(tau)
         step = solver.coefficients(schedule, form, _columns(nodes), plan.steps)
-        start, weights = x, step.predict
+        start, weights = (
+            x if decision.extra is None else _led(x, decision.extra, nodes, step.carry, schedule),
+            step.predict,
+        )
         if decision.weights is not None:
             weights = _corrected(weights, step.unit, decision.weights)
         if decision.stretch is not None:
@@ -132,6 +136,13 @@ def analytic_answer(denoiser: Denoiser, x: Tensor, tau: Tensor) -> Tensor:
     noise, data = 1 / norm, alpha / (norm * (norm + sigma))
     factor = {Form.NOISE: noise, Form.DATA: data, Form.VELOCITY: noise - data}[denoiser.native]
     return broadcast(factor, x) * x
+
+
+def _check_start(schedule: NoiseSchedule, native: Form, form: Form) -> None:
+    """Where alpha is 0 a noise prediction says nothing of the data, and a data prediction does not tell the noise."""
+    if Form.NOISE in (native, form) and not float(schedule.alpha(torch.tensor(schedule.t_max, dtype=TIME_DTYPE))):
+        way = "a solver of data predictions, dpmpp or unipc" if native is Form.DATA else "a smaller t_max"
+        raise ValueError(f"t_max = {schedule.t_max:g} is pure noise, where no noise prediction is of use: take {way}")
 
 
 @dataclass(frozen=True)
@@ -201,6 +212,16 @@ def _columns(nodes: list[Tensor]) -> Tensor:
     """Nodes side by side, ``(grid, k + 2)``; a shared first node is repeated once later ones differ by sample."""
     rows = max(len(node) for node in nodes)
     return torch.stack([node.expand(rows) for node in nodes], dim=1)
+
+
+def _led(x: Tensor, extra: Tensor, nodes: list[Tensor], carry: Tensor, schedule: NoiseSchedule) -> Tensor:
+    """The state from which the step, predicted or corrected, ends where ``extra`` more of denoised sample leads.
+
+    With the noise as it is, x' = alpha' D + sigma' / sigma (x - alpha D).
+    """
+    alpha, sigma = schedule.alpha(nodes[-2]), schedule.sigma(nodes[-2])
+    share = schedule.alpha(nodes[-1]) - alpha * schedule.sigma(nodes[-1]) / sigma
+    return x + broadcast(share / carry, x) * extra
 
 
 def _corrected(weights: Tensor, unit: Tensor, correction: Tensor) -> Tensor:
