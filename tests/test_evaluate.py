@@ -3,10 +3,12 @@
 import pytest
 import torch
 
-from indis import Endpoints, heuristic, noise_from_seeds
+from indis import Endpoints, heuristic, losses, noise_from_seeds
 from indis.denoise import UNCONDITIONAL
 from indis.evaluate import counted_nfe, frechet_of_images, frechet_of_seeds, sample_batches, score_pairs
 from indis.losses import mse, squared_distance
+from indis.metrics.features_training import FeatureConfig, FeatureTrainer
+from indis.pixels import to_pixels
 from small_cases import Still, TinyClasses, tiny_teacher, toy, toy_pairs, toy_teacher
 
 
@@ -98,6 +100,22 @@ def test_the_frechet_distance_of_seeds_is_that_of_their_pictures():
     assert told == [250, 260]
     assert value == pytest.approx(frechet_of_images(iter(pictures.split(100))), rel=1e-4)
     assert value > 10
+
+
+def test_another_feature_network_judges_with_its_own_moments(tmp_path):
+    """As a classifier of another seed, written by its trainer, would."""
+    trainer = FeatureTrainer(FeatureConfig(seed=5))
+    images = torch.randint(0, 256, (300, 1, 28, 28), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    trainer.write(tmp_path, images)
+    pictures = 2 * noise_from_seeds(range(20), (1, 28, 28))
+    own, theirs = (frechet_of_images(iter([pictures]), folder=folder) for folder in (None, tmp_path))
+    assert own == frechet_of_images(iter([pictures])) != theirs
+    assert frechet_of_images(iter([to_pixels(images)]), folder=tmp_path) < 0.01 * theirs
+    for name in losses.PERCEPTUAL:
+        usual, other = losses.named(name), losses.named(name, tmp_path)
+        assert not torch.equal(usual(*pictures.split(10)), other(*pictures.split(10)))
+    with pytest.raises(ValueError, match="loss must be fashion or fashion-dists for features of choice, got 'mse'"):
+        losses.named("mse", tmp_path)
 
 
 def test_the_frechet_distance_of_points_is_refused_in_one_sentence():

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -75,21 +76,35 @@ def _start(denoiser: Denoiser, seeds: list[int]) -> tuple[Tensor, Condition]:
 
 
 def frechet_of_seeds(
-    denoiser: Denoiser, sampler: Draw, seeds: Sequence[int], *, on_batch: Callable[[int], None] = lambda count: None
+    denoiser: Denoiser,
+    sampler: Draw,
+    seeds: Sequence[int],
+    *,
+    folder: Path | None = None,
+    on_batch: Callable[[int], None] = lambda count: None,
 ) -> float:
-    """FD-Fashion of the samples of ``seeds``; ``on_batch`` is told how many are done."""
-    return frechet_of_images(sample_batches(denoiser, sampler, seeds), on_batch=on_batch)
+    """FD-Fashion of the samples of ``seeds``; see :func:`frechet_of_images`."""
+    return frechet_of_images(sample_batches(denoiser, sampler, seeds), folder=folder, on_batch=on_batch)
 
 
-def frechet_of_images(images: Iterator[Tensor], *, on_batch: Callable[[int], None] = lambda count: None) -> float:
+def frechet_of_images(
+    images: Iterator[Tensor], *, folder: Path | None = None, on_batch: Callable[[int], None] = lambda count: None
+) -> float:
     """FD-Fashion of a stream of image batches: Frechet distance to the training images in the shipped feature network.
 
-    Not FID: the network is a small Fashion-MNIST classifier, so values compare only with each other.
+    Not FID: the network is a small Fashion-MNIST classifier, so values compare only with each other. ``folder`` holds
+    another one and its moments (``indis train-model --what features``); ``on_batch`` is told how many images are done.
+
+    Raises:
+        FileNotFoundError: if there is none in it.
+        ValueError: if it is damaged.
     """
     from indis.metrics import features
     from indis.metrics.frechet import Moments, frechet_distance
 
-    network, reference = features.load(), features.load_moments()
+    folder = folder or features.FOLDER
+    network = features.load(folder / features.WEIGHTS.name)
+    reference = features.load_moments(folder / features.MOMENTS.name)
     moments = Moments(features.POOLED)
     for batch in images:
         with torch.inference_mode():

@@ -6,6 +6,8 @@ A loss is a function ``(student, teacher) -> (batch,)`` of *decoded* samples in 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 
 from torch import Tensor, nn
 
@@ -23,13 +25,21 @@ def squared_distance(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 class FashionPerceptual(nn.Module):
-    """A distance in the small Fashion-MNIST classifier that ships: of unit-normalised feature maps, or DISTS."""
+    """A distance in a small Fashion-MNIST classifier: of unit-normalised feature maps, or DISTS.
 
-    def __init__(self, kind: str = "perceptual_distance") -> None:
+    ``folder`` holds another classifier than the one that ships (``indis train-model --what features``).
+
+    Raises:
+        FileNotFoundError: if there is none in it.
+        ValueError: if it is damaged.
+    """
+
+    def __init__(self, kind: str = "perceptual_distance", folder: Path | None = None) -> None:
         super().__init__()
         from indis.metrics import features
 
-        self.network, self.distance = features.load(), getattr(features, kind)
+        self.network = features.load((folder or features.FOLDER) / features.WEIGHTS.name)
+        self.distance = getattr(features, kind)
 
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
         """``(batch,)`` from images ``(batch, 1, 28, 28)``."""
@@ -66,21 +76,25 @@ def _colour(images: Tensor) -> Tensor:
     return images.expand(-1, 3, -1, -1)
 
 
+PERCEPTUAL = {"fashion": "perceptual_distance", "fashion-dists": "dists"}  # in features of Fashion-MNIST
 LOSSES: dict[str, Callable[[], Loss]] = {
     "mse": lambda: mse,
     "squared": lambda: squared_distance,
-    "fashion": FashionPerceptual,
-    "fashion-dists": lambda: FashionPerceptual("dists"),
+    **{name: partial(FashionPerceptual, kind) for name, kind in PERCEPTUAL.items()},
     "lpips": LPIPS,
 }
 
 
-def named(name: str) -> Loss:
-    """The loss of a name.
+def named(name: str, features: Path | None = None) -> Loss:
+    """The loss of a name, in the classifier of the folder ``features`` if one is given.
 
     Raises:
-        ValueError: if there is none.
+        ValueError: if there is none, or it has no such features.
     """
     if name not in LOSSES:
         raise ValueError(f"loss must be one of {', '.join(LOSSES)}, got {name!r}")
-    return LOSSES[name]()
+    if features is None:
+        return LOSSES[name]()
+    if name not in PERCEPTUAL:
+        raise ValueError(f"loss must be {' or '.join(PERCEPTUAL)} for features of choice, got {name!r}")
+    return FashionPerceptual(PERCEPTUAL[name], features)

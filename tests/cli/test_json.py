@@ -110,7 +110,7 @@ def test_training_tells_where_the_weights_are(indis, untrained):
 
 
 def test_training_of_features_tells_how_good_they_are(indis, untrained):
-    assert indis("train-model --what features --out run --json run.json")[0] == 0
+    assert indis("train-model --what features --seed 3 --out run --json run.json")[0] == 0
     told = load_json(untrained / "run.json")
-    assert (told["accuracy"], told["epochs"]) == (0.5, 9)
+    assert (told["accuracy"], told["epochs"], told["seed"]) == (0.5, 9, 3)
     assert all((untrained / told[name]).is_file() for name in ("weights", "moments"))

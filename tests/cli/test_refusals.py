@@ -145,6 +145,14 @@ BAD = {
         "evaluate --heldout test --loss mse --artifact fitted --afs",
         ["afs must be left out beside artifact"],
     ),
+    "evaluate: features of another loss": (
+        "evaluate --heldout test --loss mse --features fitted",
+        ["loss must be fashion or fashion-dists for features of choice, got 'mse'"],
+    ),
+    "evaluate: features that are none": (
+        "evaluate --heldout test --loss fashion --features fitted",
+        ["fitted", "fashion_features.safetensors"],
+    ),
     "evaluate: nothing": ("evaluate", ["nothing to do", "--heldout", "--samples"]),
     "evaluate: one sample": ("evaluate --samples 1", ["samples must be 0 or at least 2, got 1"]),
     "evaluate: fewer than no samples": ("evaluate --samples -4", ["samples must be 0 or at least 2, got -4"]),
@@ -193,7 +201,6 @@ BAD = {
         ["images must be left out with --what features, got 5"],
     ),
     "train-model: a rate of features": ("train-model --what features --out x --lr 1", ["lr must be left out"]),
-    "train-model: a seed of features": ("train-model --what features --out x --seed 1", ["seed must be left out"]),
     "train-model: a start of features": ("train-model --what features --out x --init y", ["init must be left out"]),
     "train-model: checkpoints of features": (
         "train-model --what features --out x --save-every 5",

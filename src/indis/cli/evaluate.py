@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from indis import artifact, losses
@@ -36,6 +37,9 @@ class Evaluate(SamplerChoice):
     """First seed of those samples."""
     loss: str = "fashion"
     """Which loss to report on the held-out endpoints."""
+    features: Path | None = None
+    """Folder of another feature network (indis train-model --what features) for FD-Fashion and the loss: a judge that
+    no fit has seen."""
     json: Path | None = None
     """Write the row to this file."""
 
@@ -43,6 +47,7 @@ class Evaluate(SamplerChoice):
         """Evaluate and print one row."""
         self._check_samples()
         writable_file(self.json)
+        loss = losses.named(self.loss, self.features) if self.heldout else None
         data, meta = load_endpoints(self.heldout) if self.heldout else (None, None)
         if data is not None and self.artifact is not None:
             artifact.check_unseen(self.artifact, data.seeds)
@@ -52,8 +57,8 @@ class Evaluate(SamplerChoice):
         row: Row = {"model": denoiser.name}
         if isinstance(sampler, Sampler):
             row |= {"steps": sampler.policy.steps, "nfe": sampler.depth, "calls": counted_nfe(denoiser, sampler)}
-        if data is not None:
-            row |= score_pairs(counter, sampler, data, losses.named(self.loss)).row()
+        if data is not None and loss is not None:
+            row |= score_pairs(counter, sampler, data, loss).row()
         if self.samples:
             row |= {"fd": self._frechet(counter, sampler), "samples": self.samples}
         if isinstance(sampler, BudgetSampler):  # each sample its own, so the mean over all that were drawn
@@ -73,4 +78,7 @@ class Evaluate(SamplerChoice):
         seeds = range(self.first_seed, self.first_seed + self.samples)
         with bar() as progress:
             task = progress.add_task("FD-Fashion", total=self.samples)
-            return frechet_of_seeds(denoiser, sampler, seeds, on_batch=lambda n: progress.update(task, completed=n))
+            done = partial(progress.update, task)
+            return frechet_of_seeds(
+                denoiser, sampler, seeds, folder=self.features, on_batch=lambda n: done(completed=n)
+            )

@@ -22,7 +22,7 @@ class TrainModel:
 
     Example: indis train-model --out runs/longer --images 250000 --lr 4e-4 --init runs/fashion/fashion.safetensors
 
-    Example: indis train-model --out runs/features --what features
+    Example: indis train-model --out runs/judge --what features --seed 1
     """
 
     out: Path
@@ -51,10 +51,10 @@ class TrainModel:
         emit(self._features() if self.what == "features" else self._denoiser(), self.json)
 
     def _check_features(self) -> None:
-        """Their training has no options; one that did nothing would be taken for one that did."""
+        """Of options their training has the seed alone; one that did nothing would be taken for one that did."""
         usual = TrainModel(self.out)._denoiser_options()
         for name, given in self._denoiser_options().items():
-            if given != usual[name]:
+            if given != usual[name] and name != "seed":
                 raise ValueError(f"{name.replace('_', '-')} must be left out with --what features, got {given}")
 
     def _denoiser_options(self) -> dict[str, Any]:
@@ -85,7 +85,7 @@ class TrainModel:
         from indis.metrics.features_training import FeatureConfig, FeatureTrainer
 
         train, test = read("train", self.data), read("t10k", self.data)
-        trainer = FeatureTrainer(FeatureConfig())
+        trainer = FeatureTrainer(FeatureConfig(seed=self.config.seed))
         with bar() as progress:
             task = progress.add_task("training features", total=None)
             for state in trainer.run(train, test):
