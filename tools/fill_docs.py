@@ -31,6 +31,8 @@ SHORT = (
     "indis",
     "look",
     "look first",
+    "local",
+    "local weights",
     "dyweight",
     "ald3",
     "gits",

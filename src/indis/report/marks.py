@@ -21,6 +21,7 @@ FAMILIES = {
     "god": ("#0072B2", "o"),
     "indis": ("#D55E00", "D"),
     "look": ("#009E73", "^"),
+    "local": ("#CC79A7", "v"),
     BEST_GRID: ("#000000", "s"),
 }
 OTHER = "#8c8c8c"

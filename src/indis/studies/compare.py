@@ -186,7 +186,8 @@ class Comparison:
         here = [row for row in self.rows() if row["nfe"] == nfe and not row["afs"] and row["method"] != TEACHER]
         best = sorted((row for row in here if row["method"] in self.grids), key=lambda row: row["heldout_loss"])[:1]
         names = SHIPPED.get(self.bench.name, {}).items()
-        main = ("god", "indis", "look", *(m for m, name in names if name.format(nfe) in artifact.shipped_names()))
+        shipped = (m for m, name in names if name.format(nfe) in artifact.shipped_names())
+        main = ("god", "indis", "look", "local", *shipped)
         learned = [r for m in main for r in here if r["method"] == m and r["seed"] in (None, self.config.seeds[0])]
         cells = [Cell(row["method"], nfe, False, row["seed"]) for row in (*best, *learned)]
         return [(cell.method, self.sampler(cell)) for cell in cells]
