@@ -24,7 +24,7 @@ class ToyCommand:
     """
 
     quick: bool = False
-    """Under 90 seconds: fewer priors, N = 3 and 5."""
+    """Under 90 seconds: fewer priors, N = 3 and 5; other options stay as they are given."""
     out: Path | None = None
     """Folder for toy.json and the scatter data; `indis report` draws it."""
     workers: int | None = None
