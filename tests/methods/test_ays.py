@@ -214,6 +214,7 @@ def test_defaults_ask_for_fewer_than_two_thousand_batches_at_five_steps():
         ({"intervals": 1}, ["intervals", "at least 2", "1"]),
         ({"halvings": -1}, ["halvings", "at least 0", "-1"]),
         ({"candidates": 2}, ["candidates", "at least 3", "2"]),
+        ({"candidates": 4}, ["candidates must be odd", "got 4"]),
         ({"samples": 0}, ["samples", "at least 1", "0"]),
         ({"fine": 39}, ["fine", "at least 40", "39"]),
     ],

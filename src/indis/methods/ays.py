@@ -74,6 +74,10 @@ class AYS(GridMethod):
         if self.table not in (OPTIMISE, *TABLES):
             raise ValueError(f"table must be {OPTIMISE} or one of {', '.join(TABLES)}, got {self.table!r}")
         require_least(self, intervals=2, halvings=0, candidates=3, samples=1)
+        if self.candidates % 2 == 0:
+            raise ValueError(
+                f"candidates must be odd, as many to the left of a node as to its right, got {self.candidates}"
+            )
         require_least(self, fine=self.intervals * 2**self.halvings)
 
     def best(self, denoiser: Denoiser, train: Endpoints, loss: Loss) -> Tensor:

@@ -55,7 +55,7 @@ class IndisConfig(Method):
     use_condition: bool = True  # phi reads the condition besides the noise
     dtau: float = 0.5  # b of Eq. 6; ours
     gamma: float = 0.5  # b of Eq. 6; ours
-    weights: float = 0.0  # not in the paper
+    weights: float = 0.0  # not in the paper; unipc's corrector undoes them in all steps but the last
     track: bool = False  # nodes follow the sums of the corrected weights (time tracking, DyWeight); not in the paper
     shift: Shift | None = None  # unit of a time shift; None: what suits the schedule
     # what a time shift leaves as it is; "answer": the paper's Eq. 5 as it stands
