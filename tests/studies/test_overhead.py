@@ -42,10 +42,10 @@ def test_quartiles_are_of_the_ratios_less_one():
 
 
 def test_the_command_writes_a_row_an_artifact(tmp_path, capsys):
-    command = ["overhead", "--artifact", "fashion-nfe3", "fashion-nfe3-look", "--batch", "2", "--repeats", "2"]
+    command = ["overhead", "--artifact", "fashion-nfe3", "fashion-nfe3-local", "--batch", "2", "--repeats", "2"]
     assert run([*command, "--json", str(tmp_path / "rows.json")]) == 0
     rows = load_json(tmp_path / "rows.json")["rows"]
-    assert [row["artifact"] for row in rows] == ["fashion-nfe3", "fashion-nfe3-look"]
+    assert [row["artifact"] for row in rows] == ["fashion-nfe3", "fashion-nfe3-local"]
     assert all(row["nfe"] == 3 and row["low"] <= row["overhead"] <= row["high"] for row in rows)
     assert capsys.readouterr().err.count("quartiles") == 2
 

@@ -22,7 +22,7 @@ class Compare(WithModel):
 
     Example: indis compare --model toy --steps 3 5 --methods all --quick --json out.json
 
-    Example: indis compare --model fashion --steps 3 5 7 --methods god indis look --seeds 0 1 2 --afs False True
+    Example: indis compare --model fashion --steps 3 5 7 --methods god indis look local --seeds 0 1 2 --afs False True
     """
 
     model: tuple[str, ...] = ("toy",)

@@ -88,8 +88,8 @@ class FitCommand(WithModel, Generic[M]):
     config: Annotated[M, tyro.conf.arg(name="")]
     """What is fitted and how."""
     method: str = "indis"
-    """Which method: indis, look, every-n, god, ld3, dyweight, ald3, amed, amed-plugin, epd, epd-plugin, adasde, gits,
-    dmn, ays."""
+    """Which method: indis, look, local, every-n, god, ld3, dyweight, ald3, amed, amed-plugin, epd, epd-plugin, adasde,
+    gits, dmn, ays."""
     start: Path | None = None
     """Artifact of a fitted global plan that phi begins at."""
     save_every: int = 100

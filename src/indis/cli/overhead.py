@@ -19,7 +19,7 @@ from indis.studies.overhead import overhead, pairs
 class Overhead(WithModel):
     """Measure what a policy adds to the time of sampling, against one fixed plan with the same evaluations.
 
-    Example: indis overhead --artifact fashion-nfe5 fashion-nfe5-look --json overhead.json
+    Example: indis overhead --artifact fashion-nfe5 fashion-nfe5-local --json overhead.json
     """
 
     artifact: tuple[str, ...]

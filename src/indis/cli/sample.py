@@ -29,7 +29,8 @@ class SamplerChoice(WithModel):
 
     artifact: Path | None = None
     """Folder of a fitted sampler, or one that ships: fashion-nfe3, -nfe5, -nfe7, each also with -god (one plan
-    for all) or -look (re-plans at every node) at its end. If absent, the plain solver below."""
+    for all) or -local (re-plans at every node, corrects each place) at its end. If absent, the plain solver
+    below."""
     solver: str | None = None
     """Plain solver (ipndm:3 if absent): euler, heun, ipndm, adams_bashforth, deis, dpmpp, unipc or midpoint, as
     name[:order[:variant]]; an artifact has its own."""

@@ -38,7 +38,7 @@ from indis.training import Tuning
 SHIPPED = {
     "fashion": {
         "indis (shipped)": "fashion-nfe{}",
-        "look (shipped)": "fashion-nfe{}-look",
+        "local (shipped)": "fashion-nfe{}-local",
         "god (shipped)": "fashion-nfe{}-god",
     }
 }
