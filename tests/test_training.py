@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from indis import Bounds, Counted, Fit, FitConfig, Fixed, PerSample, Sampler, gr
 from indis.losses import mse, squared_distance
 from indis.policies.encoders import VectorTrunk
 from indis.storage import save_tensors
+from methods.cases import CASES
 from small_cases import same_tensors, sentence, toy, toy_pairs
 
 
@@ -324,3 +326,23 @@ def test_a_gradient_is_clipped_to_its_norm():
     process._iterate()
     moved = torch.cat([(value - before[name]).flatten() for name, value in state(process).items()])
     assert moved.norm().item() == pytest.approx(1e-3, rel=1e-4)
+
+
+@pytest.mark.parametrize("name", ["god", "indis", "local", "every-n"])
+def test_with_checkpoints_no_call_is_of_more_than_a_batch(name):
+    """Measuring sensitivities and validating are no exceptions: who needs the switch has no memory for them."""
+    counts = []
+
+    class Heard:
+        def __getattr__(self, name):
+            return getattr(toy(), name)
+
+        def __call__(self, x, t, condition):
+            counts.append(len(x))
+            return toy()(x, t, condition)
+
+    method = CASES[name]
+    fitting = replace(method.fit, batch=7, holdout=20, iterations=2, validate_every=1, checkpoint=True)
+    process = replace(method, fit=fitting).tuning(Heard(), toy_pairs(96), squared_distance)
+    list(process.run())
+    assert max(counts) == 7

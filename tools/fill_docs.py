@@ -156,6 +156,15 @@ def _losses() -> str:
     return _plain(["", "loss", *(comparison.METRICS[name] for name in names)], cells)
 
 
+def _judges() -> str:
+    """What ships, judged by networks that no fit has seen."""
+    names = ("perceptual", "perceptual_other", "lpips", "teacher_mse", "fd_other")
+    rows: Sequence[Mapping[str, Any]] = _results("judges-fashion.json")["rows"]
+    cells = [[r["artifact"], str(r["nfe"]), *(number(r[name]) if name in r else "–" for name in names)] for r in rows]
+    head = ["sampler", "NFE", "held-out loss", "in other features", "LPIPS", "MSE", "FD in other features"]
+    return _plain(head, cells)
+
+
 def _learned(file: str) -> list[Mapping[str, Any]]:
     rows = [row for row in _results(file)["rows"] if row["seed"] is not None]
     return sorted(rows, key=lambda row: (row["nfe"], row["heldout_loss"]))
@@ -184,6 +193,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "overhead": _overhead,
     "longer": _longer,
     "losses": _losses,
+    "judges": _judges,
 }
 
 

@@ -12,15 +12,25 @@ from indis.sampler import Sampler
 from indis.teacher import Endpoints
 
 
-def own_gradients(sampler: Sampler, denoiser: Denoiser, data: Endpoints, loss: Loss) -> Tensor:
+def own_gradients(
+    sampler: Sampler, denoiser: Denoiser, data: Endpoints, loss: Loss, *, batch: int | None = None
+) -> Tensor:
     """How each sample would move the logits of its own copy of the shared plan: gradients ``(len(data), rows, steps)``.
 
     The shared plan is that of a :class:`Global` policy, or the base grid that an untrained per-instance policy has.
-    Gradients are of the logits that the bounds see, after any scale, and on the denoiser's device.
+    Gradients are of the logits that the bounds see, after any scale, and on the denoiser's device. With ``batch``, so
+    many samples are worked on at once and network calls are recomputed backward: memory does not grow.
 
     Raises:
         TypeError: if the policy has no logits.
     """
+    if batch is not None:
+        parts = (data[i : i + batch] for i in range(0, len(data), batch))
+        return torch.cat([_own_gradients(sampler, denoiser, part, loss, checkpoint=True) for part in parts])
+    return _own_gradients(sampler, denoiser, data, loss, checkpoint=False)
+
+
+def _own_gradients(sampler: Sampler, denoiser: Denoiser, data: Endpoints, loss: Loss, *, checkpoint: bool) -> Tensor:
     policy = sampler.policy
     if not isinstance(policy, LogitPolicy):
         raise TypeError(f"policy must have logits, got {type(policy).__name__}")
@@ -29,22 +39,24 @@ def own_gradients(sampler: Sampler, denoiser: Denoiser, data: Endpoints, loss: L
         own.free.data.copy_(policy.scale * policy.free)
     copies = bring(Sampler(own, sampler.solver, sampler.analytic_first), denoiser)
     data, loss = bring(data, denoiser), bring(loss, denoiser)
-    student = copies(denoiser, data.noise, data.condition)
+    student = copies(denoiser, data.noise, data.condition, checkpoint=checkpoint)
     loss(denoiser.decode(student), denoiser.decode(data.target)).sum().backward()
     assert own.free.grad is not None
     return own.free.grad
 
 
-def sensitivity(sampler: Sampler, denoiser: Denoiser, data: Endpoints, loss: Loss) -> Tensor:
+def sensitivity(
+    sampler: Sampler, denoiser: Denoiser, data: Endpoints, loss: Loss, *, batch: int | None = None
+) -> Tensor:
     """How strongly each logit of a plan moves a sample's loss, ``(1, rows, steps)``: root mean square over samples.
 
     It is measured at each sample's own copy of the logits (:func:`own_gradients`), so that gradients of opposite signs
-    do not cancel. Logits that do nothing have zero.
+    do not cancel. Logits that do nothing have zero. ``batch`` is that of :func:`own_gradients`.
 
     Raises:
         TypeError: if the policy has no logits.
     """
-    return own_gradients(sampler, denoiser, data, loss).square().mean(0, keepdim=True).sqrt()
+    return own_gradients(sampler, denoiser, data, loss, batch=batch).square().mean(0, keepdim=True).sqrt()
 
 
 def even_scale(rms: Tensor) -> Tensor:

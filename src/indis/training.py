@@ -41,7 +41,8 @@ class FitConfig:
     clip: float = 1.0  # of the gradient's norm
     holdout: int = 500  # the last endpoints, never trained on; 0 fits all and keeps the last state
     validate_every: int = 50  # iterations between two held-out losses
-    checkpoint: bool = False  # recompute network calls in the backward pass
+    # recompute network calls in the backward pass, and never ask for more than a batch at once: for scarce memory
+    checkpoint: bool = False
     seed: int = 0  # of the initial weights and the batches
     starts: int = 1  # seeds that are tried for a quarter of the iterations; the best on the held-out part goes on
 
@@ -57,6 +58,11 @@ class FitConfig:
             raise ValueError(f"lr and clip must be positive, got {self.lr} and {self.clip}")
         if math.isinf(self.lr):  # a clip of infinity is none
             raise ValueError(f"lr must be finite, got {self.lr}")
+
+    @property
+    def scarce(self) -> int | None:
+        """How many samples may be worked on at once where memory is scarce; None where it is not."""
+        return self.batch if self.checkpoint else None
 
     def lr_at(self, step: int) -> float:
         """Up to ``lr`` in a straight line, and along a cosine to zero."""
@@ -115,9 +121,10 @@ class Tuning(ABC):
         """Continue from a checkpoint of the same configuration (``meta`` included)."""
 
     def validate(self) -> float:
-        """Mean loss on the held-out endpoints."""
+        """Mean loss on the held-out endpoints; ``checkpoint`` says that memory is scarce here as well."""
+        size = self.config.scarce or 500
         with torch.no_grad():
-            parts = [self._losses(self.heldout[i : i + 500]) for i in range(0, len(self.heldout), 500)]
+            parts = [self._losses(self.heldout[i : i + size]) for i in range(0, len(self.heldout), size)]
         return torch.cat(parts).mean().item()
 
     def _losses(self, part: Endpoints, index: Tensor | None = None) -> Tensor:

@@ -68,6 +68,8 @@ def test_gradients_of_all_samples_sum_to_that_of_the_plan_they_share():
     torch.testing.assert_close((own.sum(0, keepdim=True) * sampler.policy.scale), sampler.policy.free.grad)
     rms = sensitivity(sampler, toy(), data, losses.squared_distance)
     torch.testing.assert_close(rms, own.square().mean(0, keepdim=True).sqrt())
+    parts = own_gradients(sampler, toy(), data, losses.squared_distance, batch=5)
+    torch.testing.assert_close(parts, own)
 
 
 def test_views_are_the_noise_and_what_a_closed_loop_sees():

@@ -68,7 +68,8 @@ class EveryN(IndisConfig):
         for steps in policy.counts if self.probes else ():
             table = policy.table(steps)
             probe = Sampler(table, sampler.solver, self.analytic_first)
-            table.scale.copy_(even_scale(sensitivity(probe, denoiser, data[: self.probes], loss)))
+            rms = sensitivity(probe, denoiser, data[: self.probes], loss, batch=self.fit.scarce)
+            table.scale.copy_(even_scale(rms))
         return EveryFit(sampler, denoiser, data, loss, self.fit, self.settle)
 
 

@@ -126,7 +126,7 @@ class IndisConfig(Method):
                 raise ValueError("start must be a fitted global plan, and the policy to fit per instance")
             sampler.policy.start_at(start.policy)
         elif self.probes:
-            rms = sensitivity(sampler, denoiser, data[: self.probes], loss)
+            rms = sensitivity(sampler, denoiser, data[: self.probes], loss, batch=self.fit.scarce)
             sampler.policy.get_buffer("scale").copy_(even_scale(rms))
         return Fit(sampler, denoiser, data, loss, self.fit, self.settle)
 
