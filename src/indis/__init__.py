@@ -8,6 +8,7 @@ where and how to ask; a **solver** turns tau into coefficients; a **policy** tur
 from indis import artifact, grids, losses, methods, models, solvers
 from indis.denoise import UNCONDITIONAL, Condition, Counted, Denoiser, Form, Wrapped, convert
 from indis.discretization import Bounds, Decision, Discretization, from_logits
+from indis.guidance import Guided
 from indis.methods import GOD, IndisConfig, Method, heuristic
 from indis.noise import EDM, DiscreteVP, LinearVP, NoiseSchedule, RectifiedFlow, ScaledLinearVP, prior
 from indis.policies import Fixed, Global, Instance, PerSample, Policy
@@ -52,6 +53,7 @@ __all__ = [
     "Fixed",
     "Form",
     "Global",
+    "Guided",
     "Heun",
     "IndisConfig",
     "Instance",

@@ -92,7 +92,7 @@ def test_a_stretch_multiplies_a_steps_weights_and_none_of_the_answers_that_are_k
 @pytest.mark.parametrize("schedule", [EDM(0.05, 3.0), RectifiedFlow(0.02, 0.95), LinearVP(t_min=0.02)], ids=repr)
 @each_solver
 def test_what_is_added_moves_the_step_as_if_so_much_more_were_denoised(solver, schedule, form):
-    """Where the denoised sample is the same everywhere, solvers of data predictions are exact, and others in one step."""
+    """Where the denoised sample is the same everywhere, solvers of data predictions are exact, others in one step."""
     known, extra = seeded(3, 2, seed=1), seeded(3, 2, seed=2)
 
     class Adding(Discretization):

@@ -1,0 +1,128 @@
+"""Classifier-free guidance: the published mixture of two answers, from one call, for every form and method."""
+
+import math
+
+import pytest
+import torch
+
+from indis import (
+    UNCONDITIONAL,
+    Condition,
+    Counted,
+    Form,
+    Guided,
+    IndisConfig,
+    Wrapped,
+    convert,
+    endpoints,
+    gather,
+    prior,
+)
+from indis.denoise import Revealing, device_of
+from indis.losses import mse
+from indis.models.fashion import class_condition
+from indis.noise import EDM
+from indis.training import FitConfig
+from problems import seeded
+from small_cases import TinyClasses, sentence, tiny_teacher
+
+TINY = TinyClasses()
+ASKED = TINY.condition(range(4))
+X, T = seeded(4, *TINY.shape, seed=1), torch.tensor([0.1, 1.0, 5.0, 40.0], dtype=torch.float64)
+
+
+def without(condition):
+    return class_condition(torch.full((len(condition.features),), 10))
+
+
+def guided(scale, inner=TINY):
+    return Guided(inner, scale, without)
+
+
+@pytest.mark.parametrize("scale", [0.0, 1.0, 2.5, -0.5])
+def test_it_is_the_published_mixture(scale):
+    given, none = TINY(X, T, ASKED), TINY(X, T, without(ASKED))
+    assert float((given - none).abs().max()) > 0.1
+    torch.testing.assert_close(guided(scale)(X, T, ASKED), (1 - scale) * none + scale * given)
+
+
+def test_both_answers_come_from_one_call():
+    inner = Counted(TINY)
+    outer = Counted(guided(3.0, inner))
+    outer(X, T, ASKED)
+    assert (inner.calls, inner.samples, outer.calls, outer.samples) == (1, 8, 1, 4)
+
+
+@pytest.mark.parametrize("form", Form)
+def test_guided_predictions_of_all_forms_mean_the_same(form):
+    def answer(x, t, condition):
+        return convert(TINY(x, t, condition), Form.NOISE, form, x=x, schedule=EDM(), t=t)
+
+    other = Wrapped(answer, EDM(), TINY.shape, form, condition=TINY.condition)
+    here = {"x": X, "schedule": EDM(), "t": T}
+    expected = convert(guided(4.0)(X, T, ASKED), Form.NOISE, form, **here)
+    torch.testing.assert_close(guided(4.0, other)(X, T, ASKED), expected, rtol=1e-9, atol=1e-9)
+
+
+def test_teachers_fits_and_samplers_work_on_it():
+    model = guided(2.0)
+    data = gather(list(endpoints(model, tiny_teacher(), range(24))))
+    plain = gather(list(endpoints(TINY, tiny_teacher(), range(24))))
+    assert float((data.target - plain.target).abs().max()) > 0.1
+    method = IndisConfig(steps=2, width=8, depth=1, fit=FitConfig(iterations=20, batch=8, lr=0.3, holdout=8))
+    process = method.tuning(model, data, mse)
+    before = process.validate()
+    list(process.run())
+    assert process.best < before
+
+
+def test_it_says_whose_and_how_strongly_and_where():
+    model = guided(2.0)
+    assert (model.name, model.fingerprint) == ("tiny, guided", "tiny-guided-2")
+    assert (model.schedule, model.shape, model.native) == (TINY.schedule, TINY.shape, TINY.native)
+    assert device_of(model) == torch.device("cpu") and not isinstance(model, Revealing)
+
+
+def test_a_bottleneck_is_that_of_the_half_with_condition():
+    seen = []
+
+    def answer(x, t, condition):
+        seen.append(condition.inputs["label"].double()[:, None])
+        return TINY(x, t, condition)
+
+    inner = Wrapped(answer, EDM(), TINY.shape, "noise", condition=TINY.condition, features=lambda: seen[-1])
+    model = guided(2.0, inner)
+    model(X, T, ASKED)
+    assert isinstance(model, Revealing) and model.bottleneck().flatten().tolist() == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("none", "condition"),
+    [
+        (lambda c: UNCONDITIONAL, ASKED),
+        (lambda c: class_condition(torch.tensor([10])), ASKED),
+        (lambda c: UNCONDITIONAL, UNCONDITIONAL),
+        (lambda c: Condition({"text": c.inputs["label"]}), ASKED),
+    ],
+)
+def test_other_inputs_than_the_condition_s_are_refused(none, condition):
+    with pytest.raises(ValueError, match="without must give inputs like the condition's") as error:
+        Guided(TINY, 2.0, none)(X, T, condition)
+    sentence(error)
+
+
+@pytest.mark.parametrize("scale", [math.nan, math.inf])
+def test_a_scale_that_is_no_number_is_refused(scale):
+    with pytest.raises(ValueError, match="scale must be finite"):
+        guided(scale)
+
+
+def test_the_model_that_ships_is_guided_away_from_no_class():
+    pytest.importorskip("diffusers")
+    from indis import models
+
+    model = models.load("fashion")
+    strong = Guided(model, 3.0, lambda c: model.labelled([10] * len(c.features)))
+    x, t = prior(model.schedule, seeded(3, *model.shape, seed=2, dtype=torch.float32)), torch.full((3,), 80.0)
+    plain, none = (model(x, t, model.labelled(labels)) for labels in ([0, 1, 2], [10] * 3))
+    torch.testing.assert_close(strong(x, t, model.labelled([0, 1, 2])), none + 3 * (plain - none), rtol=1e-3, atol=1e-4)
