@@ -18,7 +18,7 @@ TIME_PATH = [
     *sorted((SOURCE / "solvers").glob("*.py")),
     *sorted((SOURCE / "policies").glob("*.py")),
 ]
-# Border checks, the constant scale of the prior, guards of solvers, initial values of a network, a seed from bytes.
+# Border checks, the constant scale of the prior, the loop's guard, initial values of a network, a seed from bytes.
 MAY_LEAVE = {
     ("discretization.py", "check", "float"),
     ("discretization.py", "check", "tolist"),
@@ -26,7 +26,6 @@ MAY_LEAVE = {
     ("noise.py", "prior", "float"),
     ("policies/churn.py", "fresh_noise", "numpy"),
     ("policies/instance.py", "start_at", "no_grad"),
-    ("solvers/adams.py", "coefficients", "float"),
     ("solvers/loop.py", "_check_start", "float"),
 }
 

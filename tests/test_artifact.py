@@ -118,7 +118,13 @@ def test_every_solver_comes_back_with_its_parameters(tmp_path, spec):
 
 @pytest.mark.parametrize(
     "schedule",
-    [EDM(0.01, 50.0), RectifiedFlow(0.1, 0.9), LinearVP(beta_max=10), ScaledLinearVP(1.0, 9.0), DiscreteVP(steps=100)],
+    [
+        EDM(0.01, 50.0),
+        RectifiedFlow(0.1, 0.9),
+        LinearVP(beta_max=10),
+        ScaledLinearVP(1.0, 9.0),
+        DiscreteVP(steps=100, t_max=99.0),
+    ],
     ids=lambda s: type(s).__name__,
 )
 def test_every_schedule_comes_back_with_its_parameters(tmp_path, schedule):

@@ -288,7 +288,7 @@ def test_no_option_goes_without_a_word(capsys, monkeypatch, line):
 def test_the_help_names_every_solver_grid_and_kind_of_artifact(capsys, monkeypatch, command):
     words = set(re.findall(r"[-\w]+", " ".join(explained(capsys, monkeypatch, command))))
     assert set(SOLVERS) | set(NAMES) <= words
-    assert command in ("teach", "fit") or {"fashion-nfe3", "-nfe5", "-nfe7", "-god", "-look"} <= words
+    assert command in ("teach", "fit") or {"fashion-nfe3", "-nfe5", "-nfe7", "-god", "-local"} <= words
 
 
 def test_the_version_is_the_package_s(capsys):

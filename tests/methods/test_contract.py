@@ -91,6 +91,7 @@ def test_freedoms_are_what_a_method_learns_and_nothing_else():
     all_of_phi, ours = "tau+dtau+gamma", ("indis", "god", "every-n")
     assert told == dict.fromkeys(ours, all_of_phi) | {
         "look": f"{all_of_phi}+weights",
+        "local": f"{all_of_phi}+weights+local both",
         "ld3": "tau+dtau",
         "dyweight": "weights+time scales",
         "ald3": grid,

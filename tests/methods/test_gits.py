@@ -206,10 +206,13 @@ def test_bad_input_is_named_with_what_is_accepted(options, words):
     assert all(word in sentence(error) for word in words)
 
 
-def test_a_trajectory_that_begins_at_infinity_is_refused():
-    problem = Gaussian(RectifiedFlow(0.01, 1.0), Form.NOISE)
+def test_a_trajectory_that_is_not_finite_is_refused():
+    class Broken(GoldenMixture):
+        def __call__(self, x, t, condition=None):
+            return super().__call__(x, t, condition) / 0
+
     with pytest.raises(ValueError) as error:
-        GITS(grid="uniform").best(problem, noises(problem), losses.mse)
+        GITS(grid="log_snr").best(Broken(), noises(GoldenMixture()), losses.mse)
     assert "finite" in sentence(error)
 
 

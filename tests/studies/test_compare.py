@@ -160,19 +160,6 @@ def test_a_shipped_sampler_that_was_replaced_is_judged_again(tmp_path, monkeypat
     assert len(losses) == 3 and losses[0] != losses[1] == losses[2] and comparison.denoiser.asked == 0
 
 
-def test_a_shipped_sampler_whose_weights_alone_were_replaced_is_judged_again(tmp_path, monkeypatch):
-    """A config of an earlier version does not have their checksum."""
-    monkeypatch.setattr(artifact, "SHIPPED", tmp_path / "shipped")
-    home, losses = tmp_path / "shipped" / "fashion-nfe2", []
-    for grid in ("polynomial:7", "uniform"):
-        artifact.save(heuristic(Pictures(), solver="ipndm:3", grid=grid, steps=2), home)
-        config = load_json(home / "config.json")
-        save_json(home / "config.json", {k: v for k, v in config.items() if k != "weights"})
-        list((comparison := small(tmp_path / "run", replace(GOD, shipped=True))).run())
-        losses += [row["heldout_loss"] for row in comparison.rows() if row["method"] in SHIPPED["fashion"]]
-    assert len(losses) == 2 and losses[0] != losses[1]
-
-
 def test_the_row_of_a_shipped_sampler_that_is_no_more_is_called_not_comparable(tmp_path, monkeypatch):
     monkeypatch.setattr(artifact, "SHIPPED", tmp_path / "shipped")
     plan = heuristic(Pictures(), solver="ipndm:3", grid="uniform", steps=2)

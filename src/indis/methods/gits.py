@@ -121,7 +121,7 @@ def follow(denoiser: Denoiser, data: Endpoints, tau: Tensor, teacher: Solver) ->
     slopes = [convert(a, denoiser.native, form, **here) for a, here in zip(record.answers, at, strict=True)]
     y = states / broadcast(form.scale(schedule, tau[0]), states)
     if not bool(y.isfinite().all()):
-        raise ValueError("the teacher of GITS must stay finite, which this denoiser's first time does not allow")
+        raise ValueError("the teacher of GITS must stay finite, got states that are not")
     return Run(y.flatten(2), torch.stack(slopes).flatten(2), form.clock(schedule, tau[0]), end)
 
 

@@ -141,8 +141,16 @@ def analytic_answer(denoiser: Denoiser, x: Tensor, tau: Tensor) -> Tensor:
 def _check_start(schedule: NoiseSchedule, native: Form, form: Form) -> None:
     """Where alpha is 0 a noise prediction says nothing of the data, and a data prediction does not tell the noise."""
     if Form.NOISE in (native, form) and not float(schedule.alpha(torch.tensor(schedule.t_max, dtype=TIME_DTYPE))):
-        way = "a solver of data predictions, dpmpp or unipc" if native is Form.DATA else "a smaller t_max"
-        raise ValueError(f"t_max = {schedule.t_max:g} is pure noise, where no noise prediction is of use: take {way}")
+        raise ValueError(
+            f"t_max = {schedule.t_max:g} is pure noise, where no noise prediction is of use: take {_WAY_OUT[native]}"
+        )
+
+
+_WAY_OUT = {
+    Form.NOISE: "a smaller t_max",
+    Form.DATA: "a solver of data predictions, dpmpp or unipc",
+    Form.VELOCITY: "a solver that uses velocities, such as adams_bashforth",
+}
 
 
 @dataclass(frozen=True)
