@@ -23,10 +23,10 @@ MAY_LEAVE = {
     ("discretization.py", "check", "float"),
     ("discretization.py", "check", "tolist"),
     ("discretization.py", "check_start", "tolist"),
+    ("noise.py", "ends", "float"),
     ("noise.py", "prior", "float"),
     ("policies/churn.py", "fresh_noise", "numpy"),
     ("policies/instance.py", "start_at", "no_grad"),
-    ("solvers/loop.py", "_check_start", "float"),
 }
 
 

@@ -28,7 +28,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from indis.noise import NoiseSchedule, begins
+from indis.noise import NoiseSchedule, begins, ends
 from indis.numerics import TIME_DTYPE
 
 Grid = Callable[[NoiseSchedule, int], Tensor]
@@ -169,8 +169,7 @@ def _given(schedule: NoiseSchedule, steps: int, times: Sequence[float]) -> Tenso
 
 def _require_ends(schedule: NoiseSchedule, name: str) -> None:
     """A grid in sigma / alpha would put nearly all nodes at an end where that is infinite or zero."""
-    alpha = float(schedule.alpha(torch.tensor(schedule.t_max, dtype=TIME_DTYPE)))
-    sigma = float(schedule.sigma(torch.tensor(schedule.t_min, dtype=TIME_DTYPE)))
+    alpha, sigma = ends(schedule)
     if not (alpha > 0 and sigma > 0):
         raise ValueError(
             f"grid {name} needs alpha(t_max) > 0 and sigma(t_min) > 0, got {alpha:g} and {sigma:g}; take "

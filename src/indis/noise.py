@@ -292,6 +292,12 @@ def begins(schedule: NoiseSchedule, time: float) -> bool:
     return math.isclose(time, schedule.t_max, rel_tol=1e-6)
 
 
+def ends(schedule: NoiseSchedule) -> tuple[float, float]:
+    """alpha(t_max) and sigma(t_min): zero where sampling begins at pure noise, or ends at pure data."""
+    first, last = (torch.tensor(t, dtype=TIME_DTYPE) for t in (schedule.t_max, schedule.t_min))
+    return float(schedule.alpha(first)), float(schedule.sigma(last))
+
+
 def prior(schedule: NoiseSchedule, noise: Tensor) -> Tensor:
     """The start of sampling x_T = sigma(T) z from unit noise ``z`` of shape ``(batch, *shape)``."""
     return noise * float(schedule.sigma(torch.tensor(schedule.t_max, dtype=TIME_DTYPE)))

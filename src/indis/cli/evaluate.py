@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 from indis import artifact, losses
@@ -78,7 +77,10 @@ class Evaluate(SamplerChoice):
         seeds = range(self.first_seed, self.first_seed + self.samples)
         with bar() as progress:
             task = progress.add_task("FD-Fashion", total=self.samples)
-            done = partial(progress.update, task)
             return frechet_of_seeds(
-                denoiser, sampler, seeds, folder=self.features, on_batch=lambda n: done(completed=n)
+                denoiser,
+                sampler,
+                seeds,
+                folder=self.features,
+                on_batch=lambda n: progress.update(task, completed=n),
             )

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -90,6 +90,8 @@ class ClosedLoop(Instance):
 class Looking:
     """One run's plan: the latest :meth:`ClosedLoop.rest` and the node it began at."""
 
+    corrects: ClassVar[bool] = False  # does it add to what the steps head for?
+
     policy: ClosedLoop
     features: Tensor | None
     plan: Discretization | None = None
@@ -112,13 +114,16 @@ class Looking:
 
     def decide(self, k: int, x: Tensor, answer: Tensor) -> Decision:
         """The first step of what is planned from here, or the next one of what was planned after the first look."""
-        tau = self.policy.base[:, 0] if self.plan is None else self.plan.tau[:, k - self.begun]
-        view = seen(x, answer, tau, self.policy.schedule, self.policy.native)
-        if self.plan is None or self.policy.look == "every":
+        plans = self.plan is None or self.policy.look == "every"
+        if plans or self.corrects:
+            tau = self.policy.base[:, 0] if self.plan is None else self.plan.tau[:, k - self.begun]
+            view = seen(x, answer, tau, self.policy.schedule, self.policy.native)
+        if plans:
             self.plan, self.begun = self.policy.rest(k, tau, view, self.features), k
+        assert self.plan is not None
         decision = self.plan.decide(k - self.begun, x, answer)
-        return replace(decision, extra=self.extra(k, view))
+        return replace(decision, extra=self.extra(k, view)) if self.corrects else decision
 
     def extra(self, k: int, view: Tensor) -> Tensor | None:
-        """What step k adds to the denoised sample, given what is :func:`seen` at its start: nothing."""
+        """What step k adds to the denoised sample, given what is :func:`seen` at its start; of those that correct."""
         return None

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -73,7 +73,7 @@ class LocalLoop(ClosedLoop):
 
     rate = 0.02  # of its weights, relative to a bare logit's
 
-    def __init__(self, *args: Any, local: Local = "both", local_width: int = 16, **closed: Any) -> None:
+    def __init__(self, *args: Any, local: Local, local_width: int, **closed: Any) -> None:
         super().__init__(*args, **closed)
         self.local, self.local_width = local, local_width
         self.sizes = [0 if local == "free" else PAST, 0 if local == "weights" else self.shape[0]]
@@ -114,6 +114,8 @@ class LocalLoop(ClosedLoop):
 @dataclass
 class _Correcting(Looking):
     """Also remembers the denoised samples of the run."""
+
+    corrects: ClassVar[bool] = True
 
     policy: LocalLoop
     data: list[Tensor] = field(default_factory=list)

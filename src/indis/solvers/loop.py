@@ -19,8 +19,8 @@ from torch.utils.checkpoint import checkpoint as recompute
 
 from indis.denoise import UNCONDITIONAL, Condition, Denoiser, Form, convert, held, told
 from indis.discretization import Churn, Keep, Plan
-from indis.noise import NoiseSchedule
-from indis.numerics import TIME_DTYPE, broadcast
+from indis.noise import NoiseSchedule, ends
+from indis.numerics import broadcast
 from indis.solvers.solver import Solver
 
 
@@ -140,7 +140,7 @@ def analytic_answer(denoiser: Denoiser, x: Tensor, tau: Tensor) -> Tensor:
 
 def _check_start(schedule: NoiseSchedule, native: Form, form: Form) -> None:
     """Where alpha is 0 a noise prediction says nothing of the data, and a data prediction does not tell the noise."""
-    if Form.NOISE in (native, form) and not float(schedule.alpha(torch.tensor(schedule.t_max, dtype=TIME_DTYPE))):
+    if Form.NOISE in (native, form) and not ends(schedule)[0]:
         raise ValueError(
             f"t_max = {schedule.t_max:g} is pure noise, where no noise prediction is of use: take {_WAY_OUT[native]}"
         )
