@@ -130,16 +130,17 @@ def test_a_budget_that_was_half_overwritten_is_told_from_a_good_one(own, tmp_pat
         assert sentence(error).endswith(f"{name} is damaged: {broken} is not the one that budget.json was written with")
 
 
-def test_a_budget_of_before_there_were_checksums_still_loads(own, tmp_path):
+def test_a_budget_without_its_checksums_is_refused(own, tmp_path):
     budget.save(own, tmp_path)
     config = load_json(tmp_path / "budget.json")
     assert list(config["files"]) == ["config.json", "budget.safetensors"]
-    save_json(tmp_path / "budget.json", {name: config[name] for name in ("price", "mean", "predictor")})
-    assert budget.load(tmp_path).price == own.price
-    save_json(tmp_path / "budget.json", config | {"files": []})
-    with pytest.raises(ValueError, match="is damaged"):
-        budget.load(tmp_path)
+    bare = {name: config[name] for name in ("price", "mean", "predictor")}
+    for damaged in (bare, config | {"files": []}):
+        save_json(tmp_path / "budget.json", damaged)
+        with pytest.raises(ValueError, match=r"is not a complete budget: it lacks the checksums"):
+            budget.load(tmp_path)
     save_json(tmp_path / "budget.json", config)
+    assert budget.load(tmp_path).price == own.price
     (tmp_path / "budget.safetensors").unlink()
     with pytest.raises(FileNotFoundError, match="budget.safetensors does not exist"):
         budget.load(tmp_path)

@@ -1,4 +1,5 @@
 import math
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -11,6 +12,14 @@ from small_cases import sentence
 SHIFTED = ("flow_shift", "resolution")
 RATIOS = ("polynomial", "vp_time")  # spread in sigma / alpha
 ENDLESS = ["rectified_flow"]  # sigma / alpha is infinite at its beginning and zero at its end
+
+
+@dataclass(frozen=True)
+class Zero(LinearVP):
+    """A VP schedule whose last step is pure noise ("zero terminal SNR")."""
+
+    def alpha(self, t: torch.Tensor) -> torch.Tensor:
+        return torch.where(t == self.t_max, 0.0, super().alpha(t))
 
 
 def valid(grid: str, schedule: str) -> bool:
@@ -66,6 +75,23 @@ def test_grids_of_the_noise_ratio_refuse_schedules_on_which_it_has_no_end(name, 
         grids.named(name)(schedule, 5)
     text = sentence(error)
     assert name in text and "alpha(t_max) > 0 and sigma(t_min) > 0" in text and "flow_shift" in text
+
+
+@pytest.mark.parametrize(
+    ("schedule", "name"),
+    [
+        (EDM(), "polynomial:7"),
+        (LinearVP(), "polynomial:7"),
+        (RectifiedFlow(), "uniform"),
+        (RectifiedFlow(0.002, 0.988), "uniform"),
+        (Zero(), "uniform"),
+    ],
+    ids=str,
+)
+def test_the_natural_grid_suits_the_schedule(schedule, name):
+    assert grids.spelled_out("natural", schedule) == name
+    assert torch.equal(grids.named("natural")(schedule, 4), grids.named(name)(schedule, 4))
+    assert grids.spelled_out("log_snr", schedule) == "log_snr"
 
 
 @pytest.mark.parametrize("name", ["edm", "rectified_flow_inside", "linear_vp", "discrete_vp"])
@@ -198,7 +224,7 @@ def test_listed_times_that_no_sampler_can_take_are_refused(spec, message):
         ("list:80", "grid list needs at least two numbers"),
         ("list:80,ten", "grid list needs at least two numbers"),
         ("list:80,nan,1", "grid list needs at least two numbers"),
-        ("cosine", "grid must be one of uniform, log_snr"),
+        ("cosine", "grid must be one of natural, uniform, log_snr"),
         ("", "grid must be one of"),
         ("uniform:2", "takes no parameter"),
         ("polynomial:seven", "must be a positive number"),

@@ -18,7 +18,7 @@ from indis import (
     gather,
     prior,
 )
-from indis.denoise import Revealing, device_of
+from indis.denoise import Labelled, Revealing, device_of
 from indis.losses import mse
 from indis.models.fashion import class_condition
 from indis.noise import EDM
@@ -33,6 +33,10 @@ X, T = seeded(4, *TINY.shape, seed=1), torch.tensor([0.1, 1.0, 5.0, 40.0], dtype
 
 def without(condition):
     return class_condition(torch.full((len(condition.features),), 10))
+
+
+def labelled(labels):
+    return class_condition(torch.tensor(labels))
 
 
 def guided(scale, inner=TINY):
@@ -81,6 +85,13 @@ def test_it_says_whose_and_how_strongly_and_where():
     assert (model.name, model.fingerprint) == ("tiny, guided", "tiny-guided-2")
     assert (model.schedule, model.shape, model.native) == (TINY.schedule, TINY.shape, TINY.native)
     assert device_of(model) == torch.device("cpu") and not isinstance(model, Revealing)
+
+
+def test_it_can_be_asked_for_the_classes_that_the_model_has():
+    inner = Wrapped(TINY, EDM(), TINY.shape, "noise", condition=TINY.condition, labelled=labelled)
+    for model in (Guided(inner, 2.0, without), Counted(inner)):
+        assert isinstance(model, Labelled) and torch.equal(model.labelled([3, 1]).features, labelled([3, 1]).features)
+    assert not isinstance(guided(2.0), Labelled)
 
 
 def test_a_bottleneck_is_that_of_the_half_with_condition():

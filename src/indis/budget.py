@@ -225,12 +225,14 @@ def load(folder: Path | str) -> BudgetSampler:
 
 
 def _check_files(folder: Path, config: Any) -> None:
-    """Pass if the files are those that were written together, or ``budget.json`` is of a version without checksums."""
+    """Pass if the files are those that were written together."""
     files = config.get("files") if isinstance(config, dict) else None
-    for name in () if files is None else BOUND:
+    if not isinstance(files, dict):
+        raise ValueError(f"{folder / FILE} is not a complete budget: it lacks the checksums of the other files")
+    for name in BOUND:
         if not (folder / name).is_file():
             raise FileNotFoundError(f"{folder / name} does not exist")
-        if not isinstance(files, dict) or files.get(name) != checksum(folder / name):
+        if files.get(name) != checksum(folder / name):
             raise ValueError(f"{folder} is damaged: {name} is not the one that {FILE} was written with")
 
 

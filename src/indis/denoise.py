@@ -310,22 +310,31 @@ def _shape(given: Sequence[int]) -> tuple[int, ...]:
     return tuple(numbers)
 
 
-class Counted:
-    """A denoiser that counts its network calls (``calls``) and evaluated samples (``samples``)."""
+class Around:
+    """A denoiser around another one, ``inner``: what a subclass does not change is passed on."""
 
-    def __init__(self, denoiser: Denoiser) -> None:
-        self.inner = denoiser
-        self.name, self.fingerprint, self.schedule = denoiser.name, denoiser.fingerprint, denoiser.schedule
-        self.shape, self.native = denoiser.shape, denoiser.native
-        self.decode, self.condition = denoiser.decode, denoiser.condition
-        if isinstance(denoiser, Revealing):
-            self.bottleneck = denoiser.bottleneck
-        self.calls = self.samples = 0
+    def __init__(self, inner: Denoiser) -> None:
+        self.inner = inner
+        self.name, self.fingerprint, self.schedule = inner.name, inner.fingerprint, inner.schedule
+        self.shape, self.native = inner.shape, inner.native
+        self.decode, self.condition = inner.decode, inner.condition
+        if isinstance(inner, Revealing):
+            self.bottleneck = inner.bottleneck
+        if isinstance(inner, Labelled):
+            self.labelled = inner.labelled
 
     @property
     def device(self) -> torch.device:
-        """Where the wrapped denoiser is now."""
+        """Where the inner denoiser is now."""
         return device_of(self.inner)
+
+
+class Counted(Around):
+    """A denoiser that counts its network calls (``calls``) and evaluated samples (``samples``)."""
+
+    def __init__(self, denoiser: Denoiser) -> None:
+        super().__init__(denoiser)
+        self.calls = self.samples = 0
 
     def __call__(self, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
         """The wrapped denoiser's answer."""

@@ -7,6 +7,7 @@ noise-to-signal ratio :math:`s = \sigma / \alpha`, which is the time itself for 
 =================  =========================================================  =============================
 name               evenly spaced                                              source
 =================  =========================================================  =============================
+natural            what suits the schedule: polynomial, or uniform for flows  this library's default
 uniform            t                                                          paper, sec. 3.1
 log_snr            log(alpha / sigma)                                         Lu et al., 2022 (DPM-Solver)
 polynomial[:rho]   s^(1/rho), rho = 7                                         Karras et al., 2022, eq. 5
@@ -49,6 +50,11 @@ def ramp(
 def ratio(schedule: NoiseSchedule, t: Tensor) -> Tensor:
     """Noise-to-signal ratio sigma / alpha."""
     return (-schedule.log_snr(t)).exp()
+
+
+def natural(schedule: NoiseSchedule, steps: int) -> Tensor:
+    """The grid that :func:`spelled_out` names."""
+    return named(spelled_out("natural", schedule))(schedule, steps)
 
 
 def uniform(schedule: NoiseSchedule, steps: int) -> Tensor:
@@ -124,6 +130,7 @@ def listed(schedule: NoiseSchedule, times: Sequence[float]) -> Tensor:
 
 
 GRIDS: dict[str, Callable[..., Tensor]] = {
+    "natural": natural,
     "uniform": uniform,
     "log_snr": log_snr,
     "polynomial": polynomial,
@@ -155,6 +162,16 @@ def named(spec: str) -> Grid:
     if name not in keywords:
         raise ValueError(f"grid {name} takes no parameter, got {spec!r}")
     return partial(GRIDS[name], **{keywords[name]: _positive(parameter, spec)})
+
+
+def spelled_out(spec: str, schedule: NoiseSchedule) -> str:
+    """What "natural" means for a schedule; any other grid is what it is called.
+
+    EDM's polynomial where sigma spans decades; uniform for flows, and where sigma / alpha has no end.
+    """
+    if spec != "natural":
+        return spec
+    return "polynomial:7" if schedule.domain == "log_snr" and all(ends(schedule)) else "uniform"
 
 
 def _given(schedule: NoiseSchedule, steps: int, times: Sequence[float]) -> Tensor:

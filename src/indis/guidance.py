@@ -15,10 +15,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from indis.denoise import Condition, Denoiser, Revealing, device_of
+from indis.denoise import Around, Condition, Denoiser, Revealing
 
 
-class Guided:
+class Guided(Around):
     """``denoiser`` guided by ``scale``: 1 is the plain conditional answer, 0 the one without condition.
 
     ``without`` turns a batch's condition into that of no condition, with inputs of the same names and shapes: for the
@@ -32,18 +32,12 @@ class Guided:
     def __init__(self, denoiser: Denoiser, scale: float, without: Callable[[Condition], Condition]) -> None:
         if not math.isfinite(scale):
             raise ValueError(f"scale must be finite, got {scale}")
-        self.inner, self.scale, self.without = denoiser, scale, without
+        super().__init__(denoiser)
+        self.scale, self.without = scale, without
         # End points of another scale are of another model.
         self.name, self.fingerprint = f"{denoiser.name}, guided", f"{denoiser.fingerprint}-guided-{scale:g}"
-        self.schedule, self.shape, self.native = denoiser.schedule, denoiser.shape, denoiser.native
-        self.decode, self.condition = denoiser.decode, denoiser.condition
         if isinstance(denoiser, Revealing):
             self.bottleneck = self._bottleneck
-
-    @property
-    def device(self) -> torch.device:
-        """Where the guided denoiser is now."""
-        return device_of(self.inner)
 
     def __call__(self, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
         """The guided answer ``(batch, *shape)``.

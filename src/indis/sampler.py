@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -11,7 +12,7 @@ from indis.denoise import UNCONDITIONAL, Condition, Denoiser
 from indis.discretization import Decision, Discretization, Keep, Plan
 from indis.noise import prior, same_schedule
 from indis.policies import Attentive, Policy
-from indis.solvers import Parallel, Solver, solve
+from indis.solvers import Parallel, Solver, State, end, solve, trajectory
 
 
 @dataclass
@@ -63,13 +64,31 @@ class Sampler:
             ValueError: if the noise does not fit the denoiser or the condition, the policy was made for another
                 schedule than the denoiser's (a fixed plan knows none), or the denoiser lacks what the policy reads.
         """
+        return end(self.trajectory(denoiser, noise, condition, index=index, checkpoint=checkpoint))
+
+    def trajectory(
+        self,
+        denoiser: Denoiser,
+        noise: Tensor,
+        condition: Condition = UNCONDITIONAL,
+        *,
+        index: Tensor | None = None,
+        checkpoint: bool = False,
+    ) -> Iterator[State]:
+        """The states after each step, the last of which is what a call returns: to watch, or to stop early.
+
+        Raises:
+            ValueError: as a call does.
+        """
         plan = self._plan(denoiser, noise, condition, index)
         start = prior(denoiser.schedule, noise)
         options = {"analytic_first": self.analytic_first, "checkpoint": checkpoint}
-        return solve(denoiser, start, plan, self.solver, condition, **options)
+        return trajectory(denoiser, start, plan, self.solver, condition, **options)
 
     def realised(self, denoiser: Denoiser, noise: Tensor, condition: Condition = UNCONDITIONAL) -> Discretization:
         """The discretization that each sample ends up with, closed-loop decisions included; takes a whole run.
+
+        What *local* adds to the pictures is in no column: on the plain loop its discretization gives other samples.
 
         Raises:
             ValueError: if the noise does not fit the denoiser or the condition, or the schedule the policy.

@@ -6,10 +6,11 @@ from functools import cache
 import pytest
 import torch
 
-from indis import Counted, artifact, losses, noise_from_seeds
+from indis import Counted, RectifiedFlow, artifact, losses, noise_from_seeds
 from indis.evaluate import counted_nfe, score_pairs
 from indis.methods import METHODS
 from methods.cases import CASES
+from problems import Bumpy
 from small_cases import same_tensors, toy, toy_pairs
 
 UNSEEN = range(5000, 5064)
@@ -52,6 +53,20 @@ def test_it_counts_its_calls_and_says_how_many(name):
     with torch.no_grad():
         sampler(counter, noise_from_seeds(range(3), toy().shape))
     assert counter.samples == 3 * sampler.nfe
+
+
+@EVERY
+def test_by_default_it_begins_at_pure_noise_where_a_flow_does(name):
+    """But for those whose paper spreads the nodes in sigma / alpha; they say what would do."""
+    problem = Bumpy(RectifiedFlow(1e-3, 1.0))
+    method = METHODS[name](steps=3, **({"features": "answer"} if name.startswith("amed") else {}))
+    noise = noise_from_seeds(UNSEEN, problem.shape)
+    if method.grid == "vp_time:1":
+        with pytest.raises(ValueError, match="take uniform or flow_shift"):
+            method.untrained(problem)
+        method = replace(method, grid="uniform")
+    with torch.no_grad():
+        assert bool(method.untrained(problem)(problem, noise).isfinite().all())
 
 
 @EVERY

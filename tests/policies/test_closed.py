@@ -25,6 +25,7 @@ from indis.policies import ClosedLoop
 from problems import Bumpy, GoldenMixture, seeded
 
 PROBLEM, FLOW = GoldenMixture(), Bumpy(RectifiedFlow())
+BASE = grids.polynomial(PROBLEM.schedule, 4)
 LOOKS = pytest.mark.parametrize("look", ["first", "every"])
 STEPS = 4
 
@@ -77,6 +78,23 @@ def test_what_was_decided_is_what_realised_says(look):
     replayed = solve(PROBLEM, prior(PROBLEM.schedule, noise), plan, IPNDM(3))
     assert torch.equal(replayed, sampler(PROBLEM, noise))
     assert plan.tau[:, 1].std() > 1e-6 * plan.tau[:, 1].mean()
+
+
+@LOOKS
+def test_a_trajectory_has_every_step_and_ends_at_the_sample(look):
+    noise = seeded(3, *PROBLEM.shape, seed=5)
+    for policy in (closed(PROBLEM, look, seed=4), Fixed(BASE)):
+        sampler = Sampler(policy, IPNDM(3))
+        states = list(sampler.trajectory(PROBLEM, noise))
+        assert [state.node for state in states] == list(range(1, STEPS + 1))
+        assert torch.equal(states[-1].x, sampler(PROBLEM, noise))
+        taus = torch.stack([state.tau.expand(3) for state in states], dim=1)
+        assert torch.equal(taus, sampler.realised(PROBLEM, noise).tau[:, 1:].expand(3, -1))
+
+
+def test_a_trajectory_is_refused_before_its_first_step():
+    with pytest.raises(ValueError, match="noise must be"):
+        Sampler(Fixed(BASE), IPNDM(3)).trajectory(PROBLEM, torch.zeros(2, 77))
 
 
 def test_with_one_look_later_states_do_not_matter():

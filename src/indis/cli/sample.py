@@ -16,6 +16,7 @@ from indis.denoise import Counted, Denoiser, Labelled
 from indis.discretization import Discretization
 from indis.evaluate import Draw, sample_batches
 from indis.methods import heuristic
+from indis.noise import same_schedule
 from indis.pixels import to_bytes
 from indis.policies import AnySteps, Fixed
 from indis.sampler import Sampler
@@ -35,8 +36,9 @@ class SamplerChoice(WithModel):
     """Plain solver (ipndm:3 if absent): euler, heun, ipndm, adams_bashforth, deis, dpmpp, unipc or midpoint, as
     name[:order[:variant]]; an artifact has its own."""
     grid: str | None = None
-    """Grid of the plain solver (polynomial:7 if absent): uniform, log_snr, polynomial, quadratic, vp_time, flow_shift
-    or resolution, as name[:parameter], or list:T0,T1,... of times; an artifact has its own."""
+    """Grid of the plain solver: natural (if absent; polynomial:7, or uniform for a flow), uniform, log_snr, polynomial,
+    quadratic, vp_time, flow_shift or resolution, as name[:parameter], or list:T0,T1,... of times; an artifact has its
+    own."""
     steps: int | None = None
     """Steps of the plain solver (5 if absent), or which of its numbers an artifact for every N shall take; one of
     `indis budget` takes each sample's own if absent."""
@@ -66,7 +68,7 @@ class SamplerChoice(WithModel):
         """The plain solver, with the defaults that it takes."""
         return {
             "solver": "ipndm:3" if self.solver is None else self.solver,
-            "grid": "polynomial:7" if self.grid is None else self.grid,
+            "grid": "natural" if self.grid is None else self.grid,
             "steps": 5 if self.steps is None else self.steps,
             "analytic_first": self.afs,
         }
@@ -92,10 +94,11 @@ def check_fits(name: Path | str, sampler: Sampler, denoiser: Denoiser) -> None:
     Raises:
         ValueError: if it was made for another schedule or shape, or fitted to another model.
     """
-    for part in ("schedule", "shape"):  # of a policy that was learned
-        own, needed = getattr(sampler.policy, part, None), getattr(denoiser, part)
-        if own is not None and own != needed:
-            raise ValueError(f"{name} needs a model with {part} {own}, {denoiser.name} has {needed}")
+    schedule, shape = (getattr(sampler.policy, part, None) for part in ("schedule", "shape"))  # if it was learned
+    if schedule is not None and not same_schedule(schedule, denoiser.schedule):
+        raise ValueError(f"{name} needs a model with schedule {schedule}, {denoiser.name} has {denoiser.schedule}")
+    if shape is not None and shape != denoiser.shape:
+        raise ValueError(f"{name} needs a model with shape {shape}, {denoiser.name} has {denoiser.shape}")
     if isinstance(sampler.policy, Fixed):  # knows neither, only times
         _check_times(name, sampler.policy.plan, denoiser)
     made_for = artifact.made_for(name)

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import tyro
 
+from indis import grids
 from indis.cli.console import WithModel, bar, emit, say, writable, writable_file
 from indis.methods import heuristic
 from indis.storage import describe
@@ -28,9 +29,9 @@ class Teach(WithModel):
     solver: str = "ipndm:3"
     """Teacher's solver: euler, heun, ipndm, adams_bashforth, deis, dpmpp, unipc or midpoint, as
     name[:order[:variant]]."""
-    grid: str = "polynomial:7"
-    """Teacher's grid: uniform, log_snr, polynomial, quadratic, vp_time, flow_shift or resolution, as
-    name[:parameter], or list:T0,T1,... of times."""
+    grid: str = "natural"
+    """Teacher's grid: natural (polynomial:7, or uniform for a flow), uniform, log_snr, polynomial, quadratic, vp_time,
+    flow_shift or resolution, as name[:parameter], or list:T0,T1,... of times."""
     steps: int = 30
     """Teacher's steps."""
     config: Annotated[TeachConfig, tyro.conf.arg(name="")] = field(default_factory=TeachConfig)
@@ -41,12 +42,13 @@ class Teach(WithModel):
     def run(self) -> None:
         """Write the shards."""
         denoiser = self.load_model(self.model)
-        teacher = heuristic(denoiser, solver=self.solver, grid=self.grid, steps=self.steps)
+        grid = grids.spelled_out(self.grid, denoiser.schedule)
+        teacher = heuristic(denoiser, solver=self.solver, grid=grid, steps=self.steps)
         provenance = {
             "model": self.model,
             "weights": denoiser.fingerprint,
             "solver": describe(teacher.solver),
-            "grid": self.grid,
+            "grid": grid,
             "steps": self.steps,
             "nfe": teacher.nfe,
         }

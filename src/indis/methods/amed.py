@@ -80,9 +80,9 @@ class AMEDPlugin(AMED):
 
     # midpoint, or a multistep solver without corrector
     solver: str = "ipndm:4"
-    # where it starts: uniform, log_snr, polynomial, quadratic, vp_time, flow_shift or resolution, as name[:parameter],
-    # or list:T0,T1,... of times
-    grid: str = "polynomial:7"
+    # where it starts: natural (polynomial:7, or uniform for a flow), uniform, log_snr, polynomial, quadratic, vp_time,
+    # flow_shift or resolution, as name[:parameter], or list:T0,T1,... of times
+    grid: str = "natural"
     s_time: float = 0.2  # 0 for the authors' other data sets
 
 

@@ -42,8 +42,8 @@ class EPDPlugin(EPD):
 
     # midpoint:K:order
     solver: str = "midpoint:2:4"
-    # where it starts: uniform, log_snr, polynomial, quadratic, vp_time, flow_shift or resolution, as name[:parameter],
-    # or list:T0,T1,... of times
-    grid: str = "polynomial:7"
+    # where it starts: natural (polynomial:7, or uniform for a flow), uniform, log_snr, polynomial, quadratic, vp_time,
+    # flow_shift or resolution, as name[:parameter], or list:T0,T1,... of times
+    grid: str = "natural"
     s_time: float = 0.2  # the midpoint's noise level is scaled by at most 1 - b ... 1 + b
     fit: FitConfig = field(default_factory=lambda: FitConfig(lr=0.1))

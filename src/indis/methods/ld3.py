@@ -59,8 +59,8 @@ class LD3(Method):
 
     # euler, heun, ipndm, adams_bashforth, deis, dpmpp, unipc or midpoint, as name[:order[:variant]]
     solver: str = "unipc:3:bh1"
-    # where it starts: uniform, log_snr, polynomial, quadratic, vp_time, flow_shift or resolution, as name[:parameter],
-    # or list:T0,T1,... of times
+    # where it starts: natural (polynomial:7, or uniform for a flow), uniform, log_snr, polynomial, quadratic, vp_time,
+    # flow_shift or resolution, as name[:parameter], or list:T0,T1,... of times
     grid: str = "uniform"
     fit: FitConfig = field(default_factory=lambda: FitConfig(iterations=175, batch=2, holdout=50, validate_every=1))
     domain: Domain | None = None  # in which nodes are spread; None: what suits the schedule

@@ -33,9 +33,9 @@ class Method(ABC):
     steps: int = 5  # N
     # euler, heun, ipndm, adams_bashforth, deis, dpmpp, unipc or midpoint, as name[:order[:variant]]
     solver: str = "ipndm:3"
-    # where it starts: uniform, log_snr, polynomial, quadratic, vp_time, flow_shift or resolution, as name[:parameter],
-    # or list:T0,T1,... of times
-    grid: str = "polynomial:7"
+    # where it starts: natural (polynomial:7, or uniform for a flow), uniform, log_snr, polynomial, quadratic, vp_time,
+    # flow_shift or resolution, as name[:parameter], or list:T0,T1,... of times
+    grid: str = "natural"
     analytic_first: bool = False  # AFS: the first answer by its closed form, one evaluation less
     loss: str = "mse"  # mse, squared, fashion, fashion-dists, lpips
     fit: FitConfig = field(default_factory=FitConfig)

@@ -27,7 +27,7 @@ class TwoStage(Method):
     steps: int = 3  # NFE 5, the papers' main setting
     # midpoint[:points[:order]]; AMED also takes a multistep solver without corrector
     solver: str = "midpoint"
-    # "time_uniform" with rho = 1; others: uniform, log_snr, polynomial, quadratic, vp_time, flow_shift or resolution,
+    # "time_uniform" with rho = 1; others: natural, uniform, log_snr, polynomial, quadratic, flow_shift or resolution,
     # or list:T0,T1,... of times
     grid: str = "vp_time:1"
     analytic_first: bool = True  # AFS, as published: one evaluation less

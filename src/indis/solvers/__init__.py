@@ -8,7 +8,7 @@ from typing import Any
 from indis.solvers.adams import DEIS, IPNDM, AdamsBashforth, Euler
 from indis.solvers.dpmpp import DPMSolverPP
 from indis.solvers.heun import Heun
-from indis.solvers.loop import State, solve, trajectory
+from indis.solvers.loop import State, end, solve, trajectory
 from indis.solvers.midpoint import Midpoint
 from indis.solvers.solver import Coefficients, Parallel, Solver
 from indis.solvers.unipc import UniPC
@@ -38,6 +38,7 @@ __all__ = [
     "Solver",
     "State",
     "UniPC",
+    "end",
     "named",
     "solve",
     "trajectory",

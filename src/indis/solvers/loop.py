@@ -45,6 +45,11 @@ def solve(
 ) -> Tensor:
     """The end of :func:`trajectory`: x at t_0, shape of ``x``."""
     states = trajectory(denoiser, x, plan, solver, condition, analytic_first=analytic_first, checkpoint=checkpoint)
+    return end(states)
+
+
+def end(states: Iterable[State]) -> Tensor:
+    """Where a trajectory ends; what was on the way is not kept."""
     return deque(states, maxlen=1).pop().x
 
 
