@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from indis import EDM, DiscreteVP, LinearVP, NoiseSchedule, RectifiedFlow, ScaledLinearVP, prior
+from indis.noise import within
 from problems import SCHEDULES
 from small_cases import sentence
 
@@ -200,3 +201,25 @@ def test_schedules_that_mean_nothing_are_refused(make, words):
     with pytest.raises(ValueError, match=re.escape(words)) as error:
         make()
     sentence(error)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "latest"),
+    [
+        (RectifiedFlow(0.02, 0.98), 0.99),
+        (RectifiedFlow(0.02, 1.0), 1.0),
+        (DiscreteVP(t_min=1.0), 999.0),
+        (DiscreteVP(t_min=1.0, t_max=900.0), 949.5),
+        (LinearVP(), 1.0),
+        (ScaledLinearVP(t_max=1.5), 1.5),  # where somebody samples from, a network must be
+        (EDM(), math.inf),
+    ],
+    ids=str,
+)
+def test_shifts_do_not_lead_to_where_no_network_is(schedule, latest):
+    tau = torch.tensor([schedule.t_max, (schedule.t_min + schedule.t_max) / 2, schedule.t_min], dtype=torch.float64)
+    for size in (0.0, 1e-3, 0.3, 1e4):
+        for sign in (-1, 1):
+            wish = sign * size * tau
+            asked = tau + within(schedule, tau, wish)
+            torch.testing.assert_close(asked, (tau + wish).clamp(schedule.t_min / 2, latest), rtol=1e-12, atol=1e-12)

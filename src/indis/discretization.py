@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from indis.checks import require_choice
-from indis.noise import Domain, NoiseSchedule, begins
+from indis.noise import Domain, NoiseSchedule, begins, within
 from indis.numerics import TIME_DTYPE, restored
 
 Shift = Literal["relative", "gap", "additive"]
@@ -296,8 +296,7 @@ def _shifts(amount: Tensor, tau: Tensor, schedule: NoiseSchedule, bounds: Bounds
         shift = schedule.time(level - amount) - schedule.time(level)
     else:
         shift = amount * (asked - tau[:, 1:]) if bounds.shift == "gap" else amount
-    # No network is defined at t <= 0; half of t_min is as far below the range as it may be asked.
-    return torch.maximum(shift, schedule.t_min / 2 - asked)
+    return within(schedule, asked, shift)
 
 
 def _same(t: Tensor) -> Tensor:

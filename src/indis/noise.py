@@ -25,7 +25,7 @@ import sys
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal, Protocol, runtime_checkable
+from typing import ClassVar, Literal, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -41,7 +41,10 @@ _ABOVE_ZERO = 5e-324  # the least positive number
 
 @runtime_checkable
 class NoiseSchedule(Protocol):
-    """The contract of a noise schedule; all methods are elementwise on tensors of any shape."""
+    """The contract of a noise schedule; all methods are elementwise on tensors of any shape.
+
+    Optional is ``limit``, the last time at which a network of it is defined, if there is one; see :func:`within`.
+    """
 
     @property
     def t_min(self) -> float:
@@ -121,12 +124,14 @@ class RectifiedFlow:
         ValueError: unless 0 <= t_min < t_max <= 1.
     """
 
+    limit: ClassVar[float] = 1.0
+
     t_min: float = 0.0
     t_max: float = 1.0
     domain: Domain = "time"
 
     def __post_init__(self) -> None:
-        _check(self, high=1.0)
+        _check(self, high=self.limit)
 
     def alpha(self, t: Tensor) -> Tensor:
         return 1 - t
@@ -146,7 +151,9 @@ _TINY = 1e-8
 
 
 class _VariancePreserving(ABC):
-    """alpha^2 + sigma^2 = 1, given log alpha^2 = -I(t) and the inverse of I."""
+    """alpha^2 + sigma^2 = 1 on [0, 1], given log alpha^2 = -I(t) and the inverse of I."""
+
+    limit: ClassVar[float] = 1.0
 
     @abstractmethod
     def _integral(self, t: Tensor) -> Tensor: ...
@@ -247,9 +254,14 @@ class DiscreteVP:
     domain: Domain = "log_snr"
 
     def __post_init__(self) -> None:
-        _check(self, high=self.steps - 1)
+        _check(self, high=self.limit)
         _check_betas(self.beta_start, self.beta_end, most=1)
         require_choice("spacing", self.spacing, Spacing)
+
+    @property
+    def limit(self) -> float:
+        """The last step of the table."""
+        return self.steps - 1
 
     @cached_property
     def table(self) -> Tensor:
@@ -296,6 +308,16 @@ def ends(schedule: NoiseSchedule) -> tuple[float, float]:
     """alpha(t_max) and sigma(t_min): zero where sampling begins at pure noise, or ends at pure data."""
     first, last = (torch.tensor(t, dtype=TIME_DTYPE) for t in (schedule.t_max, schedule.t_min))
     return float(schedule.alpha(first)), float(schedule.sigma(last))
+
+
+def within(schedule: NoiseSchedule, tau: Tensor, dtau: Tensor) -> Tensor:
+    """The time shift ``dtau`` of nodes ``tau`` (any shape), cut where it would lead to times without a network.
+
+    That is at t <= 0, and beyond a schedule's ``limit``; half of the way there from its range is as far as it may lead.
+    """
+    latest = max(schedule.t_max, (schedule.t_max + getattr(schedule, "limit", math.inf)) / 2)
+    shift = torch.maximum(dtau, schedule.t_min / 2 - tau)
+    return shift if latest == math.inf else torch.minimum(shift, latest - tau)
 
 
 def prior(schedule: NoiseSchedule, noise: Tensor) -> Tensor:

@@ -57,6 +57,7 @@ def spread(policy, seed=0):
     sums = 0.75 + 0.25 * torch.rand(policy.steps, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     sums[0] += 0.1
     with torch.no_grad():
+        policy.scales[0].clamp_(max=0.98)  # a question from before a flow's beginning would be cut
         policy.weights.tril_()
         policy.weights[:, 0] += sums - policy.weights.sum(1)
     return policy
@@ -163,6 +164,15 @@ def test_in_a_vp_process_the_clock_is_noise_over_signal():
     torch.testing.assert_close(plan.tau[0, 1:-1], torch.cat([time(t) for t in times[1:-1]]), rtol=1e-9, atol=0)
     end = solve(denoiser, x, plan, solvers.IPNDM(3))
     torch.testing.assert_close(end, schedule.alpha(plan.tau[:, -1]) * expected, rtol=1e-9, atol=1e-9)
+
+
+def test_no_question_is_asked_from_before_the_beginning():
+    denoiser, grid = PROBLEMS["flow, velocity"]
+    policy = spread(policy_for(denoiser, grid))
+    with torch.no_grad():
+        policy.scales[0] = 1.5
+    plan = policy.plan.detach()
+    assert float(plan.tau[0, 0] + plan.dtau[0, 0]) == pytest.approx((0.95 + 1) / 2)
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from indis import IPNDM, UNCONDITIONAL, Bounds, Counted, Euler, Fixed, RectifiedFlow, Sampler, grids, prior
+from indis import IPNDM, UNCONDITIONAL, Bounds, Counted, Euler, Fixed, RectifiedFlow, Sampler, grids, prior, solvers
 from indis.denoise import Form, convert
 from indis.methods import LocalLook
 from indis.policies import LocalLoop
@@ -62,6 +62,23 @@ def test_untrained_it_is_its_base_solver_bit_for_bit(problem, local):
     noise, policy = seeded(6, *problem.shape, seed=1, dtype=torch.float32), policy_for(problem, local)
     plain = draw(problem, Sampler(Fixed(policy.base), IPNDM(3)), noise)
     assert torch.equal(draw(problem, Sampler(policy, IPNDM(3)), noise), plain)
+
+
+@pytest.mark.parametrize("spec", ["euler", "heun", "ipndm:4", "adams_bashforth:3", "dpmpp:3", "unipc:3:bh1"])
+def test_every_solver_goes_as_much_further_whatever_the_schedule_s_end(spec):
+    """A flow ends at pure data, where a solver of data predictions carries nothing of the state over."""
+    solver, noise = solvers.named(spec), seeded(6, *FLOW.shape, seed=1)
+    policy = policy_for(FLOW, "free", steps=1)
+    plain = draw(FLOW, Sampler(Fixed(policy.base), solver), noise)
+    torch.testing.assert_close(draw(FLOW, Sampler(policy, solver), noise), plain, rtol=0, atol=0)
+    torch.nn.init.constant_(policy.places.leave.bias, 0.25)
+    # From t = 1, where alpha is 0, all of what is added arrives.
+    further = plain + 0.25
+    if spec == "heun":  # whose trial is there already
+        x, t = prior(FLOW.schedule, noise), torch.zeros(6, dtype=torch.float64)
+        trial = FLOW(x - FLOW(x, t + 1, UNCONDITIONAL) + 0.25, t, UNCONDITIONAL)
+        further = x - (FLOW(x, t + 1, UNCONDITIONAL) + trial) / 2 + 0.25
+    torch.testing.assert_close(draw(FLOW, Sampler(policy, solver), noise), further, rtol=1e-6, atol=1e-6)
 
 
 @PROBLEMS

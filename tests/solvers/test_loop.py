@@ -310,3 +310,17 @@ def test_a_noise_prediction_at_pure_noise_is_refused_and_not_nan(solver, native)
         sentence(error)
     else:
         assert bool(solve(problem, x, plan, solver).isfinite().all())
+
+
+@each_solver
+@pytest.mark.parametrize("native", Form)
+def test_a_run_to_pure_data_is_finite_or_says_what_it_would_need(solver, native):
+    schedule = RectifiedFlow(0.0, 0.98)
+    problem, x = Bumpy(schedule, native), seeded(2, 2, seed=1)
+    plan = Discretization.plain(grids.uniform(schedule, 4))
+    if isinstance(solver, Heun) and native is Form.DATA:
+        with pytest.raises(ValueError, match="t_min = 0 is pure data, .* take a larger t_min") as error:
+            solve(problem, x, plan, solver)
+        sentence(error)
+    else:
+        assert bool(solve(problem, x, plan, solver).isfinite().all())

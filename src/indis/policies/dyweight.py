@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from indis.denoise import Form
 from indis.discretization import Discretization, Keep
-from indis.noise import NoiseSchedule
+from indis.noise import NoiseSchedule, within
 from indis.policies.policy import Fixed, Policy
 from indis.policies.tracking import effective, stride
 
@@ -93,5 +93,4 @@ class DyWeightPolicy(Policy):
             shift = self.schedule.time(level - scale.clamp_min(_TINY).log()) - self.schedule.time(level)
         else:
             shift = (scale - 1) * tau
-        # No network is defined at t <= 0; half of t_min is as far below the range as it may be asked.
-        return torch.maximum(shift, self.schedule.t_min / 2 - tau)
+        return within(self.schedule, tau, shift)

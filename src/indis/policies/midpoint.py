@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from indis.checks import require_choice
 from indis.discretization import Discretization, Plan
-from indis.noise import SCHEDULES, Domain, NoiseSchedule
+from indis.noise import SCHEDULES, Domain, NoiseSchedule, within
 from indis.numerics import TIME_DTYPE
 from indis.policies.churn import Churned
 from indis.policies.policy import Fixed, Policy, shared_grid
@@ -91,7 +91,7 @@ def noisier(schedule: NoiseSchedule, tau: Tensor, factor: Tensor) -> Tensor:
     """How much later the time is at which sigma / alpha is ``factor`` times that of ``tau``; exactly 0 for 1."""
     level = schedule.log_snr(tau)
     shift = schedule.time(level - factor.log()) - schedule.time(level)
-    return torch.maximum(shift, schedule.t_min / 2 - tau)  # no network is defined at t <= 0
+    return within(schedule, tau, shift)
 
 
 class MidpointTable(Policy):

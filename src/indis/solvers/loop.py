@@ -69,7 +69,8 @@ def trajectory(
     recomputes each network call in the backward pass, so memory does not grow with the number of steps.
 
     Raises:
-        ValueError: if the denoiser answers in another shape, or the run would need a noise prediction at pure noise.
+        ValueError: if the denoiser answers in another shape, or the run would need a prediction that does not exist:
+            of the noise at pure noise, or from a data prediction at pure data.
     """
     schedule, form = denoiser.schedule, solver.form(denoiser.native)
     _check_start(schedule, denoiser.native, form)
@@ -88,19 +89,17 @@ def trajectory(
         tau, dtau = decision.tau, decision.dtau
         nodes.append(tau)
         step = solver.coefficients(schedule, form, _columns(nodes), plan.steps)
-        start, weights = (
-            x if decision.extra is None else _led(x, decision.extra, nodes, step.carry, schedule),
-            step.predict,
-        )
+        start, weights, lead = x, step.predict, _lead(decision.extra, nodes, schedule)
         if decision.weights is not None:
             weights = _corrected(weights, step.unit, decision.weights)
         if decision.stretch is not None:
             weights = decision.stretch[:, None] * weights
-        x = combine(step.carry, start, weights, history)
+        x = combine(step.carry, start, weights, history, lead)
         finish = None
         if step.correct is not None:
-            finish = _Corrector(step.carry, start, step.correct)
+            finish = _Corrector(step.carry, start, step.correct, lead)
             if step.trial:
+                _check_trial(schedule, denoiser.native, form)
                 trial = ask.usable(_Answer(ask.native(x, tau)), decision.gamma, x, tau)
                 x, finish = finish((trial, *history)), None
         if decision.churn is not None:
@@ -109,9 +108,11 @@ def trajectory(
         yield State(k + 1, tau, x)
 
 
-def combine(carry: Tensor, x: Tensor, weights: Tensor, values: Iterable[Tensor]) -> Tensor:
-    """u x + sum_j w_j f_j: the only place where coefficients ``(grid,)``, ``(grid, order)`` meet samples."""
+def combine(carry: Tensor, x: Tensor, weights: Tensor, values: Iterable[Tensor], lead: Tensor | None = None) -> Tensor:
+    """u x + sum_j w_j f_j, plus a lead: only here do coefficients ``(grid,)``, ``(grid, order)`` meet samples."""
     total = broadcast(carry, x) * x
+    if lead is not None:
+        total = total + lead
     for weight, value in zip(weights.unbind(1), values, strict=False):
         total = total + broadcast(weight, x) * value
     return total
@@ -148,6 +149,15 @@ def _check_start(schedule: NoiseSchedule, native: Form, form: Form) -> None:
     if Form.NOISE in (native, form) and not ends(schedule)[0]:
         raise ValueError(
             f"t_max = {schedule.t_max:g} is pure noise, where no noise prediction is of use: take {_WAY_OUT[native]}"
+        )
+
+
+def _check_trial(schedule: NoiseSchedule, native: Form, form: Form) -> None:
+    """The trial of the last step asks at t_min, where a data prediction must tell the noise too."""
+    if native is Form.DATA and form is Form.NOISE and not ends(schedule)[1]:
+        raise ValueError(
+            f"t_min = {schedule.t_min:g} is pure data, where a data prediction does not tell the noise that heun "
+            "needs: take a larger t_min, or a solver without a trial evaluation"
         )
 
 
@@ -216,9 +226,10 @@ class _Corrector:
     carry: Tensor
     start: Tensor
     weights: Tensor
+    lead: Tensor | None
 
     def __call__(self, values: tuple[Tensor, ...]) -> Tensor:
-        return combine(self.carry, self.start, self.weights, values)
+        return combine(self.carry, self.start, self.weights, values, self.lead)
 
 
 def _columns(nodes: list[Tensor]) -> Tensor:
@@ -227,14 +238,16 @@ def _columns(nodes: list[Tensor]) -> Tensor:
     return torch.stack([node.expand(rows) for node in nodes], dim=1)
 
 
-def _led(x: Tensor, extra: Tensor, nodes: list[Tensor], carry: Tensor, schedule: NoiseSchedule) -> Tensor:
-    """The state from which the step, predicted or corrected, ends where ``extra`` more of denoised sample leads.
+def _lead(extra: Tensor | None, nodes: list[Tensor], schedule: NoiseSchedule) -> Tensor | None:
+    """How much further a step, predicted or corrected, goes with ``extra`` more of denoised sample.
 
     With the noise as it is, x' = alpha' D + sigma' / sigma (x - alpha D).
     """
+    if extra is None:
+        return None
     alpha, sigma = schedule.alpha(nodes[-2]), schedule.sigma(nodes[-2])
     share = schedule.alpha(nodes[-1]) - alpha * schedule.sigma(nodes[-1]) / sigma
-    return x + broadcast(share / carry, x) * extra
+    return broadcast(share, extra) * extra
 
 
 def _corrected(weights: Tensor, unit: Tensor, correction: Tensor) -> Tensor:
