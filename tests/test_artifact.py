@@ -1,6 +1,7 @@
 """Artifacts give the same bits back, and damage is told in one sentence."""
 
 import json
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from indis import (
     Bounds,
     DiscreteVP,
     Discretization,
+    Euler,
     Fixed,
     Global,
     Instance,
@@ -19,6 +21,7 @@ from indis import (
     RectifiedFlow,
     Sampler,
     ScaledLinearVP,
+    TableVP,
     artifact,
     grids,
     noise_from_seeds,
@@ -38,6 +41,26 @@ def learned(policy, seed=0):
     for parameter in policy.parameters():
         parameter.data.copy_(torch.randn(parameter.shape, generator=generator) / 2)
     return policy
+
+
+@dataclass(frozen=True)
+class Own(EDM):
+    """A schedule of a user's, which no name stands for."""
+
+
+class OwnEuler(Euler):
+    """A solver of a user's."""
+
+
+@pytest.mark.parametrize("case", ["schedule", "solver"])
+def test_what_could_not_be_read_again_is_not_written(tmp_path, case):
+    schedule = Own() if case == "schedule" else EDM()
+    policy = Global(grids.uniform(schedule, 2), schedule, Bounds.natural(schedule))
+    sampler = Sampler(policy, OwnEuler() if case == "solver" else Euler())
+    with pytest.raises(TypeError, match=f"{case} must be one of .* to be saved, got Own") as error:
+        artifact.save(sampler, tmp_path / "a")
+    sentence(error)
+    assert not (tmp_path / "a").exists()
 
 
 def build(case):
@@ -124,6 +147,7 @@ def test_every_solver_comes_back_with_its_parameters(tmp_path, spec):
         LinearVP(beta_max=10),
         ScaledLinearVP(1.0, 9.0),
         DiscreteVP(steps=100, t_max=99.0),
+        TableVP((0.99, 0.5, 0.1, 0.02), t_max=2.5),
     ],
     ids=lambda s: type(s).__name__,
 )

@@ -11,6 +11,7 @@ from indis import (
     Counted,
     FitConfig,
     Form,
+    Guided,
     IndisConfig,
     Wrapped,
     artifact,
@@ -24,6 +25,7 @@ from indis import (
 from indis.denoise import bring, device_of
 from indis.evaluate import counted_nfe, frechet_of_seeds, sample_batches, score_pairs
 from indis.methods import METHODS, heuristic
+from indis.models.fashion import class_condition
 from indis.models.toy import load
 from indis.solvers import SOLVERS
 from indis.studies import sight
@@ -87,6 +89,20 @@ def test_every_solver_samples_elsewhere(solver, analytic_first):
             there = bring(sampler, load().to(AWAY))(load().to(AWAY), noise.to(AWAY))
             assert isinstance(there, Away)
             assert torch.equal(there.cpu(), here)
+
+
+def test_a_guided_model_elsewhere_is_given_the_absent_condition_there():
+    def without(condition):
+        return class_condition(torch.full((len(condition.features),), 10))
+
+    noise, asked = noise_from_seeds(range(4), TinyClasses.shape), TinyClasses().condition(range(4))
+    with torch.no_grad():
+        here = tiny_teacher()(Guided(TinyClasses(), 2.0, without), noise, asked)
+        with elsewhere():
+            there = bring(tiny_teacher(), TinyThere())(
+                Guided(TinyThere(), 2.0, without), noise.to(AWAY), asked.to(AWAY)
+            )
+            assert isinstance(there, Away) and torch.equal(there.cpu(), here)
 
 
 def test_the_device_that_is_not_there_refuses_what_was_not_brought():

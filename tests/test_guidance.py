@@ -82,7 +82,10 @@ def test_teachers_fits_and_samplers_work_on_it():
 
 def test_it_says_whose_and_how_strongly_and_where():
     model = guided(2.0)
-    assert (model.name, model.fingerprint) == ("tiny, guided", "tiny-guided-2")
+    assert model.name == "tiny, guided" and model.fingerprint.startswith("tiny-guided-2.0-")
+    others = [guided(2.0000001), Guided(TINY, 2.0, lambda c: labelled([3] * len(c.features))), Counted(TINY)]
+    assert len({model.fingerprint, *(other.fingerprint for other in others)}) == 4
+    assert guided(2.0).fingerprint == model.fingerprint
     assert (model.schedule, model.shape, model.native) == (TINY.schedule, TINY.shape, TINY.native)
     assert device_of(model) == torch.device("cpu") and not isinstance(model, Revealing)
 

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from indis import EDM, DiscreteVP, LinearVP, NoiseSchedule, RectifiedFlow, ScaledLinearVP, prior
+from indis import EDM, DiscreteVP, LinearVP, NoiseSchedule, RectifiedFlow, ScaledLinearVP, TableVP, prior
 from indis.noise import within
 from problems import SCHEDULES
 from small_cases import sentence
@@ -223,3 +223,26 @@ def test_shifts_do_not_lead_to_where_no_network_is(schedule, latest):
             wish = sign * size * tau
             asked = tau + within(schedule, tau, wish)
             torch.testing.assert_close(asked, (tau + wish).clamp(schedule.t_min / 2, latest), rtol=1e-12, atol=1e-12)
+
+
+def test_any_table_is_the_schedule_that_its_formula_gives():
+    formula = DiscreteVP()
+    table = TableVP((formula.alpha(torch.arange(1000.0, dtype=torch.float64)) ** 2).tolist())
+    assert (table.t_min, table.t_max, table.limit) == (0.0, 999.0, 999)
+    t = times(formula)
+    for name in ("alpha", "sigma", "log_snr"):
+        torch.testing.assert_close(getattr(table, name)(t), getattr(formula, name)(t), rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(table.time(table.log_snr(t)), t, rtol=1e-10, atol=1e-9)
+    assert table == TableVP(torch.tensor(table.alphas_cumprod, dtype=torch.float64)) and "0.99" not in repr(table)
+
+
+@pytest.mark.parametrize("table", [[0.9], [0.9, 0.95], [1.0, 0.5], [0.5, 0.0], [0.5, math.nan], [[0.9, 0.5]]], ids=str)
+def test_tables_that_do_not_fall_inside_the_unit_interval_are_refused(table):
+    with pytest.raises(ValueError, match=r"alphas_cumprod must be at least two numbers that fall strictly inside") as e:
+        TableVP(table)
+    sentence(e)
+
+
+def test_times_beyond_a_table_are_refused():
+    with pytest.raises(ValueError, match="0 <= t_min < t_max <= 2, got 0 and 5"):
+        TableVP((0.9, 0.5, 0.1), t_max=5)

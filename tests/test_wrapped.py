@@ -5,9 +5,24 @@ from dataclasses import replace
 import pytest
 import torch
 
-from indis import EDM, UNCONDITIONAL, DiscreteVP, Form, LinearVP, RectifiedFlow, Sampler, Wrapped, heuristic
+from indis import (
+    EDM,
+    UNCONDITIONAL,
+    Condition,
+    DiscreteVP,
+    FitConfig,
+    Form,
+    LinearVP,
+    RectifiedFlow,
+    Sampler,
+    Wrapped,
+    endpoints,
+    gather,
+    heuristic,
+)
 from indis.denoise import velocity_from_v
-from indis.methods import IndisConfig
+from indis.losses import mse
+from indis.methods import METHODS, IndisConfig
 from indis.noise import same_schedule
 from problems import SCHEDULES, Gaussian, seeded
 from small_cases import sentence, toy
@@ -114,3 +129,44 @@ def test_schedules_are_compared_by_value_and_those_that_cannot_be_by_their_class
     assert same_schedule(EDM(), EDM()) and same_schedule(DiscreteVP(), DiscreteVP()) and same_schedule(Own(), Own())
     assert not same_schedule(EDM(), EDM(t_max=70)) and not same_schedule(EDM(), LinearVP())
     assert not same_schedule(EDM(), Own())
+
+
+@pytest.mark.parametrize("answer", [lambda x: (x,), lambda x: {"sample": x}, lambda x: None])
+def test_what_a_diffusers_model_returns_is_told_from_its_tensor(answer):
+    model = Wrapped(lambda x, t, condition: answer(x), EDM(), (2,), "noise")
+    with pytest.raises(TypeError, match=r"function must return a tensor, got \w+: of a diffusers model take .sample"):
+        model(torch.zeros(3, 2), torch.ones(3))
+
+
+def test_rows_of_a_condition_are_no_names():
+    condition = Condition({"text": torch.zeros(3, 4)})
+    assert condition[:2].inputs["text"].shape == (2, 4)
+    with pytest.raises(TypeError, match=r"the tensor 'text' is condition.inputs\['text'\]"):
+        condition["text"]
+
+
+@pytest.mark.parametrize("name", ["indis", "local", "ld3", "epd"])
+def test_a_fit_leaves_the_network_as_it_is_frozen_or_not(name):
+    network = torch.nn.Sequential(torch.nn.Linear(3, 8), torch.nn.Tanh(), torch.nn.Linear(8, 2))
+    before = [p.detach().clone() for p in network.parameters()]
+
+    def velocity(x, t, condition):
+        return network(torch.cat([x, t[:, None].expand(-1, 1)], dim=1))
+
+    model = Wrapped(velocity, RectifiedFlow(0.01, 0.98), (2,), "velocity")
+    data = gather(list(endpoints(model, heuristic(model, solver="euler", grid="uniform", steps=8), range(24))))
+    method = METHODS[name](steps=2, grid="uniform", fit=FitConfig(iterations=3, batch=8, holdout=8))
+    process = method.tuning(model, data, mse)
+    list(process.run())
+    assert all(p.requires_grad and p.grad is None for p in network.parameters())
+    assert all(torch.equal(a, b) for a, b in zip(before, network.parameters(), strict=True))
+
+
+def test_a_loss_gives_one_number_a_sample():
+    model = Wrapped(lambda x, t, condition: 0.1 * x, RectifiedFlow(0.01, 0.98), (2,), "velocity")
+    data = gather(list(endpoints(model, heuristic(model, solver="euler", grid="uniform", steps=2), range(8))))
+    method = METHODS["god"](steps=2, probes=0, fit=FitConfig(iterations=1, batch=4, holdout=2))
+    with pytest.raises(ValueError, match=r"loss must give one number a sample, \(2,\), got \(\)"):
+        next(method.tuning(model, data, torch.nn.functional.mse_loss).run())
+    with pytest.raises(TypeError, match="loss must be a function"):
+        method.tuning(model, data, "mse")

@@ -10,7 +10,7 @@ from indis.denoise import UNCONDITIONAL, Condition, Counted, Denoiser, Form, Wra
 from indis.discretization import Bounds, Decision, Discretization, from_logits
 from indis.guidance import Guided
 from indis.methods import GOD, IndisConfig, Method, heuristic
-from indis.noise import EDM, DiscreteVP, LinearVP, NoiseSchedule, RectifiedFlow, ScaledLinearVP, prior
+from indis.noise import EDM, DiscreteVP, LinearVP, NoiseSchedule, RectifiedFlow, ScaledLinearVP, TableVP, prior
 from indis.policies import Fixed, Global, Instance, PerSample, Policy
 from indis.sampler import Sampler
 from indis.solvers import (
@@ -67,6 +67,7 @@ __all__ = [
     "RectifiedFlow",
     "Sampler",
     "ScaledLinearVP",
+    "TableVP",
     "Solver",
     "TeachConfig",
     "UniPC",

@@ -9,11 +9,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from indis.noise import SCHEDULES
 from indis.policies import POLICIES, Policy
 from indis.sampler import Sampler
 from indis.solvers import SOLVERS
@@ -56,7 +58,7 @@ def save(sampler: Sampler, folder: Path | str, provenance: dict[str, Any] | None
     A budget that the folder held before goes: it was for another sampler.
 
     Raises:
-        TypeError: if the policy is of a kind that is not stored.
+        TypeError: if the policy, its schedule or the solver is of a kind that is not stored.
         ValueError: if ``provenance`` is not JSON; the folder is then as it was.
     """
     write(sampler, folder, provenance)
@@ -71,7 +73,10 @@ def write(sampler: Sampler, folder: Path | str, provenance: dict[str, Any] | Non
     """
     folder = Path(folder)
     policy = sampler.policy.frozen()
-    # Both may refuse, so before anything is written.
+    # All may refuse, so before anything is written.
+    _require_known("solver", sampler.solver, SOLVERS.values())
+    if (schedule := getattr(policy, "schedule", None)) is not None:
+        _require_known("schedule", schedule, SCHEDULES)
     described, recorded = {"type": _registered(policy), **policy.describe()}, _json(provenance or {})
     weights = folder / "policy.safetensors"
     save_tensors(weights, policy.state_dict())
@@ -121,7 +126,7 @@ def read(folder: Path | str) -> Sampler:
             raise TypeError(f"analytic_first must be true or false, got {analytic_first!r}")
         return Sampler(policy.eval().requires_grad_(False), solver, analytic_first)
     except (KeyError, TypeError, RuntimeError) as error:
-        raise ValueError(f"{folder} is not a complete artifact: {_reason(error)}") from None
+        raise ValueError(f"{folder} is not a complete artifact: {reason(error)}") from None
 
 
 def seen_seeds(seeds: Tensor, *before: Path | str) -> list[dict[str, int]]:
@@ -190,7 +195,14 @@ def _json(provenance: dict[str, Any]) -> dict[str, Any]:
     return provenance
 
 
-def _reason(error: Exception) -> str:
+def _require_known(name: str, value: object, known: Iterable[type]) -> None:
+    """Only what a name stands for can be read again."""
+    if type(value) not in (classes := list(known)):
+        names = ", ".join(c.__name__ for c in classes)
+        raise TypeError(f"{name} must be one of {names} to be saved, got {type(value).__name__}")
+
+
+def reason(error: Exception) -> str:
     """The first line; a KeyError's text is the key alone."""
     return f"{error} is missing" if isinstance(error, KeyError) else str(error).splitlines()[0]
 

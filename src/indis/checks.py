@@ -6,14 +6,17 @@ from typing import Any, get_args
 
 
 def require_least(config: object, **least: int) -> None:
-    """Pass if the named fields of a config are at least so large.
+    """Pass if the named fields of a config are whole numbers, at least so large.
 
     Raises:
         ValueError: naming the first that is not.
     """
     for name, low in least.items():
-        if getattr(config, name) < low:
-            raise ValueError(f"{name} must be at least {low}, got {getattr(config, name)}")
+        value = getattr(config, name)
+        if not isinstance(value, int):
+            raise ValueError(f"{name} must be a whole number, got {value!r}")
+        if value < low:
+            raise ValueError(f"{name} must be at least {low}, got {value}")
 
 
 def require_choice(name: str, value: str, choices: Any) -> None:

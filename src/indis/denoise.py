@@ -135,6 +135,9 @@ class Condition:
     features: Tensor | None = None
 
     def __getitem__(self, index: Tensor | slice) -> Condition:
+        """Some rows. A tensor is ``inputs[name]``."""
+        if isinstance(index, str):
+            raise TypeError(f"condition[...] takes rows; the tensor {index!r} is condition.inputs[{index!r}]")
         features = None if self.features is None else self.features[index]
         return Condition({k: v[index] for k, v in self.inputs.items()}, features)
 
@@ -145,6 +148,7 @@ class Condition:
 
 
 UNCONDITIONAL = Condition()
+UNSAVED = "unsaved"  # the fingerprint of weights that nobody has told
 
 
 @runtime_checkable
@@ -227,10 +231,11 @@ class Wrapped:
     """A denoiser from a function ``(x, t, condition) -> native prediction`` and what its numbers mean.
 
     For an unconditional model in pixel space on the CPU that is all; ``decode`` and ``condition`` are for the others,
-    and ``device`` says where the function expects its tensors. Names and fingerprints matter only where results are
-    stored. ``features`` gives what the network thought in its latest call, ``(batch, size)``: with it the denoiser is
-    :class:`Revealing`, which AMED asks for. ``labelled`` makes the condition of a list of labels: with it the denoiser
-    is :class:`Labelled`.
+    and ``device`` says where the function expects its tensors. A network in the function should be ``.eval()``; its
+    weights get no gradients. Names and fingerprints matter only where results are stored: end points on disk are added
+    to only under a ``fingerprint``, any text that changes with the weights. ``features`` gives what the network thought
+    in its latest call, ``(batch, size)``: with it the denoiser is :class:`Revealing`, which AMED asks for. ``labelled``
+    makes the condition of a list of labels: with it the denoiser is :class:`Labelled`.
 
     ``native`` may be given as the text of its :class:`Form`, such as "data"; ``shape`` as a list. The function is given
     the times in the dtype of ``x``, as a network of that dtype needs them (float32 if ``x`` is of half precision, which
@@ -245,7 +250,7 @@ class Wrapped:
     shape: tuple[int, ...]
     native: Form
     name: str = "wrapped"
-    fingerprint: str = "unsaved"
+    fingerprint: str = UNSAVED
     decode: Callable[[Tensor], Tensor] = lambda x: x
     condition: Callable[[list[int]], Condition] = lambda seeds: UNCONDITIONAL
     device: torch.device | str = "cpu"
@@ -265,7 +270,11 @@ class Wrapped:
     def __call__(self, x: Tensor, t: Tensor, condition: Condition = UNCONDITIONAL) -> Tensor:
         """The function's answer ``(batch, *shape)``, in the dtype of ``x``."""
         times = torch.promote_types(x.dtype, torch.float32) if x.is_floating_point() else t.dtype
-        return self.function(x, t.to(times), condition).to(x.dtype)
+        answer = self.function(x, t.to(times), condition)
+        if not isinstance(answer, Tensor):
+            given = type(answer).__name__
+            raise TypeError(f"function must return a tensor, got {given}: of a diffusers model take .sample or [0]")
+        return answer.to(x.dtype)
 
     @classmethod
     def from_v(cls, function: Function, schedule: NoiseSchedule, shape: tuple[int, ...], **others: Any) -> Wrapped:
@@ -315,13 +324,18 @@ class Around:
 
     def __init__(self, inner: Denoiser) -> None:
         self.inner = inner
-        self.name, self.fingerprint, self.schedule = inner.name, inner.fingerprint, inner.schedule
+        self.name, self.schedule = inner.name, inner.schedule
         self.shape, self.native = inner.shape, inner.native
         self.decode, self.condition = inner.decode, inner.condition
         if isinstance(inner, Revealing):
             self.bottleneck = inner.bottleneck
         if isinstance(inner, Labelled):
             self.labelled = inner.labelled
+
+    @property
+    def fingerprint(self) -> str:
+        """That of the inner denoiser."""
+        return self.inner.fingerprint
 
     @property
     def device(self) -> torch.device:

@@ -81,7 +81,7 @@ class Discretization:
 
     ``grid`` is 1 for a plan that the whole batch shares, else the batch. ``weights`` (optional) are additive
     corrections of the solver's multistep weights in units of the step, newest answer first; ``stretch`` (optional)
-    multiplies the corrected weights. ``keep`` is that of :class:`Plan`.
+    multiplies the corrected weights. ``keep`` is that of :class:`Plan`. Columns become float64.
 
     Raises:
         ValueError: if the shapes do not fit together, or ``keep`` is unknown.
@@ -96,6 +96,8 @@ class Discretization:
 
     def __post_init__(self) -> None:
         require_choice("keep", self.keep, Keep)
+        for name, column in self.columns().items():
+            object.__setattr__(self, name, column.to(TIME_DTYPE))
         expected = (self.tau.shape[0], self.tau.shape[-1] - 1)
         if self.tau.ndim != 2 or expected[1] < 1:
             raise ValueError(f"tau must be (grid, steps + 1) with steps >= 1, got {tuple(self.tau.shape)}")
@@ -213,6 +215,8 @@ class Bounds:
         require_choice("bounds.shift", self.shift, Shift)
         require_choice("domain", self.domain, Domain)
         require_choice("keep", self.keep, Keep)
+        if self.track is not None:
+            require_choice("track", self.track, Literal["noise", "velocity"])
 
     @classmethod
     def natural(cls, schedule: NoiseSchedule, **fields: Any) -> Bounds:
@@ -257,7 +261,7 @@ def restart(base: Tensor, k: int, tau: Tensor, schedule: NoiseSchedule, bounds: 
 
     ``(grid, steps + 1 - k)``: the intervals keep their proportions in the bounds' domain, and the end stays.
     """
-    to, back = (schedule.log_snr, schedule.time) if bounds.domain == "log_snr" else (_same, _same)
+    to, back = coordinate(schedule, bounds.domain)
     planned, level = to(base[:, k:]), to(tau)[:, None]
     passed = (planned - planned[:, :1]) / (planned[:, -1:] - planned[:, :1])
     inside = back(level + passed[:, 1:-1] * (planned[:, -1:] - level))

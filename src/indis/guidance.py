@@ -15,7 +15,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from indis.denoise import Around, Condition, Denoiser, Revealing
+from indis.denoise import Around, Condition, Denoiser, Revealing, bring
+from indis.storage import digest
 
 
 class Guided(Around):
@@ -34,10 +35,16 @@ class Guided(Around):
             raise ValueError(f"scale must be finite, got {scale}")
         super().__init__(denoiser)
         self.scale, self.without = scale, without
-        # End points of another scale are of another model.
-        self.name, self.fingerprint = f"{denoiser.name}, guided", f"{denoiser.fingerprint}-guided-{scale:g}"
+        self.name = f"{denoiser.name}, guided"
         if isinstance(denoiser, Revealing):
             self.bottleneck = self._bottleneck
+
+    @property
+    def fingerprint(self) -> str:
+        """End points of another scale, or away from another condition, are of another model."""
+        none = self.without(self.condition([0])).inputs
+        away = digest([[name, value.shape, value.tolist()] for name, value in sorted(none.items())])
+        return f"{self.inner.fingerprint}-guided-{self.scale!r}-{away}"
 
     def __call__(self, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
         """The guided answer ``(batch, *shape)``.
@@ -45,7 +52,7 @@ class Guided(Around):
         Raises:
             ValueError: if ``without`` gives other inputs than the condition has.
         """
-        both = _side_by_side(condition, self.without(condition))
+        both = _side_by_side(condition, bring(self.without(condition), self.inner))
         given, none = self.inner(torch.cat([x, x]), torch.cat([t, t]), both).chunk(2)
         return none + self.scale * (given - none)
 

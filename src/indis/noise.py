@@ -13,6 +13,7 @@ RectifiedFlow   1 - t, t                                 FLUX, SD3, LTX; flow ma
 LinearVP        :math:`\exp(-I/2)`, linear beta          score SDE (Song et al., 2021)
 ScaledLinearVP  :math:`\exp(-I/2)`, linear sqrt(beta)    latent diffusion, continuous in time
 DiscreteVP      table of 1000 steps, interpolated        Stable Diffusion 1.x/2.x, SDXL
+TableVP         any such table, interpolated             cosine or trained betas
 ==============  =======================================  =====================================
 
 where :math:`I(t) = \int_0^t \beta`.
@@ -23,7 +24,7 @@ from __future__ import annotations
 import math
 import sys
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import ClassVar, Literal, Protocol, runtime_checkable
 
@@ -234,8 +235,42 @@ class ScaledLinearVP(_VariancePreserving):
         return ((3 * self._slope * integral + start**3) ** (1 / 3) - start) / self._slope
 
 
+class _Table(ABC):
+    """alpha^2 + sigma^2 = 1, given log-SNR at the steps of a table."""
+
+    @property
+    @abstractmethod
+    def table(self) -> Tensor:
+        """log-SNR at the integer times, ``(steps,)`` float64, decreasing."""
+
+    @property
+    def limit(self) -> float:
+        """The last step of the table."""
+        return len(self.table) - 1
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return torch.sigmoid(2 * self.log_snr(t)).sqrt()
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return torch.sigmoid(-2 * self.log_snr(t)).sqrt()
+
+    def log_snr(self, t: Tensor) -> Tensor:
+        table = self.table.to(t.device, t.dtype)
+        # The cell is chosen without gradient; the position inside it (or beyond the last one) carries the gradient.
+        cell = t.detach().floor().long().clamp(0, len(table) - 2)
+        low, high = table[cell], table[cell + 1]
+        return low + (t - cell) * (high - low)
+
+    def time(self, log_snr: Tensor) -> Tensor:
+        table = self.table.to(log_snr.device, log_snr.dtype)
+        cell = torch.searchsorted(-table, -log_snr.detach().contiguous(), right=True) - 1
+        cell = cell.clamp(0, len(table) - 2)
+        low, high = table[cell], table[cell + 1]
+        return cell + (log_snr - low) / (high - low)
+
+
 @dataclass(frozen=True)
-class DiscreteVP:
+class DiscreteVP(_Table):
     """The table of a discrete-time model, made continuous by interpolating log-SNR linearly between its steps.
 
     Times are the model's own step indices 0 ... ``steps - 1`` (float); nothing is rounded, so a time keeps its
@@ -254,14 +289,9 @@ class DiscreteVP:
     domain: Domain = "log_snr"
 
     def __post_init__(self) -> None:
-        _check(self, high=self.limit)
+        _check(self, high=self.steps - 1)
         _check_betas(self.beta_start, self.beta_end, most=1)
         require_choice("spacing", self.spacing, Spacing)
-
-    @property
-    def limit(self) -> float:
-        """The last step of the table."""
-        return self.steps - 1
 
     @cached_property
     def table(self) -> Tensor:
@@ -271,25 +301,37 @@ class DiscreteVP:
         log_alpha_bar = torch.log1p(-(torch.linspace(*ends, self.steps, dtype=TIME_DTYPE) ** power)).cumsum(0)
         return -torch.expm1(-log_alpha_bar).log() / 2
 
-    def alpha(self, t: Tensor) -> Tensor:
-        return torch.sigmoid(2 * self.log_snr(t)).sqrt()
 
-    def sigma(self, t: Tensor) -> Tensor:
-        return torch.sigmoid(-2 * self.log_snr(t)).sqrt()
+@dataclass(frozen=True)
+class TableVP(_Table):
+    """Any table of a discrete-time model, such as a diffusers scheduler's ``alphas_cumprod``: alpha^2 at each step.
 
-    def log_snr(self, t: Tensor) -> Tensor:
-        table = self.table.to(t.device, t.dtype)
-        # The cell is chosen without gradient; the position inside it (or beyond the last one) carries the gradient.
-        cell = t.detach().floor().long().clamp(0, self.steps - 2)
-        low, high = table[cell], table[cell + 1]
-        return low + (t - cell) * (high - low)
+    Times are the model's own step indices, as for :class:`DiscreteVP`. ``t_max`` infinity is the last of them.
 
-    def time(self, log_snr: Tensor) -> Tensor:
-        table = self.table.to(log_snr.device, log_snr.dtype)
-        cell = torch.searchsorted(-table, -log_snr.detach().contiguous(), right=True) - 1
-        cell = cell.clamp(0, self.steps - 2)
-        low, high = table[cell], table[cell + 1]
-        return cell + (log_snr - low) / (high - low)
+    Raises:
+        ValueError: unless the table falls strictly inside (0, 1), or for times outside it. A table rescaled to end at
+            zero ("zero terminal SNR") needs its last step left out.
+    """
+
+    alphas_cumprod: tuple[float, ...] = field(repr=False)
+    t_min: float = 0.0
+    t_max: float = math.inf
+    domain: Domain = "log_snr"
+
+    def __post_init__(self) -> None:
+        table = torch.as_tensor(self.alphas_cumprod, dtype=TIME_DTYPE)
+        inside = table.ndim == 1 and len(table) > 1 and bool(((table > 0) & (table < 1)).all())
+        if not (inside and bool((table.diff() < 0).all())):
+            raise ValueError("alphas_cumprod must be at least two numbers that fall strictly inside (0, 1)")
+        object.__setattr__(self, "alphas_cumprod", tuple(table.tolist()))
+        if self.t_max == math.inf:
+            object.__setattr__(self, "t_max", len(table) - 1.0)
+        _check(self, high=len(table) - 1)
+
+    @cached_property
+    def table(self) -> Tensor:
+        """log-SNR at the integer times, ``(steps,)`` float64, decreasing."""
+        return torch.tensor(self.alphas_cumprod, dtype=TIME_DTYPE).logit() / 2
 
 
 def same_schedule(one: NoiseSchedule, other: NoiseSchedule) -> bool:
@@ -326,4 +368,4 @@ def prior(schedule: NoiseSchedule, noise: Tensor) -> Tensor:
 
 
 # What stored names may become.
-SCHEDULES = (EDM, RectifiedFlow, LinearVP, ScaledLinearVP, DiscreteVP)
+SCHEDULES = (EDM, RectifiedFlow, LinearVP, ScaledLinearVP, DiscreteVP, TableVP)

@@ -11,7 +11,7 @@ from torch import Tensor
 from indis.denoise import UNCONDITIONAL, Condition, Denoiser
 from indis.discretization import Decision, Discretization, Keep, Plan
 from indis.noise import prior, same_schedule
-from indis.policies import Attentive, Policy
+from indis.policies import Attentive, Fixed, Policy
 from indis.solvers import Parallel, Solver, State, end, solve, trajectory
 
 
@@ -62,7 +62,7 @@ class Sampler:
 
         Raises:
             ValueError: if the noise does not fit the denoiser or the condition, the policy was made for another
-                schedule than the denoiser's (a fixed plan knows none), or the denoiser lacks what the policy reads.
+                schedule or form of answers than the denoiser's, or the denoiser lacks what the policy reads.
         """
         return end(self.trajectory(denoiser, noise, condition, index=index, checkpoint=checkpoint))
 
@@ -105,22 +105,43 @@ class Sampler:
         if tuple(noise.shape[1:]) != tuple(denoiser.shape):
             raise ValueError(f"noise must be (batch, *{tuple(denoiser.shape)}), got {tuple(noise.shape)}")
         _check_batch(condition, len(noise))
-        _check_schedule(self.policy, denoiser)
+        _check_policy(self.policy, denoiser)
         plan = self.policy(noise, condition.features, index)
+        if isinstance(plan, Discretization):
+            _check_plan(plan, self.solver, len(noise))
         if isinstance(plan, Attentive):
             plan.attach(denoiser, analytic_first=self.analytic_first)
         return plan
 
 
-def _check_schedule(policy: Policy, denoiser: Denoiser) -> None:
+def _check_policy(policy: Policy, denoiser: Denoiser) -> None:
     """Times of one schedule would mean other noise levels in another, and samples would be silently wrong."""
-    own = getattr(policy, "schedule", None)
+    own, native, shape = (getattr(policy, name, None) for name in ("schedule", "native", "shape"))
     if own is not None and not same_schedule(own, denoiser.schedule):
         raise ValueError(f"denoiser must have the schedule of the sampler, {own}, got {denoiser.schedule}")
+    if native is not None and native is not denoiser.native:
+        raise ValueError(f"denoiser must answer in the sampler's form, {native.value}, got {denoiser.native.value}")
+    if shape is not None and tuple(shape) != tuple(denoiser.shape):
+        raise ValueError(f"denoiser must have the shape of the sampler, {tuple(shape)}, got {tuple(denoiser.shape)}")
+    if isinstance(policy, Fixed):  # knows only times
+        policy.plan.check(denoiser.schedule).check_start(denoiser.schedule)
+
+
+def _check_plan(plan: Discretization, solver: Solver, batch: int) -> None:
+    """What the loop would refuse less clearly, or leave out."""
+    if len(plan.tau) not in (1, batch):
+        raise ValueError(f"tau must have one row, or one for each of the {batch} samples, got {len(plan.tau)}")
+    if plan.weights is not None and plan.weights.shape[2] > solver.memory:
+        raise ValueError(
+            f"weights must correct at most the {solver.memory} answers that a step of {solver} uses, "
+            f"got {plan.weights.shape[2]}"
+        )
 
 
 def _check_batch(condition: Condition, batch: int) -> None:
     """One row of everything for each sample; torch would share a single one silently."""
+    if not isinstance(condition, Condition):
+        raise ValueError(f"condition must be a Condition, UNCONDITIONAL if there is none, got {condition!r}")
     parts = {f"inputs[{name!r}]": value for name, value in condition.inputs.items()}
     if condition.features is not None:
         parts["features"] = condition.features

@@ -40,7 +40,7 @@ def _own_gradients(sampler: Sampler, denoiser: Denoiser, data: Endpoints, loss: 
     copies = bring(Sampler(own, sampler.solver, sampler.analytic_first), denoiser)
     data, loss = bring(data, denoiser), bring(loss, denoiser)
     student = copies(denoiser, data.noise, data.condition, checkpoint=checkpoint)
-    loss(denoiser.decode(student), denoiser.decode(data.target)).sum().backward()
+    loss(denoiser.decode(student), denoiser.decode(data.target)).sum().backward(inputs=[own.free])
     assert own.free.grad is not None
     return own.free.grad
 

@@ -41,6 +41,11 @@ def _umask() -> int:
     return mask
 
 
+def as_json(value: Any) -> Any:
+    """What reading finds of a value that was written as JSON: a tuple, for one, comes back as a list."""
+    return json.loads(json.dumps(value))
+
+
 def save_json(path: Path, value: Any) -> None:
     """Write JSON with sorted keys left as given, two-space indent and a final newline; NaN is refused."""
     text = json.dumps(value, indent=2, allow_nan=False) + "\n"

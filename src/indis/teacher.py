@@ -23,9 +23,9 @@ import torch
 from torch import Tensor
 
 from indis.checks import require_least
-from indis.denoise import Condition, Denoiser, bring
+from indis.denoise import UNSAVED, Condition, Denoiser, bring
 from indis.sampler import Sampler
-from indis.storage import checksum, load_json, load_tensors, save_json, save_tensors, section
+from indis.storage import as_json, checksum, load_json, load_tensors, save_json, save_tensors, section
 
 FORMAT = 1
 SHARD = re.compile(r"endpoints-\d{5,}\.safetensors")
@@ -33,7 +33,14 @@ LAST_SEED = 2**32 - 1  # torch's generator on the CPU tells no more seeds apart:
 
 
 def noise_from_seeds(seeds: Sequence[int], shape: tuple[int, ...]) -> Tensor:
-    """Unit noise ``(len(seeds), *shape)`` float32; row i depends on seeds[i] alone."""
+    """Unit noise ``(len(seeds), *shape)`` float32; row i depends on seeds[i] alone.
+
+    Raises:
+        ValueError: if a seed is none.
+    """
+    for seed in seeds:
+        if seed != int(seed) or not 0 <= seed <= LAST_SEED:
+            raise ValueError(f"seeds must be whole numbers in 0 ... {LAST_SEED}, got {seed}")
     generator = torch.Generator()
     rows = [torch.randn(shape, generator=generator.manual_seed(int(seed))) for seed in seeds]
     return torch.stack(rows) if rows else torch.empty(0, *shape)
@@ -84,6 +91,7 @@ def endpoints(denoiser: Denoiser, teacher: Sampler, seeds: Sequence[int], batch:
 
     Raises:
         ValueError: if ``batch`` is not at least 1.
+        FloatingPointError: at a batch with an end point that is not finite.
     """
     if batch < 1:
         raise ValueError(f"batch must be at least 1, got {batch}")
@@ -97,7 +105,15 @@ def _batches(denoiser: Denoiser, teacher: Sampler, seeds: Sequence[int], batch: 
         noise, condition = noise_from_seeds(part, denoiser.shape), denoiser.condition(part)
         with torch.inference_mode():
             target = teacher(denoiser, bring(noise, denoiser), bring(condition, denoiser))
+        _require_finite(target, part)
         yield Endpoints(torch.tensor(part), noise, target.cpu().clone(), condition.to("cpu"))
+
+
+def _require_finite(target: Tensor, seeds: list[int]) -> None:
+    bad = ~target.flatten(1).isfinite().all(1)
+    if bool(bad.any()):
+        which = [seed for seed, gone in zip(seeds, bad.tolist(), strict=True) if gone]
+        raise FloatingPointError(f"the teacher's end points must be finite, those of seeds {which[:5]} are not")
 
 
 def gather(parts: Iterable[Endpoints]) -> Endpoints:
@@ -155,11 +171,14 @@ def teach(
     meta: dict[str, Any] = {
         "format": FORMAT,
         "config": asdict(config),
-        "provenance": provenance,
+        "provenance": as_json(provenance),
+        "denoiser": _told(denoiser),
         "noise": noise_checksum(denoiser.shape),
         "shards": {},
     }
     meta["shards"], mended = _resume(folder, meta)
+    if 0 < len(meta["shards"]) < -(-config.count // config.shard):
+        _require_told(denoiser)
     seeds = range(config.first_seed, config.first_seed + config.count)
     for number, start in enumerate(range(0, config.count, config.shard)):
         part = seeds[start : start + config.shard]
@@ -206,12 +225,31 @@ def _resume(folder: Path, meta: dict[str, Any]) -> tuple[dict[str, str], tuple[s
     old = _read_meta(folder)
     old["config"]["batch"] = meta["config"]["batch"]  # a matter of memory, not of what is made
     _enlarge(old, meta["config"])
-    for key in ("config", "provenance", "noise"):
-        if old[key] != meta[key]:
-            raise ValueError(f"{folder} holds endpoints with another {key}: {old[key]}, not {meta[key]}")
+    for key in ("config", "provenance", "denoiser", "noise"):
+        if old.get(key, meta[key]) != meta[key]:  # folders of before did not tell their denoiser
+            raise ValueError(f"{folder} holds endpoints with another {key}: {_difference(old[key], meta[key])}")
     shards: dict[str, str] = old["shards"]
     whole = {name: digest for name, digest in shards.items() if _fault(folder / name, digest) is None}
     return whole, tuple(name for name in shards if name not in whole)
+
+
+def _told(denoiser: Denoiser) -> dict[str, str]:
+    """Which denoiser it is, beyond what the caller records."""
+    native, schedule = denoiser.native.value, repr(denoiser.schedule)
+    return {"name": denoiser.name, "fingerprint": denoiser.fingerprint, "schedule": schedule, "native": native}
+
+
+def _require_told(denoiser: Denoiser) -> None:
+    """End points of two models must not lie in one folder, and only a fingerprint tells weights apart."""
+    if denoiser.fingerprint == UNSAVED:
+        raise ValueError("fingerprint must be given to a wrapped denoiser to add to end points that are on disk")
+
+
+def _difference(old: Any, new: Any) -> str:
+    """What differs, field by field if both have fields."""
+    if not (isinstance(old, dict) and isinstance(new, dict)):
+        return f"{old}, not {new}"
+    return ", ".join(f"{k} {old.get(k)}, not {new.get(k)}" for k in {**old, **new} if old.get(k) != new.get(k))
 
 
 def _enlarge(old: dict[str, Any], wanted: dict[str, Any]) -> None:

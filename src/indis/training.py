@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +24,8 @@ from indis.denoise import Denoiser, bring
 from indis.losses import Loss
 from indis.policies import Policy
 from indis.sampler import Sampler
-from indis.storage import load_checkpoint, pack_optimizer, save_tensors, section, unpack_optimizer
+from indis.storage import as_json, load_checkpoint, pack_optimizer, save_tensors, section, unpack_optimizer
 from indis.teacher import Endpoints
-
-TRIAL = 0.25  # of the iterations; on the image bench optima are apart by then
 
 
 @dataclass(frozen=True)
@@ -38,7 +36,7 @@ class FitConfig:
     batch: int = 64  # endpoints an iteration
     lr: float = 2e-2  # of a bare logit; a network's weights learn more slowly, see Policy.rates
     warmup: float = 0.1  # part of the iterations; Adam's first steps have full size before it knows any gradient's
-    clip: float = 1.0  # of the gradient's norm
+    clip: float = 1.0  # of the gradient's norm; a very large one is none
     holdout: int = 500  # the last endpoints, never trained on; 0 fits all and keeps the last state
     validate_every: int = 50  # iterations between two held-out losses
     # recompute network calls in the backward pass, and never ask for more than a batch at once: for scarce memory
@@ -54,15 +52,25 @@ class FitConfig:
             )
         if not 0 <= self.warmup < 1:
             raise ValueError(f"warmup must be in [0, 1), got {self.warmup}")
-        if not (self.lr > 0 and self.clip > 0):
-            raise ValueError(f"lr and clip must be positive, got {self.lr} and {self.clip}")
-        if math.isinf(self.lr):  # a clip of infinity is none
-            raise ValueError(f"lr must be finite, got {self.lr}")
+        for name in ("lr", "clip"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be positive and finite, got {getattr(self, name)}")
 
     @property
     def scarce(self) -> int | None:
         """How many samples may be worked on at once where memory is scarce; None where it is not."""
         return self.batch if self.checkpoint else None
+
+    def parted(self, data: Endpoints) -> tuple[Endpoints, Endpoints]:
+        """What is trained on, and what is held out.
+
+        Raises:
+            ValueError: if nothing is left to train on.
+        """
+        if len(data) <= self.holdout:
+            raise ValueError(f"holdout must be below the number of endpoints, got {self.holdout} of {len(data)}")
+        split = len(data) - self.holdout
+        return data[:split], data[split:]
 
     def lr_at(self, step: int) -> float:
         """Up to ``lr`` in a straight line, and along a cosine to zero."""
@@ -91,12 +99,11 @@ class Tuning(ABC):
     """
 
     def __init__(self, sampler: Sampler, denoiser: Denoiser, data: Endpoints, loss: Loss, config: FitConfig) -> None:
-        if len(data) <= config.holdout:
-            raise ValueError(f"holdout must be below the number of endpoints, got {config.holdout} of {len(data)}")
-        split = len(data) - config.holdout
+        if not callable(loss):
+            raise TypeError(f"loss must be a function (student, teacher) such as losses.named('mse'), got {loss!r}")
+        self.train, self.heldout = config.parted(data)
         self.sampler, self.loss = bring(sampler, denoiser), bring(loss, denoiser)
         self.denoiser, self.config = denoiser, config
-        self.train, self.heldout = data[:split], data[split:]
         self.step, self.best = 0, math.inf
 
     @property
@@ -132,7 +139,10 @@ class Tuning(ABC):
         student = self.sampler(
             self.denoiser, part.noise, part.condition, index=index, checkpoint=self.config.checkpoint
         )
-        return self.loss(self.denoiser.decode(student), self.denoiser.decode(part.target))
+        losses = self.loss(self.denoiser.decode(student), self.denoiser.decode(part.target))
+        if tuple(losses.shape) != (len(student),):
+            raise ValueError(f"loss must give one number a sample, ({len(student)},), got {tuple(losses.shape)}")
+        return losses
 
 
 class Search(Tuning):
@@ -149,6 +159,11 @@ class Search(Tuning):
     ) -> None:
         super().__init__(sampler, denoiser, data, loss, config)
         self.search = search
+
+    @property
+    def iterations(self) -> int:
+        """One piece of work."""
+        return 1
 
     def run(self) -> Iterator[Progress]:
         """Compute the policy from the training endpoints."""
@@ -189,13 +204,14 @@ class Fit(Tuning):
         """Iterate to the end of the config.
 
         Raises:
-            FloatingPointError: if the loss or its gradient stops being finite; the policy is then the best one so far.
+            FloatingPointError: if the loss, its gradient or the held-out loss stops being finite; the policy is then
+                the best one so far.
         """
         if self.config.holdout and self.step == 0:
-            self._keep_best(self.validate())
+            self._keep_best(self._look())
         while self.step < self.config.iterations:
             loss = self._iterate()
-            heldout = self.validate() if self._validates() else None
+            heldout = self._look() if self._validates() else None
             if heldout is not None:
                 self._keep_best(heldout)
             yield Progress(self.step, self.config.iterations, loss, heldout, self.best)
@@ -211,7 +227,7 @@ class Fit(Tuning):
 
     def judge(self) -> None:
         """Look at the held-out loss now; the state is kept if it is the best so far."""
-        Fit._keep_best(self, self.validate())  # a method's own bookkeeping must not count this look
+        Fit._keep_best(self, self._look())  # a method's own bookkeeping must not count this look
 
     def save(self, path: Path, meta: Any = None) -> None:
         """Write a checkpoint that :meth:`resume` continues from, bit for bit."""
@@ -219,7 +235,7 @@ class Fit(Tuning):
         save_tensors(path, tensors, {"config": self._identity(), "meta": meta, **numbers})
 
     def resume(self, path: Path, meta: Any = None) -> None:
-        """Continue from a checkpoint of the same configuration (``meta`` included).
+        """Continue from a checkpoint of the same sampler, end points and configuration (``meta`` included).
 
         Raises:
             ValueError: if it belongs to another one, or is no checkpoint.
@@ -229,8 +245,21 @@ class Fit(Tuning):
         self._restore(tensors, header)
 
     def _identity(self) -> dict[str, Any]:
-        """What a checkpoint must have been made with, as JSON."""
-        return asdict(self.config) | {"settle": self.settle}
+        """What a checkpoint must have been made with."""
+        return asdict(self.config) | {"settle": self.settle} | self._subject()
+
+    def _subject(self) -> dict[str, Any]:
+        """What is fitted to what."""
+        sampler, policy = self.sampler, self.sampler.policy
+        return {
+            "model": self.denoiser.fingerprint,
+            "seeds": [int(self.train.seeds[0]), int(self.train.seeds[-1]), len(self.train)],
+            "solver": repr(sampler.solver),
+            "analytic_first": sampler.analytic_first,
+            "policy": type(policy).__name__,
+            "sizes": {name: list(value.shape) for name, value in policy.state_dict().items()},
+            "bounds": repr(getattr(policy, "bounds", None)),
+        }
 
     def _state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """All that changes during a run: tensors, and numbers as JSON."""
@@ -258,7 +287,8 @@ class Fit(Tuning):
             group["lr"] = self._rate(group["rate"])
         self.optimizer.zero_grad(set_to_none=True)
         loss, value = self._objective(self._batch())
-        loss.backward()
+        # Of the model nothing is learned, whether its user has frozen it or not.
+        loss.backward(inputs=[p for group in self.optimizer.param_groups for p in group["params"]])
         norm = nn.utils.clip_grad_norm_(self.sampler.policy.parameters(), self.config.clip)
         self._require_finite(loss, norm)
         self.optimizer.step()
@@ -282,6 +312,14 @@ class Fit(Tuning):
         self.finish()
         raise FloatingPointError(f"the loss or its gradient is not finite at iteration {self.step + 1}")
 
+    def _look(self) -> float:
+        """The held-out loss, which must be a number: nothing is better or worse than NaN."""
+        heldout = self.validate()
+        if math.isfinite(heldout):
+            return heldout
+        self.finish()
+        raise FloatingPointError(f"the held-out loss is not finite after iteration {self.step}, got {heldout}")
+
     def _batch(self) -> Tensor:
         """Indices of this iteration: a fresh permutation each epoch, a pure function of (seed, step)."""
         count = len(self.train)
@@ -302,85 +340,9 @@ class Fit(Tuning):
             self.best, self.best_state = heldout, copied_state(self.sampler.policy)
 
 
-class Starts(Tuning):
-    """Several beginnings of one fit: which optimum a fit falls into is chance, and shows early.
-
-    Each run works for the part :data:`TRIAL` of its iterations; then the one with the best held-out loss goes on as if
-    it had been alone.
-
-    Raises:
-        ValueError: if the runs are not descents that a seed changes.
-    """
-
-    def __init__(self, runs: Sequence[Tuning]) -> None:
-        self.runs = [run for run in runs if isinstance(run, Fit)]
-        if len(self.runs) < len(runs):
-            raise ValueError(f"starts must be 1 for what is computed once, with no seed to change, got {len(runs)}")
-        first = self.runs[0]
-        self.sampler, self.denoiser, self.loss = first.sampler, first.denoiser, first.loss
-        self.train, self.heldout, self.config = first.train, first.heldout, first.config
-        self.step, self.best = 0, math.inf
-        self.trial = math.ceil(TRIAL * self.config.iterations)
-
-    @property
-    def iterations(self) -> int:
-        """Of all trials, and of the rest of one run."""
-        return self.config.iterations + self.trial * (len(self.runs) - 1)
-
-    def run(self) -> Iterator[Progress]:
-        """All trials, then the rest of the best one.
-
-        Raises:
-            FloatingPointError: if a run's loss or gradient stops being finite.
-        """
-        for run in self.runs:
-            if run.step <= self.trial:
-                states = run.run()
-                while run.step < self.trial:
-                    yield self._told(next(states))
-                run.judge()
-        chosen = min(self.runs, key=lambda run: run.best)
-        self.sampler = chosen.sampler
-        for state in chosen.run():
-            yield self._told(state)
-        self.best = chosen.best
-
-    def finish(self) -> None:
-        """Take the best run so far, with its best parameters."""
-        chosen = min(self.runs, key=lambda run: run.best)
-        chosen.finish()
-        self.sampler = chosen.sampler
-
-    def save(self, path: Path, meta: Any = None) -> None:
-        """Write a checkpoint of all runs that :meth:`resume` continues from, bit for bit."""
-        states = [run._state() for run in self.runs]
-        tensors = {f"{i}.{name}": value for i, (parts, _) in enumerate(states) for name, value in parts.items()}
-        save_tensors(path, tensors, {"config": self._identity(), "meta": meta, "runs": [n for _, n in states]})
-
-    def resume(self, path: Path, meta: Any = None) -> None:
-        """Continue from a checkpoint of the same configuration (``meta`` included).
-
-        Raises:
-            ValueError: if it belongs to another one, or is no checkpoint.
-        """
-        tensors, header = load_checkpoint(path, "config", "meta", "runs")
-        require_same(path, header, self._identity(), meta)
-        for i, run in enumerate(self.runs):
-            run._restore(section(tensors, f"{i}."), header["runs"][i])
-        self.step = sum(run.step for run in self.runs)
-
-    def _told(self, state: Progress) -> Progress:
-        """A run's progress in the numbers of all."""
-        self.step, self.best = sum(run.step for run in self.runs), min(run.best for run in self.runs)
-        return replace(state, step=self.step, iterations=self.iterations, best=self.best)
-
-    def _identity(self) -> list[dict[str, Any]]:
-        return [run._identity() for run in self.runs]
-
-
 def require_same(path: Path, header: dict[str, Any], identity: Any, meta: Any) -> None:
     """Raise for a checkpoint of another configuration."""
-    if header["config"] != identity or header["meta"] != meta:
+    if header["config"] != as_json(identity) or header["meta"] != as_json(meta):
         raise ValueError(f"{path} was written with another configuration; give the same one or another folder")
 
 

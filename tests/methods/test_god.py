@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from indis import EDM, UNCONDITIONAL, Form, IndisConfig, RectifiedFlow, losses, noise_from_seeds, prior
-from indis.methods import METHODS
+from indis import EDM, UNCONDITIONAL, Bounds, Form, IndisConfig, RectifiedFlow, losses, noise_from_seeds, prior
+from indis.methods import ALD3, EPD, LD3, METHODS, Look
 from indis.teacher import Endpoints
 from indis.training import FitConfig
 from problems import Gaussian
@@ -93,3 +93,23 @@ def test_bounds_out_of_range_are_refused_where_they_are_given(sizes):
     with pytest.raises(ValueError, match=f"{next(iter(sizes))} must be in ") as error:
         IndisConfig(**sizes)
     sentence(error)
+
+
+@pytest.mark.parametrize(
+    ("method", "given", "message"),
+    [
+        (IndisConfig, {"shift": "sideways"}, "shift must be relative, gap or additive, got 'sideways'"),
+        (IndisConfig, {"domain": "sigma"}, "domain must be time or log_snr, got 'sigma'"),
+        (IndisConfig, {"shift": "gap", "dtau": 1.5}, "dtau must be below 1 for shift 'gap', got 1.5"),
+        (Look, {"look": "first", "analytic_first": True}, "look must be every or never with an analytic first step"),
+        (LD3, {"domain": "sigma"}, "domain must be time or log_snr, got 'sigma'"),
+        (ALD3, {"domain": "sigma"}, "domain must be time or log_snr, got 'sigma'"),
+        (EPD, {"domain": "sigma"}, "domain must be time or log_snr, got 'sigma'"),
+        (Bounds, {"weights": 0.5, "track": "data"}, "track must be noise or velocity, got 'data'"),
+    ],
+    ids=str,
+)
+def test_what_no_plan_could_be_made_of_is_refused_where_it_is_given(method, given, message):
+    with pytest.raises(ValueError) as error:
+        method(**given)
+    assert message in sentence(error)

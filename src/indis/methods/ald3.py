@@ -14,7 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from indis import grids, solvers
-from indis.checks import require_least
+from indis.checks import require_choice, require_least
 from indis.denoise import Denoiser
 from indis.discretization import Bounds
 from indis.methods.method import Method
@@ -33,7 +33,7 @@ class ALD3(Method):
     ``grid``. ``domain`` ``None`` means what suits the denoiser's schedule (published: log-SNR, for EDM).
 
     Raises:
-        ValueError: for fewer than two steps, which leave nothing to choose.
+        ValueError: for fewer than two steps, which leave nothing to choose, or an unknown domain.
     """
 
     # euler, heun, ipndm, adams_bashforth, deis, dpmpp, unipc or midpoint, as name[:order[:variant]]
@@ -49,6 +49,7 @@ class ALD3(Method):
     def __post_init__(self) -> None:
         super().__post_init__()
         require_least(self, steps=2, width=1, depth=1)
+        require_choice("domain", self.domain or "log_snr", Domain)
 
     def untrained(self, denoiser: Denoiser) -> Sampler:
         """The sampler before any tuning: equal to its base solver, bit for bit."""

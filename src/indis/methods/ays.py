@@ -38,7 +38,7 @@ from indis.denoise import Denoiser, Form, bring, convert
 from indis.discretization import Churn
 from indis.losses import Loss
 from indis.methods.grid import GridMethod
-from indis.noise import NoiseSchedule
+from indis.noise import NoiseSchedule, ends
 from indis.numerics import TIME_DTYPE, broadcast
 from indis.solvers.loop import inflate
 from indis.teacher import Endpoints
@@ -132,7 +132,7 @@ def require_noise(schedule: NoiseSchedule) -> None:
     Raises:
         ValueError: if sigma(t_min) is 0.
     """
-    if not float(schedule.sigma(torch.tensor(schedule.t_min, dtype=TIME_DTYPE))) > 0:
+    if not ends(schedule)[1] > 0:
         raise ValueError(f"AYS needs a schedule with sigma(t_min) > 0, got none at t_min = {schedule.t_min:g}")
 
 

@@ -31,8 +31,8 @@ from indis import grids
 from indis.denoise import Denoiser
 from indis.losses import Loss
 from indis.methods.grid import GridMethod
-from indis.noise import NoiseSchedule
-from indis.numerics import TIME_DTYPE, integrate_lagrange, quadrature_points
+from indis.noise import NoiseSchedule, ends
+from indis.numerics import integrate_lagrange, quadrature_points
 from indis.teacher import Endpoints
 
 FLOOR = 1e-3  # of an even step in log-SNR; ours, so that times decrease strictly
@@ -79,8 +79,7 @@ def require_finite(schedule: NoiseSchedule) -> None:
     Raises:
         ValueError: if alpha(t_max) or sigma(t_min) is 0.
     """
-    first, last = (torch.tensor(t, dtype=TIME_DTYPE) for t in (schedule.t_max, schedule.t_min))
-    signal, noise = float(schedule.alpha(first)), float(schedule.sigma(last))
+    signal, noise = ends(schedule)
     if not (signal > 0 and noise > 0):
         raise ValueError(
             "DMN needs a schedule with alpha(t_max) > 0 and sigma(t_min) > 0, "

@@ -65,10 +65,11 @@ class EveryN(IndisConfig):
         sampler = self.untrained(denoiser)
         policy = sampler.policy
         assert isinstance(policy, AnySteps)
+        probes = self.fit.parted(data)[0][: self.probes]
         for steps in policy.counts if self.probes else ():
             table = policy.table(steps)
             probe = Sampler(table, sampler.solver, self.analytic_first)
-            rms = sensitivity(probe, denoiser, data[: self.probes], loss, batch=self.fit.scarce)
+            rms = sensitivity(probe, denoiser, probes, loss, batch=self.fit.scarce)
             table.scale.copy_(even_scale(rms))
         return EveryFit(sampler, denoiser, data, loss, self.fit, self.settle)
 

@@ -78,11 +78,14 @@ class IndisConfig(Method):
                 f"track must be False without weights on ipndm:1 ... ipndm:4, got weights {self.weights:g} on "
                 f"{self.solver!r}"
             )
-        Bounds(dtau=self.dtau, gamma=self.gamma, weights=self.weights)  # refuses sizes out of range
-        require_choice("keep", self.keep, Keep)
+        chosen: dict[str, Any] = {"shift": self.shift or "relative", "domain": self.domain or "log_snr"}
+        # Refuses what is out of range or unknown.
+        Bounds(dtau=self.dtau, gamma=self.gamma, weights=self.weights, keep=self.keep, **chosen)
         require_choice("look", self.look, Look)
         if self.look != "never" and not self.per_instance:
             raise ValueError(f"look must be never for a plan that all samples share, got {self.look!r}")
+        if self.look == "first" and self.analytic_first:
+            raise ValueError("look must be every or never with an analytic first step, whose answer says nothing new")
 
     @property
     def freedoms(self) -> str:
@@ -124,9 +127,15 @@ class IndisConfig(Method):
         if start is not None:
             if not (isinstance(sampler.policy, Instance) and isinstance(start.policy, Global)):
                 raise ValueError("start must be a fitted global plan, and the policy to fit per instance")
+            if (start.solver, start.analytic_first) != (sampler.solver, sampler.analytic_first):
+                raise ValueError(
+                    f"start must have been fitted on {sampler.solver} with analytic_first {sampler.analytic_first}, "
+                    f"got {start.solver} with {start.analytic_first}"
+                )
             sampler.policy.start_at(start.policy)
         elif self.probes:
-            rms = sensitivity(sampler, denoiser, data[: self.probes], loss, batch=self.fit.scarce)
+            probes = self.fit.parted(data)[0][: self.probes]
+            rms = sensitivity(sampler, denoiser, probes, loss, batch=self.fit.scarce)
             sampler.policy.get_buffer("scale").copy_(even_scale(rms))
         return Fit(sampler, denoiser, data, loss, self.fit, self.settle)
 

@@ -83,6 +83,7 @@ class LD3(Method):
         if self.stamp_rounds + self.shift_rounds < 1:
             raise ValueError("stamp_rounds + shift_rounds must be at least 1, got 0")
         require_choice("objective", self.objective, Objective)
+        require_choice("domain", self.domain or "time", Domain)
 
     @property
     def freedoms(self) -> str:
@@ -149,7 +150,8 @@ class LD3Fit(Fit):
         part = replace(self.train[index], noise=latent)
         self.sampler.policy.zero_grad(set_to_none=True)
         losses = self._losses(part, index)
-        losses.mean().backward()
+        moved = [latent] if latent.requires_grad else []
+        losses.mean().backward(inputs=[*self._vectors(), *moved])
         norms = [nn.utils.clip_grad_norm_([vector], self.config.clip) for vector in self._vectors()]
         self._require_finite(losses.mean(), *norms)
         if self.method.objective == "soft":
@@ -209,7 +211,7 @@ class LD3Fit(Fit):
         return torch.optim.RMSprop(self._vectors()[:1], lr=self.method.stamp_lr, momentum=0.9)
 
     def _identity(self) -> dict[str, Any]:
-        return asdict(self.method)
+        return asdict(self.method) | self._subject()
 
     def _state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         tensors, numbers = super()._state()

@@ -12,12 +12,14 @@ from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 from indis import grids, solvers
+from indis.checks import require_least
 from indis.denoise import Denoiser
 from indis.losses import Loss
 from indis.policies import Fixed
 from indis.sampler import Sampler
+from indis.starts import Starts
 from indis.teacher import Endpoints
-from indis.training import Fit, FitConfig, Starts, Tuning
+from indis.training import Fit, FitConfig, Tuning
 
 
 @dataclass(frozen=True)
@@ -41,8 +43,7 @@ class Method(ABC):
     fit: FitConfig = field(default_factory=FitConfig)
 
     def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise ValueError(f"steps must be at least 1, got {self.steps}")
+        require_least(self, steps=1)
         solvers.named(self.solver)
         grids.named(self.grid)
 
@@ -80,7 +81,7 @@ class Method(ABC):
 
     @staticmethod
     def steps_for(nfe: int, *, analytic_first: bool = False) -> int:
-        """The number of steps that costs ``nfe`` network evaluations one after another.
+        """The number of steps that costs ``nfe`` network evaluations one after another, on a solver of one a step.
 
         Raises:
             ValueError: if no number of steps does.

@@ -38,7 +38,7 @@ class TwoStage(Method):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._check_solver(solvers.named(self.solver))
-        self._bounds("log_snr")
+        self._bounds(self.domain or "log_snr")
 
     @property
     def freedoms(self) -> str:

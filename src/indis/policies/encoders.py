@@ -3,7 +3,7 @@
 A trunk maps unit noise ``(batch, *shape)`` to ``(batch, width)``. The vector trunk is a perceptron for
 low-dimensional toys. The convolutional trunk is light and takes any resolution: strided convolutions, then an
 adaptive average onto a small grid of cells, so that *where* in the picture the noise leans survives, which a global
-average would erase.
+average would erase. Of a video it reads every frame so, and averages over the frames of either half.
 
 A trunk's ``rate`` says how fast the weights of a network on it learn, relative to a bare logit. Under Adam every weight
 moves by about the rate in a step, and a logit sums over the whole width of them: at equal rates the network would
@@ -16,6 +16,8 @@ import math
 
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+LEAST_SIDE = 4  # of a picture: the two strides halve it twice
 
 
 class VectorTrunk(nn.Module):
@@ -37,11 +39,14 @@ class VectorTrunk(nn.Module):
 
 
 class ConvTrunk(nn.Module):
-    """Three strided convolutions, an adaptive average onto ``cells`` x ``cells``, a linear layer."""
+    """Three strided convolutions, an adaptive average onto ``cells`` x ``cells``, a linear layer.
+
+    With ``halves`` the samples are videos, of which it sees what is on average in each part.
+    """
 
     rate = 0.007  # on Fashion-MNIST 0.016 and more overshoot for half of a short fit
 
-    def __init__(self, channels: int, width: int, cells: int = 4) -> None:
+    def __init__(self, channels: int, width: int, cells: int = 4, halves: int = 0) -> None:
         super().__init__()
         narrow = max(8, width // 4)
         self.convolutions = nn.Sequential(
@@ -52,26 +57,37 @@ class ConvTrunk(nn.Module):
             nn.Conv2d(2 * narrow, 2 * narrow, 3, padding=1),
             nn.SiLU(),
         )
-        self.cells = cells
-        self.out = nn.Linear(2 * narrow * cells**2, width)
+        self.cells, self.halves = cells, halves
+        self.out = nn.Linear(2 * narrow * cells**2 * max(1, halves), width)
 
     def forward(self, noise: Tensor) -> Tensor:
-        """``(batch, channels, height, width)`` to ``(batch, width)``."""
-        maps = F.adaptive_avg_pool2d(self.convolutions(noise), self.cells)
+        """``(batch, channels, [frames,] height, width)`` to ``(batch, width)``."""
+        maps = F.adaptive_avg_pool2d(self.convolutions(as_frames(noise)), self.cells)
+        if self.halves:
+            own = maps.flatten(1).unflatten(0, (len(noise), -1)).transpose(1, 2)
+            maps = F.adaptive_avg_pool1d(own, self.halves)
         return F.silu(self.out(maps.flatten(1)))
 
 
 def trunk_for(shape: tuple[int, ...], width: int, depth: int) -> VectorTrunk | ConvTrunk:
-    """The trunk that suits samples of ``shape``: a vector or (channels, height, width).
+    """The trunk that suits samples of ``shape``: a vector, a picture or a video.
 
     Raises:
         ValueError: for shapes that no trunk reads.
     """
     if len(shape) == 1:
         return VectorTrunk(math.prod(shape), width, depth)
-    if len(shape) == 3:
-        return ConvTrunk(shape[0], width)
-    raise ValueError(f"shape must be (size,) or (channels, height, width), got {shape}")
+    if len(shape) in (3, 4) and min(shape[-2:]) >= LEAST_SIDE:
+        return ConvTrunk(shape[0], width, halves=2 if len(shape) == 4 else 0)
+    raise ValueError(
+        "shape must be (size,), (channels, height, width) or (channels, frames, height, width) with sides of at least "
+        f"{LEAST_SIDE} for a policy that reads samples, got {shape}"
+    )
+
+
+def as_frames(samples: Tensor) -> Tensor:
+    """Pictures from pictures, or from videos ``(batch, channels, frames, height, width)``, one frame after another."""
+    return samples if samples.ndim == 4 else samples.transpose(1, 2).flatten(0, 1)
 
 
 class Reader(nn.Module):

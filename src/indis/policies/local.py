@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from indis.discretization import Plan
 from indis.policies.closed import ClosedLoop, Looking
+from indis.policies.encoders import as_frames
 
 Local = Literal["both", "weights", "free"]
 PAST = 2  # differences of denoised samples that have weights
@@ -33,12 +34,12 @@ PAST = 2  # differences of denoised samples that have weights
 class PlaceReader(nn.Module):
     """``(batch, outputs, *places)`` from maps ``(batch, channels, *places)`` and ``context`` ``(batch, dim)``.
 
-    Pictures are read at half their resolution, which costs a quarter; a vector is one place.
+    Pictures are read at half their resolution, which costs a quarter, and videos frame by frame; a vector is one place.
     """
 
     def __init__(self, shape: tuple[int, ...], views: int, context: int, outputs: int, width: int) -> None:
         super().__init__()
-        self.pictures = len(shape) == 3
+        self.pictures = len(shape) > 1
         channels = views * shape[0]
         if self.pictures:
             self.enter: nn.Module = nn.Conv2d(channels, width, 4, stride=2, padding=1)
@@ -53,6 +54,10 @@ class PlaceReader(nn.Module):
 
     def forward(self, maps: Tensor, context: Tensor) -> Tensor:
         """One output a place."""
+        if maps.ndim == 5:
+            frames = maps.shape[2]
+            pictures = self(as_frames(maps), context.repeat_interleave(frames, dim=0))
+            return pictures.unflatten(0, (len(maps), frames)).transpose(1, 2)
         hidden, known = self.enter(self._even(maps)), self.context(context)
         hidden = F.silu(hidden + (known[:, :, None, None] if self.pictures else known))
         out: Tensor = self.leave(F.silu(self.inner(hidden)))

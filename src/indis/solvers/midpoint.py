@@ -63,8 +63,7 @@ class Midpoint:
         Raises:
             ValueError: if the sub-steps are not whole steps.
         """
-        if steps % (self.points + 1):
-            raise ValueError(f"steps must be a multiple of {self.points + 1}, points + 1, for {self}, got {steps}")
+        self.nfe(steps)
         step, place = divmod(tau.shape[1] - 2, self.points + 1)
         carry, unit = first_order(schedule, form, tau)
         if place < self.points:
@@ -76,7 +75,13 @@ class Midpoint:
         return Coefficients(carry, torch.stack(weights, dim=1), whole)
 
     def nfe(self, steps: int) -> int:
-        """One a sub-step."""
+        """One a sub-step.
+
+        Raises:
+            ValueError: if the sub-steps are not whole steps.
+        """
+        if steps % (self.points + 1):
+            raise ValueError(f"steps must be a multiple of {self.points + 1}, points + 1, for {self}, got {steps}")
         return steps
 
     def depth(self, steps: int) -> int:
