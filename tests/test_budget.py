@@ -54,6 +54,17 @@ def test_the_price_meets_the_mean_from_below(mean):
     assert mean - 0.05 < steps.mean() <= mean
 
 
+def test_rows_that_are_foreseen_alike_move_together_and_may_stay_below_the_mean():
+    logs = torch.tensor([[1.0, 0.9, 0.1]]).log().expand(40, 3)  # three steps are never the cheapest way
+    price = price_for(logs, COUNTS, 4.0)
+    assert budget.mean_steps(logs, COUNTS, price) == 2.0
+    assert budget.mean_steps(logs, COUNTS, price_for(logs, COUNTS, 5.0)) == 5.0
+    picked = allocate(torch.rand(40, 3, generator=torch.Generator().manual_seed(3)).log(), COUNTS, 0.1)
+    expected = sum(COUNTS[i] for i in picked.tolist()) / 40
+    again = torch.rand(40, 3, generator=torch.Generator().manual_seed(3)).log()
+    assert budget.mean_steps(again, COUNTS, 0.1) == pytest.approx(expected)
+
+
 def test_a_mean_that_no_mixture_has_is_refused():
     with pytest.raises(ValueError) as error:
         price_for(torch.zeros(4, 3), COUNTS, 6.0)

@@ -229,16 +229,16 @@ def test_rows_are_independent():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"dtau": -0.1}, "bounds.dtau must be in"),
-        ({"gamma": 1.0}, "bounds.gamma must be in"),
-        ({"gamma": -0.1}, "bounds.gamma must be in"),
-        ({"weights": -1.0}, "bounds.weights must be in"),
-        ({"weights": float("inf")}, "bounds.weights must be in"),
-        ({"dtau": float("nan")}, "bounds.dtau must be in"),
-        ({"floor": 0.1}, "bounds.floor must be in"),
+        ({"dtau": -0.1}, "dtau must be in"),
+        ({"gamma": 1.0}, "gamma must be in"),
+        ({"gamma": -0.1}, "gamma must be in"),
+        ({"weights": -1.0}, "weights must be in"),
+        ({"weights": float("inf")}, "weights must be in"),
+        ({"dtau": float("nan")}, "dtau must be in"),
+        ({"floor": 0.1}, "floor must be in"),
         ({"shift": "gap", "dtau": 1.0}, "below 1 for shift 'gap'"),
         ({"domain": "lambda"}, "domain must be time or log_snr, got 'lambda'"),
-        ({"shift": "foo"}, "bounds.shift must be relative, gap or additive, got 'foo'"),
+        ({"shift": "foo"}, "shift must be relative, gap or additive, got 'foo'"),
     ],
 )
 def test_bounds_that_make_no_sense_are_refused(fields, message):

@@ -309,9 +309,9 @@ def made(folder, model, count):
 
 def test_end_points_of_two_models_do_not_mix(tmp_path):
     made(tmp_path / "a", wrapped(0.1, "one"), 4)
-    with pytest.raises(ValueError, match=r"another denoiser: fingerprint one, not two$"):
+    with pytest.raises(ValueError, match=r"another denoiser: fingerprint one there, two given$"):
         made(tmp_path / "a", wrapped(0.2, "two"), 8)
-    with pytest.raises(ValueError, match=r"another denoiser: schedule RectifiedFlow\(t_min=0.01, .*, not Rect"):
+    with pytest.raises(ValueError, match=r"another denoiser: schedule RectifiedFlow\(t_min=0.01, .* there, Rect"):
         made(tmp_path / "a", wrapped(0.1, "one", RectifiedFlow(0.02, 0.98)), 8)
     assert made(tmp_path / "a", wrapped(0.1, "one"), 8)[-1].done == 8
     made(tmp_path / "b", wrapped(0.1), 4)

@@ -209,10 +209,10 @@ class Bounds:
             ("floor", 0, 0.01),
         ):
             if not low <= getattr(self, name) < high:
-                raise ValueError(f"bounds.{name} must be in [{low}, {high}), got {getattr(self, name)}")
+                raise ValueError(f"{name} must be in [{low}, {high}), got {getattr(self, name)}")
         if self.shift == "gap" and self.dtau >= 1:
-            raise ValueError(f"bounds.dtau must be below 1 for shift 'gap', got {self.dtau}")
-        require_choice("bounds.shift", self.shift, Shift)
+            raise ValueError(f"dtau must be below 1 for shift 'gap', got {self.dtau}")
+        require_choice("shift", self.shift, Shift)
         require_choice("domain", self.domain, Domain)
         require_choice("keep", self.keep, Keep)
         if self.track is not None:

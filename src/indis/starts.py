@@ -86,5 +86,5 @@ class Starts(Tuning):
         self.step, self.best = sum(run.step for run in self.runs), min(run.best for run in self.runs)
         return replace(state, step=self.step, iterations=self.iterations, best=self.best)
 
-    def _identity(self) -> list[dict[str, Any]]:
-        return [run._identity() for run in self.runs]
+    def _identity(self) -> dict[str, Any]:
+        return {str(i): run._identity() for i, run in enumerate(self.runs)}

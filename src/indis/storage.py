@@ -46,6 +46,27 @@ def as_json(value: Any) -> Any:
     return json.loads(json.dumps(value))
 
 
+def difference(old: Any, new: Any) -> str:
+    """In which fields two values of JSON differ, at most three of them: "steps 6 there, 7 given"."""
+    there, given = _flat(as_json(old)), _flat(as_json(new))
+    names = [name for name in {**there, **given} if there.get(name) != given.get(name)]
+    told = [f"{name or 'it'} {_short(there.get(name))} there, {_short(given.get(name))} given" for name in names[:3]]
+    return "; ".join(told + ["..."] * (len(names) > 3))
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    """The leaves of nested objects by their dotted names."""
+    if not (isinstance(value, dict) and value):
+        return {prefix: value}
+    parts = (_flat(inner, f"{prefix}.{name}" if prefix else str(name)) for name, inner in value.items())
+    return {name: leaf for part in parts for name, leaf in part.items()}
+
+
+def _short(value: Any) -> str:
+    text = "nothing" if value is None else str(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
 def save_json(path: Path, value: Any) -> None:
     """Write JSON with sorted keys left as given, two-space indent and a final newline; NaN is refused."""
     text = json.dumps(value, indent=2, allow_nan=False) + "\n"

@@ -25,7 +25,7 @@ from torch import Tensor
 from indis.checks import require_least
 from indis.denoise import UNSAVED, Condition, Denoiser, bring
 from indis.sampler import Sampler
-from indis.storage import as_json, checksum, load_json, load_tensors, save_json, save_tensors, section
+from indis.storage import as_json, checksum, difference, load_json, load_tensors, save_json, save_tensors, section
 
 FORMAT = 1
 SHARD = re.compile(r"endpoints-\d{5,}\.safetensors")
@@ -227,7 +227,7 @@ def _resume(folder: Path, meta: dict[str, Any]) -> tuple[dict[str, str], tuple[s
     _enlarge(old, meta["config"])
     for key in ("config", "provenance", "denoiser", "noise"):
         if old.get(key, meta[key]) != meta[key]:  # folders of before did not tell their denoiser
-            raise ValueError(f"{folder} holds endpoints with another {key}: {_difference(old[key], meta[key])}")
+            raise ValueError(f"{folder} holds endpoints with another {key}: {difference(old[key], meta[key])}")
     shards: dict[str, str] = old["shards"]
     whole = {name: digest for name, digest in shards.items() if _fault(folder / name, digest) is None}
     return whole, tuple(name for name in shards if name not in whole)
@@ -243,13 +243,6 @@ def _require_told(denoiser: Denoiser) -> None:
     """End points of two models must not lie in one folder, and only a fingerprint tells weights apart."""
     if denoiser.fingerprint == UNSAVED:
         raise ValueError("fingerprint must be given to a wrapped denoiser to add to end points that are on disk")
-
-
-def _difference(old: Any, new: Any) -> str:
-    """What differs, field by field if both have fields."""
-    if not (isinstance(old, dict) and isinstance(new, dict)):
-        return f"{old}, not {new}"
-    return ", ".join(f"{k} {old.get(k)}, not {new.get(k)}" for k in {**old, **new} if old.get(k) != new.get(k))
 
 
 def _enlarge(old: dict[str, Any], wanted: dict[str, Any]) -> None:

@@ -24,7 +24,7 @@ from indis.denoise import Denoiser, bring
 from indis.losses import Loss
 from indis.policies import Policy
 from indis.sampler import Sampler
-from indis.storage import as_json, load_checkpoint, pack_optimizer, save_tensors, section, unpack_optimizer
+from indis.storage import as_json, difference, load_checkpoint, pack_optimizer, save_tensors, section, unpack_optimizer
 from indis.teacher import Endpoints
 
 
@@ -342,8 +342,10 @@ class Fit(Tuning):
 
 def require_same(path: Path, header: dict[str, Any], identity: Any, meta: Any) -> None:
     """Raise for a checkpoint of another configuration."""
-    if header["config"] != as_json(identity) or header["meta"] != as_json(meta):
-        raise ValueError(f"{path} was written with another configuration; give the same one or another folder")
+    found, wanted = {"fit": header["config"], "meta": header["meta"]}, {"fit": identity, "meta": meta}
+    if found != as_json(wanted):
+        what = difference(found, wanted)
+        raise ValueError(f"{path} was written with another configuration ({what}): give the same one or another folder")
 
 
 def copied_state(module: nn.Module) -> dict[str, Tensor]:

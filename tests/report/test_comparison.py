@@ -154,6 +154,13 @@ def test_contenders_are_the_best_of_with_and_without_afs_and_the_best_grid():
     assert read(content).contenders(3)[comparison.BEST_GRID].label == "uniform, AFS"
 
 
+def test_another_grid_may_be_the_best_in_another_metric():
+    rows = [row("uniform", 3, 0.2, None, fd=9.0), row("log_snr", 3, 0.4, None, fd=1.0), row("quadratic", 3, 0.1, None)]
+    results = read({"rows": rows})
+    assert results.contenders(3)[comparison.BEST_GRID].name == "quadratic"
+    assert results.contenders(3, "fd")[comparison.BEST_GRID].name == "log_snr"
+
+
 def test_changes_are_relative_to_all_of_phi():
     rows = [row("indis", 3, 0.2), row("look", 3, 0.1), row("god tau", 3, 0.5), row("ld3", 3, 9.0), row("look", 5, 0.1)]
     results = read({"rows": rows})

@@ -23,9 +23,9 @@ from indis.training import FitConfig
 class AdaSDE(Tabled):
     """The authors' values for CIFAR-10."""
 
-    s_dir: float = 0.05  # the direction is scaled by at most 1 - b ... 1 + b
-    s_time: float = 0.2  # the midpoint's noise level is scaled by at most 1 - b ... 1 + b
-    churn: float = 0.02  # gamma_max; 0.01 for some data sets
+    s_dir: float = 0.05  # the slope at a midpoint is scaled by at most 1 - b ... 1 + b
+    s_time: float = 0.2  # the noise level told at a midpoint is scaled by at most 1 - b ... 1 + b
+    churn: float = 0.02  # most fresh noise after a step, the papers' gamma_max; 0.01 for some of its data sets
     fit: FitConfig = field(default_factory=lambda: FitConfig(lr=0.2))
 
     def _bounds(self, domain: Domain) -> MidpointBounds:

@@ -39,8 +39,8 @@ class AMED(TwoStage):
         ValueError: for unknown features, or a width below one.
     """
 
-    s_dir: float = 0.01  # the direction is scaled by at most 1 - b ... 1 + b
-    s_time: float = 0.0  # the midpoint's noise level is scaled by at most 1 - b ... 1 + b
+    s_dir: float = 0.01  # the slope at a midpoint is scaled by at most 1 - b ... 1 + b
+    s_time: float = 0.0  # the noise level told at a midpoint is scaled by at most 1 - b ... 1 + b
     features: Features = "bottleneck"  # what the network reads besides times
     width: int = 128  # of the hidden layer
     fit: FitConfig = field(default_factory=lambda: FitConfig(lr=5e-3))
@@ -83,7 +83,8 @@ class AMEDPlugin(AMED):
     # where it starts: natural (polynomial:7, or uniform for a flow), uniform, log_snr, polynomial, quadratic, vp_time,
     # flow_shift or resolution, as name[:parameter], or list:T0,T1,... of times
     grid: str = "natural"
-    s_time: float = 0.2  # 0 for the authors' other data sets
+    # the noise level told at a midpoint is scaled by at most 1 - b ... 1 + b; published: 0.2, or 0 by data set
+    s_time: float = 0.2
 
 
 def _feature_size(denoiser: Denoiser, features: Features) -> int:

@@ -62,12 +62,12 @@ class AYS(GridMethod):
         ValueError: for an unknown table or a number that is not accepted.
     """
 
-    table: str = OPTIMISE  # ours: no table fits a model that it was not made for
-    intervals: int = 10  # paper, sec. 3.3
-    halvings: int = 2  # paper, sec. 3.3
-    candidates: int = 11  # paper, app. B.1; the node itself and as many to its left as to its right
-    samples: int = 256  # paper: 8192, with one time each
-    fine: int = 240  # ours
+    table: str = OPTIMISE  # "optimise", or a published table by its name (they fit the models that they were made for)
+    intervals: int = 10  # steps of the first grid that is optimised (paper, sec. 3.3)
+    halvings: int = 2  # how often its intervals are halved and optimised again (paper, sec. 3.3)
+    candidates: int = 11  # times tried for a node: itself and as many to either side (paper, app. B.1)
+    samples: int = 256  # end points that the bound is measured on (paper: 8192, with one time each)
+    fine: int = 240  # intervals of the grid on which the bound is measured; ours
 
     def __post_init__(self) -> None:
         super().__post_init__()

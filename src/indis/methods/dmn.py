@@ -46,10 +46,10 @@ class DMN(GridMethod):
         ValueError: for a power, an initial grid or a number of separate steps that is not accepted.
     """
 
-    solver: str = "unipc:3"  # paper: UniPC and DPM-Solver++
-    power: int = 1  # p; published code: 1 for models of pixels, 2 for latent ones
-    init: str = "log_snr"  # published code: log_snr for models of pixels, uniform for latent ones
-    apart: int | None = None  # published code ("truncNum"): 3 up to 7 steps, else 0
+    solver: str = "unipc:3"  # what takes the steps; paper: UniPC and DPM-Solver++
+    power: int = 1  # power p of the bound; published code: 1 for models of pixels, 2 for latent ones
+    init: str = "log_snr"  # grid that the search starts from; published code: log_snr for pixels, uniform for latents
+    apart: int | None = None  # nodes kept apart at the end ("truncNum"); None, published: 3 up to 7 steps, else 0
 
     def __post_init__(self) -> None:
         super().__post_init__()

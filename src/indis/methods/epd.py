@@ -27,8 +27,8 @@ class EPD(Tabled):
 
     # K = 2; midpoint:K
     solver: str = "midpoint:2"
-    s_dir: float = 0.05  # the direction is scaled by at most 1 - b ... 1 + b
-    s_time: float = 0.05  # the midpoint's noise level is scaled by at most 1 - b ... 1 + b
+    s_dir: float = 0.05  # the slope at a midpoint is scaled by at most 1 - b ... 1 + b
+    s_time: float = 0.05  # the noise level told at a midpoint is scaled by at most 1 - b ... 1 + b
     fit: FitConfig = field(default_factory=lambda: FitConfig(lr=0.2))
 
     def _bounds(self, domain: Domain) -> MidpointBounds:
@@ -45,5 +45,5 @@ class EPDPlugin(EPD):
     # where it starts: natural (polynomial:7, or uniform for a flow), uniform, log_snr, polynomial, quadratic, vp_time,
     # flow_shift or resolution, as name[:parameter], or list:T0,T1,... of times
     grid: str = "natural"
-    s_time: float = 0.2  # the midpoint's noise level is scaled by at most 1 - b ... 1 + b
+    s_time: float = 0.2  # the noise level told at a midpoint is scaled by at most 1 - b ... 1 + b
     fit: FitConfig = field(default_factory=lambda: FitConfig(lr=0.1))

@@ -46,11 +46,13 @@ class GITS(GridMethod):
         ValueError: for a metric, coefficient, number of steps or of samples that is not accepted.
     """
 
-    metric: Literal["l1", "l2", "dev"] = "dev"  # the published code's default
-    coeff: float = 1.15  # paper; 1.20 in the published code for Stable Diffusion
-    teacher_steps: int = 60  # paper: 61 time stamps
-    teacher_solver: str = "ipndm:4"  # paper
-    samples: int = 256  # paper; all training endpoints if there are fewer
+    # how two steps are compared along the trajectory; the published code's default
+    metric: Literal["l1", "l2", "dev"] = "dev"
+    # factor of the costs of later jumps, once more for each; paper: 1.15, published code: 1.20 for Stable Diffusion
+    coeff: float = 1.15
+    teacher_steps: int = 60  # steps of the trajectory that nodes are chosen from; paper: 60
+    teacher_solver: str = "ipndm:4"  # solver of that trajectory; paper: ipndm:4
+    samples: int = 256  # end points whose trajectories are averaged; paper: 256; all if there are fewer
 
     def __post_init__(self) -> None:
         super().__post_init__()

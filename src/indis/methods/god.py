@@ -11,4 +11,4 @@ from indis.methods.indis import IndisConfig
 class GOD(IndisConfig):
     """The paper's "globally optimised discretization", same freedoms and loss."""
 
-    per_instance: bool = False  # one plan for all
+    per_instance: bool = False  # a plan of its own for each sample; god has one for all

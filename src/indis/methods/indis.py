@@ -51,18 +51,20 @@ class IndisConfig(Method):
     loop: ClassVar[type[ClosedLoop]] = ClosedLoop  # what looks
 
     fit: FitConfig = field(default_factory=lambda: FitConfig(lr=0.3))
-    per_instance: bool = True  # phi; without, one plan for all
+    per_instance: bool = True  # a plan of its own for each sample (phi); without, one for all
     use_condition: bool = True  # phi reads the condition besides the noise
-    dtau: float = 0.5  # b of Eq. 6; ours
-    gamma: float = 0.5  # b of Eq. 6; ours
-    weights: float = 0.0  # not in the paper; unipc's corrector undoes them in all steps but the last
-    track: bool = False  # nodes follow the sums of the corrected weights (time tracking, DyWeight); not in the paper
-    shift: Shift | None = None  # unit of a time shift; None: what suits the schedule
+    dtau: float = 0.5  # largest time shift, b of Eq. 6, in the unit of --shift; 0 for none
+    gamma: float = 0.5  # largest change of the answer's scale, b of Eq. 6; 0 for none
+    # largest correction of the multistep weights, not in the paper; 0 for none; in vain with unipc
+    weights: float = 0.0
+    track: bool = False  # nodes follow the sums of the corrected weights, as in DyWeight; not in the paper
+    # unit of a time shift: share of log-SNR, of the next interval, or time; None: what suits the schedule
+    shift: Shift | None = None
     # what a time shift leaves as it is; "answer": the paper's Eq. 5 as it stands
     keep: Keep = "data"
     domain: Domain | None = None  # in which nodes are spread; None: what suits the schedule
-    look: Look = "never"  # "never": the paper's open loop; the others are ours
-    probes: int = 64  # endpoints that measure how sensitive each logit is (ours); 0 gives all logits the same rate
+    look: Look = "never"  # when phi reads the answers that it gets; never: the paper's open loop
+    probes: int = 64  # end points that measure how sensitive each logit is (ours); 0 gives all logits the same rate
     # part of the iterations in which phi's network waits for the plan that all samples share (ours)
     settle: float = 0.2
     width: int = 128  # of the hidden layers of phi

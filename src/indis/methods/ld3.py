@@ -64,12 +64,13 @@ class LD3(Method):
     grid: str = "uniform"
     fit: FitConfig = field(default_factory=lambda: FitConfig(iterations=175, batch=2, holdout=50, validate_every=1))
     domain: Domain | None = None  # in which nodes are spread; None: what suits the schedule
-    pairs: int = 50  # the first training endpoints: few, since a latent that moved must be seen again
+    pairs: int = 50  # how many of the training end points are used; few, since a latent that moved must be seen again
     objective: Objective = "soft"  # "soft": latents may move inside a ball and still be met; "hard": not
-    radius: float = 0.001  # of the latent's ball, times its dimension / steps^2
-    latent_lr: float = 12.0  # divided by steps
-    stamp_lr: float = 5e-3  # of the stamps' logits
-    shift_lr: float | None = None  # divided by steps
+    radius: float = 0.001  # radius of the ball that a latent may move in, times its dimension / steps^2
+    latent_lr: float = 12.0  # rate of the latents, divided by steps
+    stamp_lr: float = 5e-3  # rate of the logits of the timesteps
+    # rate of the time shifts, divided by steps; None: what was published for the schedule
+    shift_lr: float | None = None
     win_rate: float = 0.5  # the largest shift as a part of the smallest gap
     stamp_rounds: int = 2  # share of the iterations that tune the stamps
     shift_rounds: int = 5  # share of the iterations that tune the shifts

@@ -25,9 +25,9 @@ class LocalLook(Look):
 
     loop: ClassVar[type[ClosedLoop]] = LocalLoop
 
-    local: Local = "both"  # multistep weights of each place, a free picture, or both
+    local: Local = "both"  # what corrects each place: multistep weights of its own, a free picture, or both
     local_width: int = 24  # channels of the network that reads places
-    width: int = 96  # smaller than of look, so that both together add 2.5 % to the operations of the model that ships
+    width: int = 96  # width of the hidden layers; smaller than look's, so that both networks together stay cheap
 
     def __post_init__(self) -> None:
         super().__post_init__()

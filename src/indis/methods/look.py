@@ -13,4 +13,4 @@ class Look(IndisConfig):
     """INDIS with a closed loop (see :mod:`indis.policies.closed`) and all freedoms."""
 
     look: Literal["never", "first", "every"] = "every"  # when phi reads the answers it gets
-    weights: float = 0.5  # bound of the corrections of multistep weights
+    weights: float = 0.5  # largest correction of the multistep weights; 0 for none

@@ -32,14 +32,14 @@ class Method(ABC):
 
     seeded: ClassVar[bool] = True  # a fit depends on its seed, so several beginnings may end elsewhere
 
-    steps: int = 5  # N
+    steps: int = 5  # number of steps N
     # euler, heun, ipndm, adams_bashforth, deis, dpmpp, unipc or midpoint, as name[:order[:variant]]
     solver: str = "ipndm:3"
     # where it starts: natural (polynomial:7, or uniform for a flow), uniform, log_snr, polynomial, quadratic, vp_time,
     # flow_shift or resolution, as name[:parameter], or list:T0,T1,... of times
     grid: str = "natural"
     analytic_first: bool = False  # AFS: the first answer by its closed form, one evaluation less
-    loss: str = "mse"  # mse, squared, fashion, fashion-dists, lpips
+    loss: str = "mse"  # distance that is tuned: mse, squared, fashion, fashion-dists or lpips
     fit: FitConfig = field(default_factory=FitConfig)
 
     def __post_init__(self) -> None:

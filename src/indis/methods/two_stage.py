@@ -24,15 +24,15 @@ class TwoStage(Method):
         ValueError: if a bound is out of range, or the solver is none of the method's.
     """
 
-    steps: int = 3  # NFE 5, the papers' main setting
+    steps: int = 3  # number of steps, two evaluations each in turn; 3, NFE 5 with AFS, are the papers' main setting
     # midpoint[:points[:order]]; AMED also takes a multistep solver without corrector
     solver: str = "midpoint"
     # "time_uniform" with rho = 1; others: natural, uniform, log_snr, polynomial, quadratic, flow_shift or resolution,
     # or list:T0,T1,... of times
     grid: str = "vp_time:1"
     analytic_first: bool = True  # AFS, as published: one evaluation less
-    s_dir: float = 0.05  # the direction is scaled by at most 1 - b ... 1 + b
-    s_time: float = 0.05  # the midpoint's noise level is scaled by at most 1 - b ... 1 + b
+    s_dir: float = 0.05  # the slope at a midpoint is scaled by at most 1 - b ... 1 + b
+    s_time: float = 0.05  # the noise level told at a midpoint is scaled by at most 1 - b ... 1 + b
     domain: Domain | None = None  # in which nodes are spread; None: what suits the schedule
 
     def __post_init__(self) -> None:

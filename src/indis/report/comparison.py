@@ -121,11 +121,12 @@ class Results:
         chosen = {entry.name: entry for entry in ordered}
         return {entry.name: chosen[entry.name] for entry in self.at(nfe)}
 
-    def contenders(self, nfe: int) -> dict[str, Entry]:
-        """What lines and points are drawn for: methods (ablations have their own figure) and the best grid."""
+    def contenders(self, nfe: int, metric: str = LOSS) -> dict[str, Entry]:
+        """What is drawn: methods (ablations have their own figure), and the grid that is best in a metric."""
         entries = self.best(nfe)
         learned = {name: e for name, e in entries.items() if not e.is_grid and name not in ABLATED}
-        grid = min((e for e in entries.values() if e.is_grid), key=lambda e: e.loss, default=None)
+        grids = [e for e in entries.values() if e.is_grid and e.values[metric]]
+        grid = min(grids, key=lambda e: e.mean(metric), default=None)
         return learned if grid is None else learned | {BEST_GRID: grid}
 
     def only(self, names: Collection[str]) -> Results:

@@ -34,7 +34,7 @@ def _nfe_panel(axes: Axes, results: Results, metric: str, height: float) -> None
     axes.set(xlabel="network evaluations (NFE)", ylabel=METRICS[metric], xticks=results.nfes)
     series: dict[str, dict[int, float]] = {}
     for nfe in results.nfes:
-        for name, entry in results.contenders(nfe).items():
+        for name, entry in results.contenders(nfe, metric).items():
             if entry.values[metric]:
                 series.setdefault(name, {})[nfe] = entry.mean(metric)
     for name, values in series.items():

@@ -27,7 +27,7 @@ def results_table(results: Results) -> Table:
 
 def against_nfe(results: Results, metric: str) -> Table:
     """One metric of every method, and of the best grid, against the number of evaluations; the best ones first."""
-    at = {nfe: results.contenders(nfe) for nfe in results.nfes}
+    at = {nfe: results.contenders(nfe, metric) for nfe in results.nfes}
     names = sorted({name for entries in at.values() for name in entries}, key=lambda name: _rank(at, name, metric))
     best = {nfe: min(found, default=None) for nfe, found in ((n, _scores(at[n], metric)) for n in at)}
     rows = [
