@@ -3,7 +3,8 @@
 A stochastic step needs fresh noise, but a sample must depend neither on its batch nor on what was drawn before it. So
 a sample's fresh noise is a function of its own *starting* noise: the SHA-256 of that noise's bytes, in single
 precision, and of the step's number seeds a generator for each sample and step. Equal seeds give equal samples, on every
-device and in every batch; other starting noise gives noise that is unrelated to it.
+device and in every batch; other starting noise gives noise that is unrelated to it, and so does the same noise rounded
+to half precision.
 """
 
 from __future__ import annotations

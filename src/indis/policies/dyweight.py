@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from indis.denoise import Form
 from indis.discretization import Discretization, Keep
 from indis.noise import NoiseSchedule, within
-from indis.policies.policy import Fixed, Policy
+from indis.policies.policy import Fixed, Policy, shared_grid
 from indis.policies.tracking import effective, stride
 
 _TINY = 1e-12
@@ -59,7 +59,7 @@ class DyWeightPolicy(Policy):
     ) -> None:
         super().__init__()
         self.steps, self.schedule, self.form, self.native, self.tracking = len(rows), schedule, form, native, tracking
-        self.register_buffer("base", base.detach().clone())
+        self.register_buffer("base", shared_grid(base))
         self.register_buffer("rows", rows.detach().clone())
         self.weights = nn.Parameter(rows.detach().clone())
         self.scales = nn.Parameter(rows.new_ones(self.steps - analytic_first))

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from indis.discretization import LOGIT_ROWS, Bounds, Discretization, Keep, coordinate, from_logits
 from indis.noise import Domain, NoiseSchedule
 from indis.numerics import TIME_DTYPE
-from indis.policies.policy import Fixed, Policy
+from indis.policies.policy import Fixed, Policy, shared_grid
 
 # Not published: no interval falls below this share of what it had at first, whatever the logits.
 FLOOR = 1e-6
@@ -54,7 +54,7 @@ class LD3Policy(Policy):
         super().__init__()
         if not 0 <= win_rate < 1:
             raise ValueError(f"win_rate must be in [0, 1), got {win_rate}")
-        self.register_buffer("base", base.detach().clone())
+        self.register_buffer("base", shared_grid(base))
         self.schedule, self.win_rate, self.steps = schedule, win_rate, base.shape[1] - 1
         self.bounds = Bounds(dtau=0, gamma=0, domain=domain, keep=keep, floor=FLOOR / self.steps)
         self.stamps = nn.Parameter(torch.zeros(1, self.steps, dtype=TIME_DTYPE))
