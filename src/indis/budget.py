@@ -49,13 +49,13 @@ class BudgetConfig:
         ValueError: for a number outside its range.
     """
 
-    iterations: int = 4000  # steps of the optimizer
-    batch: int = 1024  # endpoints an iteration
-    lr: float = 3e-3  # of Adam
+    iterations: int = 4000  # number of the optimizer's steps
+    batch: int = 1024  # how many endpoints an iteration takes
+    lr: float = 3e-3  # learning rate of Adam
     holdout: float = 0.1  # part of the end points that chooses the best state
-    width: int = 128  # of the hidden layers
+    width: int = 128  # width of the hidden layers
     depth: int = 3  # number of hidden layers
-    seed: int = 0  # of the initial weights and the batches
+    seed: int = 0  # seed of the initial weights and the batches
 
     def __post_init__(self) -> None:
         require_least(self, iterations=1, batch=1, width=1, depth=1)
@@ -140,6 +140,15 @@ def check_mean(counts: tuple[int, ...], mean: float) -> None:
         raise ValueError(f"mean must be in {min(counts)} ... {max(counts)}, got {mean}")
 
 
+def mean_steps(log_expected: Tensor, counts: tuple[int, ...], price: float) -> float:
+    """The mean number of steps that rows take at a price.
+
+    It may stay far below the mean that the price was set for: where rows are foreseen alike, they move together.
+    """
+    numbers = torch.tensor(counts, dtype=torch.float64, device=log_expected.device)
+    return numbers[allocate(log_expected, counts, price)].mean().item()
+
+
 def price_for(log_expected: Tensor, counts: tuple[int, ...], mean: float) -> float:
     """The lowest price at which the mean number of steps is at most ``mean``.
 
@@ -147,12 +156,11 @@ def price_for(log_expected: Tensor, counts: tuple[int, ...], mean: float) -> flo
         ValueError: if no mixture of the counts has that mean.
     """
     check_mean(counts, mean)
-    numbers = torch.tensor(counts, dtype=torch.float64, device=log_expected.device)
     high = math.log(float(log_expected.double().exp().max()) + 1e-30)
     low = high - 60  # a price that no loss notices
     for _ in range(100):
         middle = (low + high) / 2
-        too_many = numbers[allocate(log_expected, counts, math.exp(middle))].mean() > mean
+        too_many = mean_steps(log_expected, counts, math.exp(middle)) > mean
         low, high = (middle, high) if too_many else (low, middle)
     return math.exp(high)
 
@@ -219,9 +227,10 @@ def load(folder: Path | str) -> BudgetSampler:
     try:
         predictor = ErrorPredictor(**config["predictor"])
         predictor.load_state_dict(tensors)
-        return BudgetSampler(sampler, predictor.eval().requires_grad_(False), config["price"], config["mean"])
-    except (KeyError, TypeError, RuntimeError) as error:
-        raise ValueError(f"{folder / FILE} is not a complete budget: {str(error).splitlines()[0]}") from None
+        price, mean = float(config["price"]), float(config["mean"])
+        return BudgetSampler(sampler, predictor.eval().requires_grad_(False), price, mean)
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{folder / FILE} is not a complete budget: {artifact.reason(error)}") from None
 
 
 def _check_files(folder: Path, config: Any) -> None:

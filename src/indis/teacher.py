@@ -137,9 +137,9 @@ class TeachConfig:
     """Which endpoints are made. Seeds are first_seed ... first_seed + count - 1."""
 
     count: int = 10_000  # how many endpoints; paper, sec. 4.2
-    first_seed: int = 0  # of the endpoints; held-out ones need others
-    shard: int = 1000  # endpoints a file
-    batch: int = 250  # samples a network call; a matter of memory
+    first_seed: int = 0  # seed of the first one; held-out ones need others
+    shard: int = 1000  # how many endpoints lie in a file
+    batch: int = 250  # how many samples a network call takes; a matter of memory
 
     def __post_init__(self) -> None:
         require_least(self, count=1, shard=1, batch=1)

@@ -32,17 +32,17 @@ from indis.teacher import Endpoints
 class FitConfig:
     """How a policy is tuned. Adam and cosine are the paper's; the numbers it does not give are ours."""
 
-    iterations: int = 500  # steps of the optimizer
-    batch: int = 64  # endpoints an iteration
-    lr: float = 2e-2  # of a bare logit; a network's weights learn more slowly, see Policy.rates
-    warmup: float = 0.1  # part of the iterations; Adam's first steps have full size before it knows any gradient's
-    clip: float = 1.0  # of the gradient's norm; a very large one is none
-    holdout: int = 500  # the last endpoints, never trained on; 0 fits all and keeps the last state
-    validate_every: int = 50  # iterations between two held-out losses
+    iterations: int = 500  # number of the optimizer's steps
+    batch: int = 64  # number of end points an iteration
+    lr: float = 2e-2  # learning rate of a bare logit; a network's weights learn more slowly, see Policy.rates
+    warmup: float = 0.1  # part of the iterations in which the rate rises: Adam's first steps know no gradient's size
+    clip: float = 1.0  # largest norm of the gradient, which is scaled down to it
+    holdout: int = 500  # number of end points, the last ones, that are never trained on; 0 keeps the last state
+    validate_every: int = 50  # number of iterations between two held-out losses
     # recompute network calls in the backward pass, and never ask for more than a batch at once: for scarce memory
     checkpoint: bool = False
-    seed: int = 0  # of the initial weights and the batches
-    starts: int = 1  # seeds that are tried for a quarter of the iterations; the best on the held-out part goes on
+    seed: int = 0  # seed of the initial weights and the batches
+    starts: int = 1  # number of seeds that are tried for a quarter of the iterations; the best of them goes on
 
     def __post_init__(self) -> None:
         require_least(self, iterations=1, batch=1, holdout=0, validate_every=1, starts=1)

@@ -1,10 +1,12 @@
 """What `indis budget` writes is what `sample` and `evaluate` then run: each sample its own number of evaluations."""
 
 import pytest
+import torch
 
 from cli.lines import FIT, refused
 from indis import budget, models, noise_from_seeds
 from indis.denoise import Counted
+from indis.policies.errors import ErrorPredictor
 from indis.storage import load_json, load_tensors
 from small_cases import same_tensors
 
@@ -67,7 +69,8 @@ def test_heldout_endpoints_of_another_teacher_are_refused(indis, every, monkeypa
 def test_a_budget_is_not_timed_as_if_it_had_none(indis, every):
     assert indis(f"{BUDGET} --mean 3 --out bought")[0] == 0
     said = refused(indis, "overhead --model toy --artifact bought/mean3")
-    assert "bought/mean3 holds a budget, each sample its own number of steps: use indis.budget.load" in said
+    assert "artifact must have one number of steps for all samples, got the budget in bought/mean3" in said
+    assert "artifact must be a global plan" in refused(indis, "sight --loss mse --data data --artifact bought/mean3")
 
 
 def test_a_number_of_steps_overrides_the_budget(indis, every):
@@ -96,3 +99,21 @@ def test_a_budget_remembers_the_seeds_of_both_fits(indis, every):
 def test_means_out_of_range_are_refused_before_anything_is_measured(indis, every, monkeypatch, mean, part):
     monkeypatch.setattr(budget, "measure", None)
     assert part in refused(indis, f"{BUDGET} --out bought --mean {mean}")
+
+
+def test_a_mean_that_no_price_reaches_is_said_and_so_is_what_beats_it(indis, every, monkeypatch):
+    def alike(sampler, data, losses, config):
+        """Three steps are foreseen to be hardly better than two, whatever the sample."""
+        predictor = ErrorPredictor((2, 3, 4), shape=(2,), width=8, depth=1)
+        predictor.head.bias.data.copy_(torch.tensor([1.0, 0.9, 0.1]).log())
+        return predictor
+
+    monkeypatch.setattr(budget, "foresee", alike)
+    code, said = indis(f"{BUDGET} --mean 3 4 --out bought --json rows.json")
+    assert code == 0 and "\nasked for 3, reached 2.00: the predictor tells samples too little apart" in f"\n{said}"
+    assert "asked for 4, reached" not in said
+    rows = load_json(every / "rows.json")["rows"]
+    assert [row["nfe"] for row in rows] == [2, 3, 4, 2, 4]
+    told = [line for line in said.splitlines() if line.startswith("budget")]
+    assert "; asked for 3, the same 3 for all has a lower loss" in told[0] and "asked" not in told[1]
+    assert not [line for line in said.splitlines() if line.startswith("fixed") and "asked" in line]

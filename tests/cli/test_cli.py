@@ -20,6 +20,7 @@ from indis.cli.toy import ToyCommand
 from indis.cli.train_model import TrainModel
 from indis.grids import NAMES
 from indis.methods import METHODS
+from indis.models.fashion_training import Trainer
 from indis.solvers import SOLVERS, Euler
 from indis.storage import load_json, load_tensors
 from indis.teacher import load_endpoints
@@ -177,6 +178,67 @@ def test_commands_that_keep_nothing_say_so(indis, monkeypatch, line):
     for command in (ToyCommand, Budget, TrainModel):
         monkeypatch.setattr(command, "run", interrupted)
     assert indis(line) == (130, "indis: interrupted; nothing is kept, it begins again\n")
+
+
+def test_an_interrupt_before_anything_is_finished_says_so(indis, work, monkeypatch):
+    def interrupted(*arguments, **keywords):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("indis.teacher.gather", interrupted)  # within the first shard
+    monkeypatch.setattr(TrainModel, "_denoiser", interrupted)
+    monkeypatch.setattr(Fit, "run", interrupted)
+    monkeypatch.setattr(ToyCommand, "run", interrupted)
+    monkeypatch.setattr("indis.cli.demo.Demo._toy", interrupted)
+    commands = ("train-model", f"{TEACH} --count 48", "compare --model toy", f"fit --data data {FIT}", "demo")
+    for line in commands:
+        code, said = indis(f"{line} --out new")
+        assert code == 130 and said.endswith("indis: interrupted; nothing was finished yet, it begins again\n"), line
+    assert not (work / "new").exists()
+    code, said = indis(f"{TEACH} --count 64 --out data")
+    assert code == 130 and "what was finished is kept" in said
+
+
+def test_an_interrupted_training_keeps_the_step_that_it_was_in(indis, tmp_path, monkeypatch):
+    pytest.importorskip("diffusers")
+    images = torch.zeros(4, 1, 28, 28, dtype=torch.uint8), torch.zeros(4, dtype=torch.int64)
+    monkeypatch.setattr("indis.cli.train_model.read", lambda split, folder: images)
+    monkeypatch.chdir(tmp_path)
+    run, line = Trainer.run, "train-model --images 3 --batch 1 --warmup 1"
+    assert indis(f"{line} --out whole")[0] == 0
+
+    def interrupted(self, *data):
+        for state in run(self, *data):
+            yield state
+            if state.step == 1:
+                signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(Trainer, "run", interrupted)
+    code, said = indis(f"{line} --out again")
+    assert code == 130 and "what was finished is kept" in said
+    monkeypatch.setattr(Trainer, "run", run)
+    code, said = indis(f"{line} --out again")
+    assert code == 0 and "resuming at step 2 of 3" in said
+    weights = [(tmp_path / name / "fashion.safetensors").read_bytes() for name in ("whole", "again")]
+    assert weights[0] == weights[1]
+
+
+def test_a_fit_says_where_it_began_and_which_iteration_was_best(indis, work):
+    code, said = indis(f"fit --data data --out again {FIT} --json again.json")
+    told = load_json(work / "again.json")
+    value, step = min((value, step) for step, value in told["curve"])
+    result = f"held-out squared: start {told['untuned_loss']:.5f} -> best {value:.5f} at iteration {step} with"
+    assert code == 0 and result in said and told["untuned_loss"] > value == told["heldout_loss"]
+    code, said = indis(f"fit --data data --out again {FIT} --json again.json")  # which only resumes
+    assert code == 0 and result in said and load_json(work / "again.json") == told
+
+
+def test_a_fit_that_was_never_better_than_its_start_says_so(indis, work):
+    code, said = indis(f"fit --data data --out worse {FIT} --fit.lr 1e3 --json worse.json")
+    told = load_json(work / "worse.json")
+    assert code == 0 and told["heldout_loss"] == told["untuned_loss"] < min(value for _, value in told["curve"])
+    assert (
+        f"held-out squared {told['untuned_loss']:.5f} at iteration 0: nothing was better than the start, with" in said
+    )
 
 
 def test_an_interrupted_teacher_goes_on_to_the_same_bytes(indis, work, monkeypatch):

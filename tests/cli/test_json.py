@@ -41,6 +41,17 @@ def test_samples_tell_which_they_are_and_what_they_cost(indis, work):
     assert (told["artifact"], told["nfe"], told["calls"]) == ("fitted", 3, 3) and "solver" not in told
 
 
+def test_an_evaluation_tells_what_it_is_of(indis, work):
+    assert indis("evaluate --artifact fitted --heldout test --loss squared --json row.json")[0] == 0
+    told = load_json(work / "row.json")
+    assert (told["artifact"], told["heldout"], told["loss"], told["features"]) == ("fitted", "test", "squared", None)
+    assert told["pairs"] == 20 and "solver" not in told
+    assert indis("evaluate --heldout test --loss mse --solver euler --grid uniform --steps 4 --json row.json")[0] == 0
+    told = load_json(work / "row.json")
+    assert (told["artifact"], told["solver"], told["grid"], told["steps"]) == (None, "euler", "uniform", 4)
+    assert (told["analytic_first"], told["loss"]) == (False, "mse")
+
+
 def test_many_batches_of_samples_say_where_they_are(indis, work, monkeypatch):
     monkeypatch.setattr("indis.cli.console.Reporting.INTERVAL", 0.0)
     code, said = indis("sample --model toy --steps 1 --solver euler --grid uniform --count 600 --out s.safetensors")
@@ -107,6 +118,19 @@ def test_training_tells_where_the_weights_are(indis, untrained):
     told = load_json(untrained / "run.json")
     assert (told["weights"], told["steps"], told["images"]) == ("run/fashion.safetensors", 0, 5)
     assert told["checksum"] == checksum(untrained / "run" / "fashion.safetensors")
+
+
+def test_the_folder_of_a_training_is_a_model(indis, untrained):
+    pytest.importorskip("diffusers")
+    assert indis("train-model --out run --images 5 --batch 1")[0] == 0
+    assert indis("sample --model fashion:run --steps 1 --count 2 --out folder.safetensors")[0] == 0
+    assert indis("sample --model fashion:run/fashion.safetensors --steps 1 --count 2 --out file.safetensors")[0] == 0
+    assert Path("folder.safetensors").read_bytes() == Path("file.safetensors").read_bytes()
+    assert indis("train-model --out more --images 5 --batch 1 --seed 1 --init run")[0] == 0
+    assert checksum(Path("more/fashion.safetensors")) == checksum(Path("run/fashion.safetensors"))
+    Path("bare").mkdir()
+    code, said = indis("sample --model fashion:bare --out folder.safetensors")
+    assert (code, said) == (2, "indis: error: bare/fashion.safetensors does not exist\n")
 
 
 def test_training_of_features_tells_how_good_they_are(indis, untrained):

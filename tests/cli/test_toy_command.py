@@ -93,3 +93,14 @@ def test_a_report_of_the_toy_study_names_its_policies(indis, toy_run):
     assert code == 0 and "toy" in said
     page = (toy_run / "report.html").read_text()
     assert all(name in page for name in ("uniform", "global", "instance", "oracle"))
+
+
+def test_a_study_without_three_steps_has_no_scatter_and_a_report_all_the_same(indis, tmp_path):
+    pytest.importorskip("jinja2")
+    pytest.importorskip("matplotlib")
+    sizes = "--priors 40 --reference 500 --width 8 --depth 1 --global-iterations 3 --instance-iterations 3 --probes 20"
+    for steps, files in (("3", ["toy.json", "toy_scatter.safetensors"]), ("2", ["toy.json"])):
+        assert indis(f"toy --steps {steps} --freedoms tau {sizes} --out {tmp_path}/run")[0] == 0
+        assert sorted(path.name for path in (tmp_path / "run").iterdir()) == files
+    code, said = indis(f"report --run {tmp_path}/run --figures {tmp_path}/figures")
+    assert code == 0 and "report.html: toy\n" in said

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from indis.storage import save_json, save_tensors
-from report.cases import RUN, curves, fashion, report, toy_rows, write
+from report.cases import RUN, curves, fashion, report, toy, toy_rows, write
 
 pytest.importorskip("jinja2")
 pytest.importorskip("matplotlib")
@@ -175,6 +175,20 @@ def test_a_comparison_without_curves_has_its_other_figures(tmp_path):
     save_json(tmp_path / "curves.json", {"curves": []})
     save_json(tmp_path / "results.json", toy_rows(["god"], (3,)))
     assert [path.name for path in write_figures(tmp_path, tmp_path / "out")] == ["compare-toy-dots.png"]
+
+
+def test_a_scatter_without_errors_is_left_out(tmp_path):
+    save_json(tmp_path / "toy.json", toy(steps=(5,)))
+    save_tensors(tmp_path / "toy_scatter.safetensors", {"noise_train": torch.rand(4, 2)})
+    assert report(tmp_path)[0] == ["toy"]
+    assert [path.name for path in write_figures(tmp_path, tmp_path / "out")] == ["toy_fig3.png"]
+
+
+def test_a_scatter_of_equal_steps_alone_is_drawn(tmp_path):
+    names = ("noise_train", "noise_heldout")
+    errors = {f"error uniform tau {split}": torch.rand(9) for split in ("train", "heldout")}
+    save_tensors(tmp_path / "toy_scatter.safetensors", errors | {name: torch.rand(9, 2) for name in names})
+    assert report(tmp_path)[0] == ["toy_scatter"]
 
 
 def test_no_comparison_has_no_figures(tmp_path):

@@ -125,6 +125,35 @@ def test_other_sizes_in_the_same_folder_are_other_cells(tmp_path, sizes):
     assert without_time(grown.rows()) == without_time(fresh.rows())
 
 
+FEW, MANY = replace(SIZES, endpoints=5, heldout=2, fit=replace(SIZES.fit, holdout=2)), replace(SIZES, heldout=9)
+
+
+def test_a_quick_comparison_goes_on_as_a_full_one_in_its_folder(tmp_path):
+    list(small(tmp_path / "same", GOD, replace(FEW, endpoints=3)).run())
+    assert {load_json(meta)["config"]["shard"] for meta in (tmp_path / "same").glob("*/meta.json")} == {4}
+    list((grown := small(tmp_path / "same", GOD, MANY)).run())
+    list((fresh := small(tmp_path / "fresh", GOD, MANY)).run())
+    assert without_time(grown.rows()) == without_time(fresh.rows())
+
+
+def test_end_points_of_an_earlier_version_in_smaller_files_serve_and_are_added_to(tmp_path, monkeypatch):
+    monkeypatch.setattr(SmallBench, "shard", 2)
+    list(small(tmp_path / "same", GOD, FEW).run())
+    monkeypatch.undo()
+    list((again := small(tmp_path / "same", GOD, FEW)).run())
+    assert again.denoiser.asked == 0
+    list((grown := small(tmp_path / "same", GOD, MANY)).run())
+    assert (len(grown.data), len(grown.heldout)) == (12, 9)
+    list((fresh := small(tmp_path / "fresh", GOD, MANY)).run())
+    assert without_time(grown.rows()) == without_time(fresh.rows())
+
+
+@pytest.mark.parametrize("name", ["methods", "afs", "seeds"])
+def test_a_comparison_of_nothing_is_refused(name):
+    with pytest.raises(ValueError, match=f"^{name} must be at least one value, got none$"):
+        CompareConfig(**{name: ()})
+
+
 def test_a_teacher_is_judged_again_when_there_are_more_of_its_end_points(tmp_path):
     few, many = (Sizes(count, 6, 100, SIZES.fit) for count in (12, 16))
     list(small(tmp_path / "same", GOD, few).run())

@@ -10,7 +10,7 @@ import torch
 
 from indis import artifact, budget, losses
 from indis.budget import BudgetConfig, BudgetSampler
-from indis.cli.console import WithModel, emit, say, taught_model, track, writable, writable_file
+from indis.cli.console import WithModel, check_loss, emit, say, taught_model, track, writable, writable_file
 from indis.cli.sample import check_fits
 from indis.denoise import Counted, Denoiser
 from indis.evaluate import score_pairs
@@ -32,21 +32,21 @@ class Budget(WithModel):
     """
 
     artifact: Path
-    """Folder of a sampler with one phi for every N."""
+    """Folder of a sampler with one phi for every N, which `indis fit --steps 3-10` wrote."""
     data: Path
-    """Teacher endpoints to measure losses on."""
+    """Folder of teacher endpoints that losses are measured on."""
     heldout: Path
-    """Others, for the comparison with a fixed N."""
+    """Folder of other endpoints, for the comparison with the same N for all."""
     out: Path
-    """Folder; one artifact below it for each mean."""
+    """Folder that the artifacts are written into, one below it for each mean: mean4, mean5."""
     mean: tuple[float, ...] = (5.0,)
-    """Mean numbers of evaluations."""
+    """Mean numbers of evaluations that are aimed at, with spaces between."""
     count: int = 10_000
-    """At most so many of the endpoints are measured."""
+    """How many of the endpoints in --data are measured at most."""
     loss: str = "fashion"
-    """What is foreseen and compared."""
+    """Loss that is foreseen and compared: mse, squared, fashion, fashion-dists, lpips."""
     config: BudgetConfig = field(default_factory=BudgetConfig)
-    """The predictor."""
+    """How the predictor of losses is fitted."""
     json: Path | None = None
     """Write the comparison to this file."""
 
@@ -61,7 +61,7 @@ class Budget(WithModel):
         for mean in self.mean:  # before anything is measured
             budget.check_mean(policy.counts, mean)
         writable(self.out)
-        writable_file(self.json)
+        writable_file(self.json, {self.out: ("budget_comparison.json", "mean*/*")})
         (data, meta), (heldout, other) = load_endpoints(self.data), load_endpoints(self.heldout)
         self._check_alike(meta["provenance"], other["provenance"])
         if set(data.seeds.tolist()) & set(heldout.seeds.tolist()):
@@ -69,6 +69,7 @@ class Budget(WithModel):
         artifact.check_unseen(self.artifact, heldout.seeds)
         denoiser, data = self.load_taught(meta, self.data), data[: self.count]
         check_fits(self.artifact, sampler, denoiser)
+        check_loss(self.loss, loss, denoiser, data)
         measured = track(budget.measure(sampler, denoiser, data, loss), len(policy.counts), "measure")
         table = torch.stack([values for _, values in measured], dim=1)
         predictor = budget.foresee(sampler, data, table, self.config)
@@ -82,9 +83,11 @@ class Budget(WithModel):
             own = BudgetSampler(sampler, predictor, price, mean)
             budget.save(own, self.out / f"mean{mean:g}", provenance)
             rows.append(budget_row(own, denoiser, heldout, loss))
+            warn_below(mean, budget.mean_steps(foreseen, predictor.counts, price))
         save_json(self.out / "budget_comparison.json", {"loss": self.loss, "rows": rows})
         for row in rows:
-            say(f"{row['kind']:6} mean NFE {row['nfe']:6.3f}  held-out {self.loss} {row['heldout_loss']:.6f}")
+            told = f"{row['kind']:6} mean NFE {row['nfe']:6.3f}  held-out {self.loss} {row['heldout_loss']:.6f}"
+            say(f"{told}{beaten_by(row, rows)}")
         emit({"loss": self.loss, "rows": rows}, self.json)
 
     def _check_alike(self, one: dict[str, Any], other: dict[str, Any]) -> None:
@@ -113,3 +116,22 @@ def budget_row(own: BudgetSampler, denoiser: Denoiser, heldout: Endpoints, loss:
     counter = Counted(denoiser)
     scores = score_pairs(counter, own, heldout, loss)
     return {"kind": "budget", "nfe": counter.samples / scores.pairs, "asked": own.mean, **scores.row()}
+
+
+def warn_below(asked: float, reached: float) -> None:
+    """Say so where a price leads to a lower mean than the one that it was set for."""
+    if asked - reached > 0.05:
+        say(
+            f"asked for {asked:g}, reached {reached:.2f}: the predictor tells samples too little apart, no price lies "
+            f"between; more --config.iterations or --count may help"
+        )
+
+
+def beaten_by(row: dict[str, Any], rows: list[dict[str, Any]]) -> str:
+    """Of a budget: a note where the same N for all, at no more than the mean asked for, has a lower loss."""
+    allowed = max(row["nfe"], row.get("asked", 0.0))
+    same = [one for one in rows if one["kind"] == "fixed" and one["nfe"] <= allowed]
+    best = min(same, key=lambda one: one["heldout_loss"], default=row)
+    if row["kind"] == "fixed" or best["heldout_loss"] >= row["heldout_loss"]:
+        return ""
+    return f"; asked for {row['asked']:g}, the same {best['nfe']:g} for all has a lower loss"

@@ -15,6 +15,12 @@ from indis.studies import bench
 from indis.studies.compare import CompareConfig, Comparison
 from indis.studies.pictures import Picture, write_plans, write_samples
 
+# What a comparison writes into the folder of a model.
+OWN = (
+    *("results.json", "results.md", "curves.json", "run.json", "samples.safetensors", "plans.safetensors"),
+    *("cells/*", "artifacts/*", "endpoints/*", "heldout/*"),
+)
+
 
 @dataclass(frozen=True)
 class Compare(WithModel):
@@ -26,29 +32,29 @@ class Compare(WithModel):
     """
 
     model: tuple[str, ...] = ("toy",)
-    """Models: toy, fashion."""
+    """Models to compare on: toy, fashion."""
     methods: tuple[str, ...] = ("all",)
-    """Names, or groups: all, published, ours, ablation."""
+    """Methods to compare: names such as god and indis, or groups: all, published, ours, ablation."""
     steps: tuple[int, ...] = (3, 5, 7)
-    """Network evaluations, one after another; with the analytic first step a sampler takes one step more."""
+    """Numbers of network evaluations one after another; with the analytic first step a sampler takes one step more."""
     seeds: tuple[int, ...] = (0,)
-    """Seeds of the fits."""
+    """Seeds of the fits; each is a row of its own."""
     afs: tuple[bool, ...] = (False,)
-    """Without and with the analytic first step."""
+    """Whether the first step is analytic: False, True, or both."""
     grids: tuple[str, ...] = ("all",)
-    """Heuristic grids; "all" are those worth a row for the model."""
+    """Heuristic grids that are compared with, such as uniform or polynomial:7; "all" are those worth a row."""
     out: Path = Path("runs/compare")
-    """Folder; one below it for each model."""
+    """Folder of the results, with one below it for each model."""
     resume: bool = True
-    """Go on from finished cells; `--no-resume` computes those asked for again, end points excepted."""
+    """Whether to go on from finished cells; `--no-resume` computes those asked for again, end points excepted."""
     quick: bool = False
-    """Small sizes: minutes instead of hours."""
+    """Whether sizes are small: minutes instead of hours."""
     bf16: bool = False
-    """Run the teacher and draw samples under bfloat16 autocast; fits and pairs stay float32."""
+    """Whether to run the teacher and draw samples under bfloat16 autocast; fits and pairs stay float32."""
     shipped: bool = False
-    """Also judge the fitted samplers that come with the package."""
+    """Whether to judge the fitted samplers that come with the package, too."""
     sizes: Annotated[SizeOptions, tyro.conf.arg(name="")] = field(default_factory=lambda: SizeOptions())
-    """In place of the model's own sizes."""
+    """Sizes in place of the model's own."""
     json: Path | None = None
     """Write all rows to this file."""
 
@@ -56,7 +62,7 @@ class Compare(WithModel):
         """Run the missing cells, then print the tables."""
         if not self.model:
             raise ValueError("model must be at least one of toy, fashion, got none")
-        writable_file(self.json)
+        writable_file(self.json, {self.out / name: OWN for name in self.model})
         rows: list[dict[str, Any]] = []
         for comparison in [self._comparison(name) for name in self.model]:  # all at once, as each may refuse
             rows += self._run(comparison)["rows"]
@@ -65,6 +71,9 @@ class Compare(WithModel):
     def _comparison(self, name: str) -> Comparison:
         folder = self.out / name
         kind = bench.named(name)
+        if not self.steps or min(self.steps) < 1:
+            given = ", ".join(map(str, self.steps)) or "none"
+            raise ValueError(f"steps must be at least one number, each at least 1, got {given}")
         config = CompareConfig(self.methods, self.grids, self.steps, self.afs, self.seeds, self.shipped)
         sizes = bench.resized(kind.brief if self.quick else kind.full, asdict(self.sizes))
         writable(folder)
@@ -87,21 +96,21 @@ class SizeOptions:
     """Sizes of a comparison; what is left out is the model's default."""
 
     endpoints: int | None = None
-    """Teacher end points for tuning."""
+    """Number of teacher end points for tuning."""
     heldout: int | None = None
-    """Other end points, for the reported distances."""
+    """Number of other end points, for the reported distances."""
     samples: int | None = None
-    """Samples for the distance to the data; 0 leaves it out."""
+    """Number of samples for the distance to the data; 0 leaves it out."""
     iterations: int | None = None
-    """Of every learned method."""
+    """Number of iterations of every learned method."""
     batch: int | None = None
-    """Of every learned method."""
+    """Number of end points an iteration of every learned method."""
     holdout: int | None = None
-    """Tuning end points that choose the best iteration."""
+    """Number of the tuning end points that are not tuned on, but choose the best iteration."""
     validate_every: int | None = None
-    """Iterations between two looks at them."""
+    """Number of iterations between two looks at those."""
     starts: int | None = None
-    """Beginnings of every learned method, of which the best goes on; those that are computed have one."""
+    """Number of beginnings of every learned method, of which the best goes on; those that are computed have one."""
 
 
 def run_comparison(comparison: Comparison, *, anew: bool = False) -> None:

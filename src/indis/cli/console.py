@@ -7,9 +7,10 @@ import re
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from threading import Event, current_thread, main_thread
 from types import FrameType
@@ -28,8 +29,10 @@ from rich.progress import (
 )
 
 from indis import models
-from indis.denoise import Denoiser
+from indis.denoise import Denoiser, bring
+from indis.losses import Loss
 from indis.storage import save_json
+from indis.teacher import Endpoints
 
 T = TypeVar("T")
 # Progress and messages go to stderr, so that stdout stays clean for results.
@@ -119,16 +122,30 @@ def tidied() -> Iterator[None]:
         raise
 
 
-def writable_file(path: Path | None) -> None:
+def writable_file(path: Path | None, own: Mapping[Path, Sequence[str]] | None = None) -> None:
     """Make the folder of an output file, if one was asked for.
+
+    ``own`` is what the command itself writes: files and folders, each with patterns of what comes to lie in it.
 
     Raises:
         OSError: if nothing can be written there; found out before any work is done.
+        ValueError: if it would be written over one of the command's own files.
     """
     if path is not None:
+        _check_apart(path, own or {})
         writable(path.parent)
         if path.is_dir():
             raise IsADirectoryError(f"{path} is a folder, a file is expected")
+        if path.is_symlink() or (path.exists() and not path.is_file()):  # it would be replaced, not written to
+            raise ValueError(f"{path} is a link or a device, a plain file is expected")
+
+
+def _check_apart(path: Path, own: Mapping[Path, Sequence[str]]) -> None:
+    whole = path.resolve()
+    for place, patterns in own.items():
+        inside = whole.relative_to(place.resolve()).as_posix() if whole.is_relative_to(place.resolve()) else None
+        if inside is not None and any(fnmatchcase(inside, pattern) for pattern in (".", *patterns)):
+            raise ValueError(f"json must be another file than those that the command writes itself, got {path}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,6 +200,20 @@ def chosen_device(name: str | None) -> torch.device:
     if device.type == "cuda" and (device.index or 0) >= count:
         raise ValueError(f"device {name} is absent: torch sees {count} CUDA devices here")
     return device
+
+
+def check_loss(name: str, loss: Loss, denoiser: Denoiser, data: Endpoints) -> None:
+    """Pass if the loss of that name can judge what the model makes.
+
+    Raises:
+        ValueError: if not.
+    """
+    with torch.no_grad():
+        one = denoiser.decode(bring(data.target[:1], denoiser))
+        try:
+            bring(loss, denoiser)(one, one)
+        except ValueError as error:
+            raise ValueError(f"loss must suit model {denoiser.name}, got {name}: {error}") from None
 
 
 def taught_model(meta: dict[str, Any], folder: Path | None) -> str:

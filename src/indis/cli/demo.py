@@ -37,7 +37,7 @@ class Demo(WithModel):
 
         started = time.perf_counter()
         writable(self.out)
-        writable_file(self.json)
+        writable_file(self.json, {self.out: ("report.html", *toy.OWN, *compare.OWN)})
         say("1/3 toy study: an exact 2-D denoiser, Euler with 3 and 5 steps")
         self._toy()
         say(

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from indis import artifact, losses
 from indis.budget import BudgetSampler
-from indis.cli.console import bar, emit, say, writable_file
-from indis.cli.sample import SamplerChoice
+from indis.cli.console import bar, check_loss, emit, say, writable_file
+from indis.cli.sample import SamplerChoice, found
 from indis.denoise import Counted, Denoiser
 from indis.evaluate import Draw, Row, counted_nfe, frechet_of_seeds, score_pairs
 from indis.sampler import Sampler
@@ -27,18 +27,19 @@ class Evaluate(SamplerChoice):
     """
 
     heldout: Path | None = None
-    """Endpoints that `indis teach` wrote from other seeds."""
+    """Folder of endpoints to judge by, which `indis teach` wrote from other seeds than those of the fit."""
     model: str = "fashion"
-    """Model; ignored if --heldout is given, which knows its own."""
+    """Model: toy, toy:AB, fashion, or fashion:PATH with the folder of `indis train-model` or a file of weights; ignored
+    if --heldout is given, which knows its own."""
     samples: int = 0
-    """How many samples for FD-Fashion; 0 leaves it out."""
+    """How many samples are drawn for FD-Fashion; 0 leaves it out."""
     first_seed: int = 1_000_000
-    """First seed of those samples."""
+    """Seed of the first of those samples; the others follow one by one."""
     loss: str = "fashion"
-    """Which loss to report on the held-out endpoints."""
+    """Loss that is reported on the held-out endpoints: mse, squared, fashion, fashion-dists, lpips."""
     features: Path | None = None
-    """Folder of another feature network (indis train-model --what features) for FD-Fashion and the loss: a judge that
-    no fit has seen."""
+    """Folder of the feature network (`indis train-model --what features`) for FD-Fashion and the loss, a judge that no
+    fit has seen; the one that ships if absent."""
     json: Path | None = None
     """Write the row to this file."""
 
@@ -46,11 +47,14 @@ class Evaluate(SamplerChoice):
         """Evaluate and print one row."""
         self._check_samples()
         writable_file(self.json)
-        loss = losses.named(self.loss, self.features) if self.heldout else None
+        asked = self.heldout is not None or self.loss not in losses.LOSSES  # an unknown one is refused in any case
+        loss = losses.named(self.loss, self.features) if asked else None
         data, meta = load_endpoints(self.heldout) if self.heldout else (None, None)
         if data is not None and self.artifact is not None:
-            artifact.check_unseen(self.artifact, data.seeds)
+            artifact.check_unseen(found(self.artifact), data.seeds)
         denoiser = self.load_taught(meta, self.heldout) if meta else self.load_model(self.model)
+        if data is not None and loss is not None:
+            check_loss(self.loss, loss, denoiser, data)
         sampler = self.build(denoiser)
         counter = Counted(denoiser)
         row: Row = {"model": denoiser.name}
@@ -64,7 +68,14 @@ class Evaluate(SamplerChoice):
             row["nfe"] = row["calls"] = counter.samples / (row.get("pairs", 0) + self.samples)
         for name, value in row.items():
             say(f"{name:14} {value:.5f}" if isinstance(value, float) else f"{name:14} {value}")
-        emit(row, self.json)
+        emit(row | self._asked(), self.json)
+
+    def _asked(self) -> Row:
+        """What the numbers are of: the sampler, and what they were measured by."""
+        which = {"artifact": str(self.artifact)} if self.artifact else {"artifact": None, **self.plain}
+        paths = {"heldout": self.heldout, "features": self.features}
+        judges = {name: None if path is None else str(path) for name, path in paths.items()}
+        return which | judges | {"loss": self.loss if self.heldout else None, "first_seed": self.first_seed}
 
     def _check_samples(self) -> None:
         if self.samples < 0 or self.samples == 1:

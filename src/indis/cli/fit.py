@@ -13,6 +13,7 @@ from indis import artifact, losses
 from indis.cli.console import (
     WithModel,
     bar,
+    check_loss,
     command_line,
     emit,
     held_interrupt,
@@ -27,6 +28,7 @@ from indis.teacher import load_endpoints
 from indis.training import Search, Tuning
 
 M = TypeVar("M", bound=Method)
+OWN = ("config.json", "policy.safetensors", "checkpoint.safetensors", "curve.json")  # what a fit writes
 
 
 def fit_command(arguments: Sequence[str]) -> Any:
@@ -84,14 +86,14 @@ class FitCommand(WithModel, Generic[M]):
     data: Path
     """Folder that `indis teach` wrote."""
     out: Path
-    """Folder of the artifact, new or of the same fit; the checkpoint stays beside it."""
+    """Folder that the artifact is written into, new or of the same fit; the checkpoint stays beside it."""
     config: Annotated[M, tyro.conf.arg(name="")]
     """What is fitted and how."""
     method: str = "indis"
-    """Which method: indis, look, local, every-n, god, ld3, dyweight, ald3, amed, amed-plugin, epd, epd-plugin, adasde,
+    """Method: indis, look, local, every-n, god, ld3, dyweight, ald3, amed, amed-plugin, epd, epd-plugin, adasde,
     gits, dmn, ays."""
     start: Path | None = None
-    """Artifact of a fitted global plan that phi begins at."""
+    """Artifact that phi begins at, of a fitted global plan; its own base grid if absent."""
     save_every: int = 100
     """Iterations between checkpoints; an interrupt writes one too, at the end of the iteration that it falls into."""
     json: Path | None = None
@@ -102,13 +104,16 @@ class FitCommand(WithModel, Generic[M]):
         if self.save_every < 1:
             raise ValueError(f"save-every must be at least 1, got {self.save_every}")
         data, meta = load_endpoints(self.data)
-        denoiser = self.load_taught(meta, self.data)
+        denoiser, loss = self.load_taught(meta, self.data), losses.named(self.config.loss)
+        check_loss(self.config.loss, loss, denoiser, data)
         writable(self.out)
-        writable_file(self.json)
-        start = artifact.load(self.start) if self.start else None
+        writable_file(self.json, {self.out: OWN})
+        start = artifact.read(self.start) if self.start else None
         begun = checksum(artifact.find(self.start) / "policy.safetensors") if self.start else None
-        process = self.config.tuning(denoiser, data, losses.named(self.config.loss), start=start)
+        process = self.config.tuning(denoiser, data, loss, start=start)
         identity = {"method": self.method, "config": asdict(self.config), "endpoints": meta["shards"], "start": begun}
+        begins = self.config.fit.holdout and not isinstance(process, Search)
+        untuned = process.validate() if begins else None  # looked at here, as a fit that goes on does not know it
         curve = self._resume(process, identity)
         self._iterate(process, identity, curve)
         provenance = {
@@ -123,9 +128,19 @@ class FitCommand(WithModel, Generic[M]):
             "parameters": process.sampler.policy.parameter_count(),
         }
         artifact.save(process.sampler, self.out, provenance)
-        result = f"held-out {self.config.loss} {process.best:.5f}" if curve else "fitted without held-out endpoints"
-        say(f"{result} with {provenance['parameters']} parameters in {self.out}")
-        emit({"curve": curve, **provenance}, self.json)
+        say(f"{self._result(process, untuned, curve)} with {provenance['parameters']} parameters in {self.out}")
+        emit({"curve": curve, "untuned_loss": untuned, **provenance}, self.json)
+
+    def _result(self, process: Tuning, untuned: float | None, curve: list[list[float]]) -> str:
+        """What came out, beside what it began at; of several beginnings a look between two is on no curve."""
+        if not curve:
+            return "fitted without held-out endpoints"
+        if untuned is None:
+            return f"held-out {self.config.loss} {process.best:.5f}"
+        if process.best >= untuned:
+            return f"held-out {self.config.loss} {untuned:.5f} at iteration 0: nothing was better than the start,"
+        at = next((f" at iteration {step:g}" for step, value in curve if value == process.best), "")
+        return f"held-out {self.config.loss}: start {untuned:.5f} -> best {process.best:.5f}{at}"
 
     def _require_own(self) -> None:
         """Do not write over what another command made."""

@@ -23,6 +23,7 @@ from indis.cli.demo import Demo
 from indis.cli.evaluate import Evaluate
 from indis.cli.fit import FitCommand, fit_command, spelled_out
 from indis.cli.overhead import Overhead
+from indis.cli.refusals import explained, no_command
 from indis.cli.report import Report
 from indis.cli.sample import Sample
 from indis.cli.sight import Sight
@@ -31,7 +32,16 @@ from indis.cli.toy import ToyCommand
 from indis.cli.train_model import TrainModel
 
 MENDABLE = (ValueError, OSError, FloatingPointError, ImportError)
-KEEPING = (Teach, FitCommand, Compare, Demo, TrainModel)  # go on where an interrupt stopped them
+# Those that go on where an interrupt stopped them, and the first file that they finish.
+KEEPING = {
+    Teach: "meta.json",
+    FitCommand: "checkpoint.safetensors",
+    Compare: "*/endpoints/meta.json",
+    Demo: "toy.json",
+    TrainModel: "checkpoint.safetensors",
+}
+
+NOTHING = "nothing is kept, it begins again"
 
 COMMANDS: dict[str, Callable[[Sequence[str]], Any]] = {
     "teach": lambda arguments: Teach,
@@ -82,8 +92,9 @@ def _parse(arguments: Sequence[str]) -> Any:
     """The command with its options. Configs check themselves when they are built.
 
     Raises:
-        ValueError: what a config says; tyro would put it into a box, with a name of its own for a nested one.
-        SystemExit: after the help, or a box about words that no command knows.
+        ValueError: what a config says, or which words no command knows; tyro would put either into a box, with a name
+            of its own for a nested config.
+        SystemExit: after the help.
     """
     shown = StringIO()
     try:
@@ -93,10 +104,19 @@ def _parse(arguments: Sequence[str]) -> Any:
         error = next((cause for cause in _causes(stop) if _is_ours(cause)), None)
         if error is not None:
             raise error from None
+        if stop.code:
+            raise ValueError(_unknown(arguments)) from None
         sys.stderr.write(shown.getvalue())
         raise
     sys.stderr.write(shown.getvalue())
     return command
+
+
+def _unknown(arguments: Sequence[str]) -> str:
+    """The sentence about words that no command knows."""
+    if not arguments or arguments[0] not in COMMANDS:
+        return no_command(arguments, COMMANDS)
+    return explained(COMMANDS[arguments[0]](arguments), arguments[0], arguments[1:])
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
@@ -120,9 +140,14 @@ def _union(arguments: Sequence[str]) -> Any:
 
 def _kept(command: Any) -> str:
     """What an interrupted command leaves behind; the training of features has no checkpoint."""
-    if isinstance(command, KEEPING) and getattr(command, "what", "denoiser") != "features":
-        return "what was finished is kept, run it again to go on"
-    return "nothing is kept, it begins again"
+    if getattr(command, "what", "denoiser") == "features":
+        return NOTHING
+    first = next((file for kind, file in KEEPING.items() if isinstance(command, kind)), None)
+    if first is None:
+        return NOTHING
+    if not any(command.out.glob(first)):
+        return "nothing was finished yet, it begins again"
+    return "what was finished is kept, run it again to go on"
 
 
 def main() -> None:

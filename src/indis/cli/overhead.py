@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from indis import artifact
+from indis import artifact, budget
 from indis.checks import require_least
 from indis.cli.console import WithModel, emit, say, track, writable_file
-from indis.cli.sample import check_fits
+from indis.cli.sample import check_fits, found
 from indis.denoise import Denoiser
 from indis.policies import Fixed
+from indis.sampler import Sampler
 from indis.studies.overhead import overhead, pairs
 
 
@@ -23,13 +24,13 @@ class Overhead(WithModel):
     """
 
     artifact: tuple[str, ...]
-    """Fitted samplers: folders, or names of those that ship."""
+    """Fitted samplers: folders that `indis fit` wrote, or names of those that ship."""
     model: str = "fashion"
-    """Model: toy, toy:AB, fashion, fashion:WEIGHTS."""
+    """Model: toy, toy:AB, fashion, or fashion:PATH with the folder of `indis train-model` or a file of weights."""
     batch: int = 32
-    """Samples drawn at once."""
+    """How many samples are drawn at once."""
     repeats: int = 20
-    """Timed pairs of runs; quartiles need at least 2."""
+    """How many pairs of runs are timed; quartiles need at least 2."""
     json: Path | None = None
     """Write the rows to this file."""
 
@@ -40,14 +41,21 @@ class Overhead(WithModel):
             raise ValueError("artifact must be at least one fitted sampler, got none")
         writable_file(self.json)
         denoiser = self.load_model(self.model)
-        rows = [self._row(name, denoiser) for name in self.artifact]
+        samplers = [(name, self._load(name, denoiser)) for name in self.artifact]  # all, before any is timed
+        rows = [self._row(name, sampler, denoiser) for name, sampler in samplers]
         emit({"rows": rows}, self.json)
 
-    def _row(self, name: str, denoiser: Denoiser) -> dict[str, Any]:
-        sampler = artifact.load(artifact.find(Path(name)))
+    def _load(self, name: str, denoiser: Denoiser) -> Sampler:
+        folder = found(name)
+        if (folder / budget.FILE).exists():
+            raise ValueError(f"artifact must have one number of steps for all samples, got the budget in {name}")
+        sampler = artifact.load(folder)
         if isinstance(sampler.policy, Fixed):
             raise ValueError(f"artifact must have a policy that decides something, got the fixed plan of {name}")
         check_fits(name, sampler, denoiser)
+        return sampler
+
+    def _row(self, name: str, sampler: Sampler, denoiser: Denoiser) -> dict[str, Any]:
         ratios = list(track(pairs(sampler, denoiser, self.batch, self.repeats), self.repeats, f"time {name}"))
         row: dict[str, Any] = {
             "artifact": name,

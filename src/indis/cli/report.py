@@ -34,11 +34,13 @@ class Report:
 
     def run(self) -> None:
         """Write the page, then the figures."""
-        from indis.report.page import write_figures, write_report
+        from indis.report.page import SECTIONS, write_figures, write_report
 
         out = self.out or self.run_folder / "report.html"
         writable_file(self.out)
-        writable_file(self.json)
+        drawn = {self.figures: ("*.png",)} if self.figures else {}
+        read = [pattern for section in SECTIONS for pattern in (section.file, f"*/{section.file}")]
+        writable_file(self.json, {out: ()} | drawn | {self.run_folder: read})
         if self.figures:
             writable(self.figures)
         sections = write_report(self.run_folder, out)

@@ -29,21 +29,21 @@ class SamplerChoice(WithModel):
     """An artifact, or a solver on a grid."""
 
     artifact: Path | None = None
-    """Folder of a fitted sampler, or one that ships: fashion-nfe3, -nfe5, -nfe7, each also with -god (one plan
-    for all) or -local (re-plans at every node, corrects each place) at its end. If absent, the plain solver
-    below."""
+    """Fitted sampler: the folder of `indis fit`, one of those of `indis budget`, or one that ships: fashion-nfe3,
+    -nfe5, -nfe7, each also with -god (one plan for all) or -local (re-plans at every node, corrects each place) at its
+    end. If absent, the plain solver below."""
     solver: str | None = None
-    """Plain solver (ipndm:3 if absent): euler, heun, ipndm, adams_bashforth, deis, dpmpp, unipc or midpoint, as
+    """Solver without a fit (ipndm:3 if absent): euler, heun, ipndm, adams_bashforth, deis, dpmpp, unipc or midpoint, as
     name[:order[:variant]]; an artifact has its own."""
     grid: str | None = None
     """Grid of the plain solver: natural (if absent; polynomial:7, or uniform for a flow), uniform, log_snr, polynomial,
     quadratic, vp_time, flow_shift or resolution, as name[:parameter], or list:T0,T1,... of times; an artifact has its
     own."""
     steps: int | None = None
-    """Steps of the plain solver (5 if absent), or which of its numbers an artifact for every N shall take; one of
-    `indis budget` takes each sample's own if absent."""
+    """Number of steps: of the plain solver (5 if absent); of an artifact for every N (`indis fit --steps 3-10`; the
+    largest if absent); of one of `indis budget` in place of each sample's own. Other artifacts have one number."""
     afs: bool = False
-    """Analytic first step of the plain solver: one evaluation less; an artifact has its own."""
+    """Whether the plain solver's first step is analytic: one evaluation less; an artifact has its own."""
 
     def build(self, denoiser: Denoiser) -> Sampler | BudgetSampler:
         """The sampler, a budget's included.
@@ -53,7 +53,7 @@ class SamplerChoice(WithModel):
         """
         if self.artifact is not None:
             self._check_alone()
-            folder = artifact.find(self.artifact)
+            folder = found(self.artifact)
             if self.steps is None and (folder / budget.FILE).exists():
                 own = budget.load(folder)
                 check_fits(self.artifact, own.sampler, denoiser)
@@ -86,6 +86,20 @@ class SamplerChoice(WithModel):
                 return sampler
             sampler.policy.choose(self.steps)
         return sampler
+
+
+def found(name: Path | str) -> Path:
+    """The folder of an artifact.
+
+    Raises:
+        FileNotFoundError: if there is none; of a folder of artifacts it says which there are.
+    """
+    folder = artifact.find(name)
+    inside = sorted(path.parent.name for path in folder.glob("*/config.json"))
+    if inside and not (folder / "config.json").exists():
+        listed = ", ".join(str(folder / part) for part in inside)
+        raise FileNotFoundError(f"artifact must be one folder, got {name}, which holds several: {listed}")
+    return folder
 
 
 def check_fits(name: Path | str, sampler: Sampler, denoiser: Denoiser) -> None:
@@ -123,13 +137,13 @@ class Sample(SamplerChoice):
     """
 
     out: Path = Path("samples.png")
-    """A .png grid (images) or a .safetensors file (anything)."""
+    """File of the samples: a .png grid (images) or a .safetensors file (anything)."""
     model: str = "fashion"
-    """Model: toy, toy:AB, fashion, fashion:WEIGHTS."""
+    """Model: toy, toy:AB, fashion, or fashion:PATH with the folder of `indis train-model` or a file of weights."""
     first_seed: int = 0
-    """First seed."""
+    """Seed of the first sample; the others follow one by one."""
     count: int = 40
-    """How many seeds."""
+    """How many samples, one a seed."""
     label: tuple[int, ...] = ()
     """Classes that the seeds take in turn (fashion: 0 ... 9, or 10 for none); if absent, seed mod 10."""
     json: Path | None = None
@@ -143,7 +157,7 @@ class Sample(SamplerChoice):
         if self.out.suffix not in (".png", ".safetensors"):
             raise ValueError(f"out must end in .png or .safetensors, got {self.out}")
         writable_file(self.out)
-        writable_file(self.json)
+        writable_file(self.json, {self.out: ()})
         denoiser = Counted(self._denoiser())
         sampler = self.build(denoiser)
         seeds = range(self.first_seed, self.first_seed + self.count)

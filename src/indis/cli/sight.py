@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from indis import artifact, losses
-from indis.cli.console import WithModel, emit, say, track, writable_file
+from indis.cli.console import WithModel, check_loss, emit, say, track, writable_file
 from indis.cli.sample import check_fits
 from indis.policies import Global
 from indis.studies import sight
@@ -25,15 +25,15 @@ class Sight(WithModel):
     """
 
     artifact: str
-    """A fitted global plan: a folder, or the name of one that ships."""
+    """Fitted global plan: the folder of an `indis fit --method god`, or the name of one that ships."""
     data: Path
-    """Teacher endpoints."""
+    """Folder of teacher endpoints that `indis teach` wrote."""
     count: int = 4000
-    """At most so many of them."""
+    """How many of the endpoints are used at most."""
     loss: str = "fashion"
-    """Whose gradients."""
+    """Loss whose gradients are a sample's wish: mse, squared, fashion, fashion-dists, lpips."""
     config: SightConfig = field(default_factory=SightConfig)
-    """The predictors."""
+    """How the predictors of the wishes are fitted."""
     json: Path | None = None
     """Write the rows to this file."""
 
@@ -49,11 +49,12 @@ class Sight(WithModel):
     def _observed(self) -> Wishes:
         if self.count < 20:
             raise ValueError(f"count must be at least 20, got {self.count}")
-        sampler = artifact.load(self.artifact)
+        sampler = artifact.read(self.artifact)
         if not isinstance(sampler.policy, Global):
             raise ValueError(f"artifact must be a global plan (`indis fit --method god`), got {self.artifact}")
         data, meta = load_endpoints(self.data)
         data, denoiser, loss = data[: self.count], self.load_taught(meta, self.data), losses.named(self.loss)
         check_fits(self.artifact, sampler, denoiser)
+        check_loss(self.loss, loss, denoiser, data)
         parts = sight.observe(sampler, denoiser, data, loss)
         return sight.gathered(list(track(parts, -(-len(data) // sight.BATCH), "observe")))

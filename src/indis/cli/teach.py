@@ -23,9 +23,9 @@ class Teach(WithModel):
     """
 
     out: Path
-    """Folder of the endpoints."""
+    """Folder that the endpoints are written into, new or of the same teacher."""
     model: str = "fashion"
-    """Model: toy, toy:AB, fashion, fashion:WEIGHTS."""
+    """Model: toy, toy:AB, fashion, or fashion:PATH with the folder of `indis train-model` or a file of weights."""
     solver: str = "ipndm:3"
     """Teacher's solver: euler, heun, ipndm, adams_bashforth, deis, dpmpp, unipc or midpoint, as
     name[:order[:variant]]."""
@@ -33,7 +33,7 @@ class Teach(WithModel):
     """Teacher's grid: natural (polynomial:7, or uniform for a flow), uniform, log_snr, polynomial, quadratic, vp_time,
     flow_shift or resolution, as name[:parameter], or list:T0,T1,... of times."""
     steps: int = 30
-    """Teacher's steps."""
+    """Number of the teacher's steps; many, as its end points are what a fit aims at."""
     config: Annotated[TeachConfig, tyro.conf.arg(name="")] = field(default_factory=TeachConfig)
     """Which seeds."""
     json: Path | None = None
@@ -53,7 +53,7 @@ class Teach(WithModel):
             "nfe": teacher.nfe,
         }
         writable(self.out)
-        writable_file(self.json)
+        writable_file(self.json, {self.out: ("meta.json", "endpoints-*")})
         mended: tuple[str, ...] = ()
         with bar() as progress:
             task = progress.add_task("teacher endpoints", total=self.config.count)

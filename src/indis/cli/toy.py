@@ -13,6 +13,8 @@ from indis.cli.console import bar, emit, say, writable, writable_file
 from indis.storage import save_json, save_tensors
 from indis.studies.toy import Cell, ToyConfig, ToyStudy
 
+OWN = TABLE, SCATTER = "toy.json", "toy_scatter.safetensors"
+
 
 @dataclass(frozen=True)
 class ToyCommand:
@@ -24,21 +26,21 @@ class ToyCommand:
     """
 
     quick: bool = False
-    """Under 90 seconds: fewer priors, N = 3 and 5; other options stay as they are given."""
+    """Whether sizes are small, under 90 seconds: fewer priors, N = 3 and 5; what is given otherwise stays."""
     out: Path | None = None
-    """Folder for toy.json and the scatter data; `indis report` draws it."""
+    """Folder of toy.json and the scatter data, which `indis report` draws; nothing is kept if absent."""
     workers: int | None = None
-    """Processes that share out the numbers of steps; one a core by default. The numbers do not depend on it."""
+    """Number of processes that share out the numbers of steps; one a core if absent. Results do not depend on it."""
     json: Path | None = None
     """Write the flat list of cells to this file."""
     config: Annotated[ToyConfig, tyro.conf.arg(name="")] = field(default_factory=ToyConfig)
-    """The study."""
+    """Sizes and settings of the study."""
 
     def run(self) -> None:
         """Run it and print the cells."""
         if self.out is not None:
             writable(self.out)
-        writable_file(self.json)
+        writable_file(self.json, {self.out: OWN} if self.out else {})
         study = ToyStudy(self.config.quick() if self.quick else self.config)
         run_study(study, self._workers(study))
         for line in lines(study):
@@ -61,11 +63,14 @@ def run_study(study: ToyStudy, workers: int = 1) -> None:
 
 
 def write(study: ToyStudy, folder: Path) -> None:
-    """``toy.json`` and ``toy_scatter.safetensors``, what the report reads."""
-    save_json(folder / "toy.json", study.results())
+    """``toy.json`` and ``toy_scatter.safetensors``, what the report reads; the latter is of N = 3 alone."""
+    save_json(folder / TABLE, study.results())
     errors = {f"error {name}": value for name, value in study.scatter.items()}
     starts = {f"noise_{split}": data.noise for split, data in study.data.items()}
-    save_tensors(folder / "toy_scatter.safetensors", errors | starts)
+    if errors:
+        save_tensors(folder / SCATTER, errors | starts)
+    else:  # that of an earlier run would stand beside numbers of another
+        (folder / SCATTER).unlink(missing_ok=True)
 
 
 def lines(study: ToyStudy) -> list[str]:

@@ -8,10 +8,13 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from indis.cli.console import bar, emit, say, writable, writable_file
+from indis.cli.console import bar, emit, held_interrupt, say, writable, writable_file
 from indis.models.fashion_data import DEBIAN_FOLDER, read
 from indis.models.fashion_training import TrainConfig
 from indis.storage import checksum
+
+CHECKPOINT = "checkpoint.safetensors"
+OWN = (CHECKPOINT, "fashion*.safetensors")  # also the feature network's
 
 
 @dataclass(frozen=True)
@@ -28,15 +31,16 @@ class TrainModel:
     out: Path
     """Folder of the checkpoint and of the exported weights."""
     what: Literal["denoiser", "features"] = "denoiser"
-    """The denoiser, or the feature network of FD-Fashion and the perceptual distance."""
+    """What is trained: the denoiser, or the feature network of FD-Fashion and the perceptual distance."""
     data: Path = DEBIAN_FOLDER
-    """Folder of the *-ubyte.gz files; Debian: apt-get install dataset-fashion-mnist."""
+    """Folder of the data set's *-ubyte.gz files; Debian: apt-get install dataset-fashion-mnist."""
     init: Path | None = None
-    """Weights for the denoiser to start from."""
+    """Weights that the denoiser starts from: a file, or the folder of an earlier run; random ones if absent."""
     config: Annotated[TrainConfig, tyro.conf.arg(name="")] = field(default_factory=TrainConfig)
     """The denoiser's training."""
     save_every: int = 500
-    """Steps between the denoiser's checkpoints."""
+    """Steps between the denoiser's checkpoints; an interrupt writes one too, at the end of the step that it falls
+    into."""
     json: Path | None = None
     """Write what came out and where it is to this file."""
 
@@ -47,7 +51,7 @@ class TrainModel:
         if self.what == "features":
             self._check_features()
         writable(self.out)
-        writable_file(self.json)
+        writable_file(self.json, {self.out: OWN})
         emit(self._features() if self.what == "features" else self._denoiser(), self.json)
 
     def _check_features(self) -> None:
@@ -63,17 +67,19 @@ class TrainModel:
     def _denoiser(self) -> dict[str, Any]:
         from indis.models.fashion_training import Trainer
 
-        trainer, checkpoint = Trainer(self.config, init=self.init), self.out / "checkpoint.safetensors"
+        trainer, checkpoint = Trainer(self.config, init=self.init), self.out / CHECKPOINT
         images, labels = read("train", self.data)
         if checkpoint.exists():
             trainer.resume(checkpoint)
             say(f"resuming at step {trainer.step} of {self.config.steps}")
-        with bar() as progress:
+        with bar() as progress, held_interrupt() as interrupted:
             task = progress.add_task("training", total=self.config.steps, completed=trainer.step)
             for state in trainer.run(images, labels):
                 progress.update(task, completed=state.step, description=f"training, loss {state.loss:.3f}")
-                if state.step % self.save_every == 0:
+                if state.step % self.save_every == 0 or interrupted():
                     trainer.save(checkpoint)
+                if interrupted():
+                    raise KeyboardInterrupt
         trainer.save(checkpoint)
         weights = self.out / "fashion.safetensors"
         trainer.export(weights)

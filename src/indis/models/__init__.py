@@ -14,7 +14,7 @@ from indis.denoise import Denoiser
 
 FAMILIES = {
     "toy": "the exact 2-D tree mixture; toy:AB has both classes",
-    "fashion": "class-conditional Fashion-MNIST, ships; fashion:FILE loads other weights",
+    "fashion": "class-conditional Fashion-MNIST, ships; fashion:PATH loads other weights, a file or a folder",
 }
 
 

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from indis.denoise import Condition, Form
+from indis.denoise import UNSAVED, Condition, Form
 from indis.models import edm
 from indis.models.fashion_data import CLASSES
 from indis.noise import EDM
@@ -75,7 +75,7 @@ class Fashion:
     native = Form.NOISE
 
     def __init__(
-        self, network: FashionNetwork, schedule: EDM | None = None, *, bf16: bool = False, fingerprint: str = "unsaved"
+        self, network: FashionNetwork, schedule: EDM | None = None, *, bf16: bool = False, fingerprint: str = UNSAVED
     ) -> None:
         self.network = network.eval().requires_grad_(False)
         self.schedule, self.bf16, self.fingerprint = schedule or EDM(), bf16, fingerprint
@@ -146,24 +146,31 @@ def class_condition(labels: Tensor) -> Condition:
 def load(weights: Path = WEIGHTS) -> Fashion:
     """The denoiser with the weights of a safetensors file (float16 or float32), the shipped ones by default.
 
+    ``weights`` may also be the folder that ``indis train-model`` wrote.
+
     Raises:
         FileNotFoundError: if the file is missing.
         ValueError: if it is damaged or holds another network.
     """
     network = FashionNetwork()
     fill(network, weights)
-    return Fashion(network, fingerprint=checksum(weights)[:16])
+    return Fashion(network, fingerprint=checksum(_file(weights))[:16])
 
 
 def fill(network: FashionNetwork, weights: Path) -> None:
-    """Read a file of weights into a network.
+    """Read a file of weights, or that of a trained model's folder, into a network.
 
     Raises:
         FileNotFoundError: if the file is missing.
         ValueError: if it is damaged or holds another network.
     """
-    tensors, _ = load_tensors(weights)
+    tensors, _ = load_tensors(_file(weights))
     try:
         network.load_state_dict({k: v.float() for k, v in tensors.items()})
     except RuntimeError:
         raise ValueError(f"{weights} does not hold the weights of the Fashion-MNIST model") from None
+
+
+def _file(weights: Path) -> Path:
+    """A folder means the weights that training exports into it."""
+    return weights / WEIGHTS.name if weights.is_dir() else weights

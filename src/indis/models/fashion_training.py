@@ -26,16 +26,16 @@ from indis.storage import load_checkpoint, pack_optimizer, save_tensors, section
 class TrainConfig:
     """How the denoiser is trained."""
 
-    images: int = 1_000_000  # images seen in all
-    batch: int = 128  # images an iteration
-    lr: float = 1e-3  # of the optimizer
-    warmup: int = 200  # steps of linear warm-up
-    ema: float = 0.999  # decay per step; reached gradually
-    label_dropout: float = 0.1  # part of the labels that are left out
-    log_sigma_mean: float = -1.0  # of the noise levels that are trained on
-    log_sigma_std: float = 1.2  # of the noise levels that are trained on
-    bf16: bool = True  # train under bfloat16 autocast
-    seed: int = 0  # of the initial weights and the batches
+    images: int = 1_000_000  # how many images are seen in all; batch of them make a step
+    batch: int = 128  # images a step
+    lr: float = 1e-3  # learning rate
+    warmup: int = 200  # steps in which the learning rate rises in a straight line from zero
+    ema: float = 0.999  # decay of the average of the weights at each step; reached gradually
+    label_dropout: float = 0.1  # part of the images that are shown without their label
+    log_sigma_mean: float = -1.0  # mean of the logarithm of the noise levels that are trained on
+    log_sigma_std: float = 1.2  # standard deviation of that logarithm
+    bf16: bool = True  # whether to train under bfloat16 autocast
+    seed: int = 0  # seed of the initial weights and the batches
 
     def __post_init__(self) -> None:
         require_least(self, images=1, batch=1, warmup=0)

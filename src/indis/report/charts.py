@@ -152,9 +152,10 @@ def toy_scatter(tensors: Mapping[str, np.ndarray]) -> Figure:
 def _scatter_rows(tensors: Mapping[str, np.ndarray]) -> list[dict[str, str]]:
     """Panel title to tensor name, one dict a row of panels; uniform has no freedoms and stands in every row."""
     keys = [key.split() for key in tensors if key.startswith("error ")]
-    freedoms = sorted({free for _, policy, free, _ in keys if policy != "uniform"}, key=lambda name: name.count("+"))
-    shown = list(dict.fromkeys([freedoms[0], freedoms[-1]]))
     uniform = next((free for _, policy, free, _ in keys if policy == "uniform"), "")
+    learned = {free for _, policy, free, _ in keys if policy != "uniform"}
+    freedoms = sorted(learned or {uniform}, key=lambda name: name.count("+"))
+    shown = list(dict.fromkeys([freedoms[0], freedoms[-1]]))
     rows = []
     for free in shown:
         wanted = {"uniform": (uniform, "heldout"), "global": (free, "heldout")}

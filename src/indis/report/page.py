@@ -149,7 +149,9 @@ _FIGURES: dict[str, Callable[[Any], dict[str, bytes]]] = {
     FILE: _compared,
     TOY: lambda content: {"toy_fig3.png": charts.png(charts.toy_curves(content["cells"]))},
     CURVES: _learned,
-    SCATTER: lambda content: {"toy_fig2.png": charts.png(charts.toy_scatter(content[0]))},
+    SCATTER: lambda content: (
+        {"toy_fig2.png": charts.png(charts.toy_scatter(content[0]))} if _has_errors(content) else {}
+    ),
 }
 
 
@@ -311,11 +313,17 @@ def _toy_setting(cell: tables.Row, units: Mapping[str, str]) -> str:
 
 
 def _scatter(content: Tensors) -> Iterator[Block]:
+    if not _has_errors(content):  # of a study without three steps
+        return
     note = (
         "Each point is a starting noise, its colour the squared distance between where three Euler steps end and where "
         f"the teacher does. One scale for all panels; means are over all points, {charts.POINTS} are drawn at most."
     )
     yield _picture(charts.toy_scatter(content[0]), "Euler-3 error over the starting point", note)
+
+
+def _has_errors(content: Tensors) -> bool:
+    return any(name.startswith("error ") for name in content[0])
 
 
 def _lead(content: Mapping[str, Any]) -> list[str]:

@@ -49,13 +49,13 @@ class SightConfig:
         ValueError: for a number outside its range.
     """
 
-    epochs: int = 10  # passes over the endpoints
-    batch: int = 128  # endpoints an iteration
-    lr: float = 2e-3  # of the optimizer
-    decay: float = 1e-2  # of the weights
-    width: int = 128  # of the hidden layers
+    epochs: int = 10  # number of passes over the endpoints
+    batch: int = 128  # number of endpoints an iteration
+    lr: float = 2e-3  # learning rate
+    decay: float = 1e-2  # decay of the weights
+    width: int = 128  # width of the hidden layers
     depth: int = 2  # number of hidden layers
-    seed: int = 0  # of the initial weights and the batches
+    seed: int = 0  # seed of the initial weights and the batches
 
     def __post_init__(self) -> None:
         require_least(self, epochs=1, batch=1, width=1, depth=1)

@@ -49,25 +49,26 @@ TEACHER_STEPS = 100
 class ToyConfig:
     """The size of the study. The defaults are the full one, under 15 minutes on two cores."""
 
-    classes: str = "A"  # A, or AB for both
-    tree_seed: int = 2  # of the mixture
-    priors: int = 20_000  # paper
-    steps: tuple[int, ...] = (3, 4, 5, 6, 7, 8, 9, 10)  # paper, Fig. 3
-    freedoms: tuple[str, ...] = tuple(FREEDOMS)  # what a plan may choose
-    dtau: float = 0.9  # of the interval that follows; ours
-    gamma: float = 0.9  # ours
-    global_iterations: int = 500  # of the global plan's fit
-    global_batch: int = 256  # priors an iteration
-    instance_iterations: int = 400  # of phi's fit
-    instance_batch: int = 512  # priors an iteration
-    lr: float = 0.3  # of 0.1, 0.3 and 1 the best for a global plan
-    probes: int = 2000  # errors are heavy-tailed, so 64 would measure the sensitivity of a few
-    width: int = 96  # of phi's hidden layers
+    classes: str = "A"  # classes of the tree: A, or AB for both
+    tree_seed: int = 2  # seed of the tree, which is a mixture of Gaussians
+    priors: int = 20_000  # number of starting noises in each split, as in the paper
+    steps: tuple[int, ...] = (3, 4, 5, 6, 7, 8, 9, 10)  # numbers of Euler steps, as in the paper's Fig. 3
+    freedoms: tuple[str, ...] = tuple(FREEDOMS)  # sets of what a plan may choose
+    dtau: float = 0.9  # bound of the time shifts, a part of the interval that follows; ours
+    gamma: float = 0.9  # bound of the output scales, how far they may be from 1; ours
+    global_iterations: int = 500  # number of iterations of the global plan's fit
+    global_batch: int = 256  # number of priors an iteration of the global plan's fit
+    instance_iterations: int = 400  # number of iterations of phi's fit
+    instance_batch: int = 512  # number of priors an iteration of phi's fit
+    lr: float = 0.3  # learning rate of the global plan's and of phi's fit; 0.1 and 1 were worse
+    # number of priors that measure how sensitive each logit is; errors are heavy-tailed, so 64 would not do
+    probes: int = 2000
+    width: int = 96  # width of phi's hidden layers
     depth: int = 3  # number of phi's hidden layers
-    oracle_iterations: int = 8  # of each prior's own plan
-    oracle_lr: float = 0.1  # of each prior's own plan
-    reference: int = 200_000  # true samples for the histogram
-    seed: int = 0  # of the fits
+    oracle_iterations: int = 8  # number of iterations of the fit of each prior's own plan
+    oracle_lr: float = 0.1  # learning rate of the fit of each prior's own plan
+    reference: int = 200_000  # number of true samples that KL and W1 are measured against
+    seed: int = 0  # seed of the fits and of the true samples
 
     def __post_init__(self) -> None:
         unknown = set(self.freedoms) - set(FREEDOMS)
