@@ -180,11 +180,15 @@ def _plain(head: list[str], rows: Sequence[Sequence[str]]) -> str:
 
 TABLES: dict[str, Callable[[], str]] = {
     "fashion": lambda: _full("fashion.json"),
+    "fashion-curve": lambda: _curve("fashion.json"),
+    "fashion-curve-fd": lambda: _curve("fashion.json", "fd"),
     "fashion-short": lambda: _short("fashion.json"),
     "toy": lambda: _curve("compare-toy.json"),
     "toy-kl": lambda: _curve("compare-toy.json", "kl"),
     "toy-w1": lambda: _curve("compare-toy.json", "w1"),
     "toy-fits": lambda: _full_at("compare-toy.json", 5),
+    "toy-fits-3": lambda: _full_at("compare-toy.json", 3),
+    "toy-fits-10": lambda: _full_at("compare-toy.json", 10),
     "toy-study": _toy_study,
     "paper": _paper,
     "every-n": _every_n,

@@ -23,7 +23,7 @@ def test_an_artifact_with_a_budget_spends_it(indis, every):
     assert indis(f"{BUDGET} --mean 3 --out bought --json rows.json")[0] == 0
     priced = load_json(every / "rows.json")["rows"][-1]
     assert indis("evaluate --artifact bought/mean3 --heldout test --loss squared --json row.json")[0] == 0
-    row = load_json(every / "row.json")
+    row = load_json(every / "row.json")["rows"][0]
     assert row["calls"] == row["nfe"]
     assert (row["nfe"], row["heldout_loss"]) == (priced["nfe"], pytest.approx(priced["heldout_loss"]))
 
@@ -76,7 +76,7 @@ def test_a_budget_is_not_timed_as_if_it_had_none(indis, every):
 def test_a_number_of_steps_overrides_the_budget(indis, every):
     assert indis(f"{BUDGET} --mean 3 --out bought")[0] == 0
     assert indis("evaluate --artifact bought/mean3 --steps 2 --heldout test --loss squared --json row.json")[0] == 0
-    assert load_json(every / "row.json")["nfe"] == 2
+    assert load_json(every / "row.json")["rows"][0]["nfe"] == 2
 
 
 def test_heldout_endpoints_that_were_measured_are_refused(indis, every):

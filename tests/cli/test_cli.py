@@ -1,6 +1,7 @@
 """The command line from end to end on the toy."""
 
 import json
+import math
 import re
 import signal
 import subprocess
@@ -11,7 +12,7 @@ import pytest
 import torch
 
 from cli.lines import FIT, STUDENT, TEACH, refused
-from indis import Fixed, Global, Sampler, __version__, artifact, heuristic, models, noise_from_seeds
+from indis import Fixed, Global, Sampler, __version__, artifact, heuristic, losses, models, noise_from_seeds
 from indis.cli import main as entry
 from indis.cli.budget import Budget
 from indis.cli.console import Reporting
@@ -19,6 +20,7 @@ from indis.cli.sample import save_grid
 from indis.cli.toy import ToyCommand
 from indis.cli.train_model import TrainModel
 from indis.grids import NAMES
+from indis.losses import squared_distance
 from indis.methods import METHODS
 from indis.models.fashion_training import Trainer
 from indis.solvers import SOLVERS, Euler
@@ -50,7 +52,7 @@ def test_from_seeds_to_numbers(indis, work):
     rows = {}
     for name, which in (("fitted", "--artifact fitted"), ("plain", "--steps 3 --solver euler --grid uniform")):
         assert indis(f"evaluate {which} --heldout test --loss squared --json {name}.json")[0] == 0
-        rows[name] = load_json(work / f"{name}.json")
+        rows[name] = load_json(work / f"{name}.json")["rows"][0]
         assert (rows[name]["model"], rows[name]["steps"], rows[name]["nfe"], rows[name]["pairs"]) == ("toy", 3, 3, 20)
         assert rows[name]["heldout_loss"] == pytest.approx(2 * rows[name]["teacher_mse"])
     assert rows["fitted"]["heldout_loss"] < 0.7 * rows["plain"]["heldout_loss"]
@@ -74,7 +76,7 @@ def test_labels_are_taken_in_turn_by_the_seeds(indis, work):
 
 def test_the_analytic_first_step_costs_one_evaluation_less(indis, work):
     assert indis("evaluate --heldout test --loss mse --steps 4 --grid uniform --afs --json row.json")[0] == 0
-    row = load_json(work / "row.json")
+    row = load_json(work / "row.json")["rows"][0]
     assert (row["nfe"], row["calls"]) == (3, 3)
 
 
@@ -82,7 +84,7 @@ def test_evaluations_at_the_same_time_count_once_as_in_a_comparison(indis, work)
     # Two steps of a node and two midpoints that are asked together: 2 * 3 calls, 2 * 2 one after another.
     plain = "--model toy --solver midpoint:2 --grid uniform --steps 6"
     code, said = indis(f"evaluate {plain} --heldout test --loss mse --json row.json")
-    row = load_json(work / "row.json")
+    row = load_json(work / "row.json")["rows"][0]
     assert code == 0 and (row["steps"], row["nfe"], row["calls"]) == (6, 4, 6)
     assert re.search(r"nfe +4\n", said) and re.search(r"calls +6\n", said)
     code, said = indis(f"sample {plain} --count 3 --out s.safetensors")
@@ -178,6 +180,24 @@ def test_commands_that_keep_nothing_say_so(indis, monkeypatch, line):
     for command in (ToyCommand, Budget, TrainModel):
         monkeypatch.setattr(command, "run", interrupted)
     assert indis(line) == (130, "indis: interrupted; nothing is kept, it begins again\n")
+
+
+def test_a_fit_that_stops_being_finite_keeps_its_best_checkpoint(indis, work, monkeypatch):
+    asked = []
+
+    def spoiled(student, teacher):
+        value = squared_distance(student, teacher)
+        asked.append(student.requires_grad)
+        return value * math.nan if student.requires_grad and sum(asked) > 7 else value
+
+    monkeypatch.setitem(losses.LOSSES, "squared", lambda: spoiled)
+    line = f"fit --data data --out broken {FIT} --fit.iterations 20 --fit.validate-every 2"
+    code, said = indis(line)
+    assert (code, said.splitlines()[-1]) == (2, "indis: error: the loss or its gradient is not finite at iteration 7")
+    monkeypatch.undo()
+    monkeypatch.chdir(work)
+    code, said = indis(line)
+    assert code == 0 and "resuming at iteration 6 of 20" in said
 
 
 def test_an_interrupt_before_anything_is_finished_says_so(indis, work, monkeypatch):

@@ -43,13 +43,30 @@ def test_samples_tell_which_they_are_and_what_they_cost(indis, work):
 
 def test_an_evaluation_tells_what_it_is_of(indis, work):
     assert indis("evaluate --artifact fitted --heldout test --loss squared --json row.json")[0] == 0
-    told = load_json(work / "row.json")
+    (told,) = load_json(work / "row.json")["rows"]
     assert (told["artifact"], told["heldout"], told["loss"], told["features"]) == ("fitted", "test", "squared", None)
     assert told["pairs"] == 20 and "solver" not in told
     assert indis("evaluate --heldout test --loss mse --solver euler --grid uniform --steps 4 --json row.json")[0] == 0
-    told = load_json(work / "row.json")
+    (told,) = load_json(work / "row.json")["rows"]
     assert (told["artifact"], told["solver"], told["grid"], told["steps"]) == (None, "euler", "uniform", 4)
     assert (told["analytic_first"], told["loss"]) == (False, "mse")
+
+
+def test_a_report_shows_an_evaluation_like_a_comparison(indis, work):
+    short = "--fit.iterations 2 --fit.holdout 8 --fit.batch 8 --fit.seed 3"
+    fit = f"fit --method epd --data data --out epd --steps 2 --grid uniform --loss squared {short}"
+    assert indis(fit)[0] == 0
+    assert indis("evaluate --artifact epd --heldout test --loss squared --json epd/results.json")[0] == 0
+    (row,) = load_json(work / "epd" / "results.json")["rows"]
+    assert (row["method"], row["steps"], row["nfe"], row["calls"]) == ("epd", 2, 3, 5)
+    assert (row["afs"], row["seed"], row["parameters"] > 4) == (True, 3, True)
+    assert indis("report --run epd")[0] == 0
+    assert "epd, AFS" in (work / "epd" / "report.html").read_text()
+    plain = "--solver euler --grid uniform --steps 4"
+    assert indis(f"evaluate --heldout test --loss mse {plain} --json fitted/results.json")[0] == 0
+    (row,) = load_json(work / "fitted" / "results.json")["rows"]
+    assert (row["method"], row["seed"], row["parameters"], row["steps"]) == ("uniform", None, 0, 4)
+    assert indis("report --run fitted")[0] == 0 and "uniform" in (work / "fitted" / "report.html").read_text()
 
 
 def test_many_batches_of_samples_say_where_they_are(indis, work, monkeypatch):

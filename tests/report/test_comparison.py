@@ -226,7 +226,7 @@ def test_a_metric_against_nfe_names_the_analytic_first_step_and_leaves_gaps():
 
 
 @pytest.mark.parametrize(
-    ("afs", "shown"), [(0.3, ["god, AFS where needed", "0.300", "0.200"]), (0.5, ["god", "0.400", "0.200"])]
+    ("afs", "shown"), [(0.3, ["god, AFS where better", "0.300", "0.200"]), (0.5, ["god", "0.400", "0.200"])]
 )
 def test_a_metric_against_nfe_takes_the_better_of_with_and_without_afs_and_says_so(afs, shown):
     rows = [row("god", 3, 0.4), row("god", 3, afs, afs=True), row("god", 4, 0.2)]

@@ -15,7 +15,10 @@ from indis.studies.toy import ToyConfig, ToyStudy
 
 # A comparison small enough for two cores and a coffee.
 DEMO = CompareConfig(
-    methods=("god", "indis"), grids=("polynomial:7", "log_snr", "vp_time:2", "uniform"), nfe=(3, 5), shipped=True
+    methods=("god", "indis"),
+    grids=("polynomial:7", "log_snr", "vp_time", "vp_time:2", "uniform"),
+    nfe=(3, 5),
+    shipped=True,
 )
 
 

@@ -11,6 +11,7 @@ from indis.cli.console import bar, check_loss, emit, say, writable_file
 from indis.cli.sample import SamplerChoice, found
 from indis.denoise import Counted, Denoiser
 from indis.evaluate import Draw, Row, counted_nfe, frechet_of_seeds, score_pairs
+from indis.policies import AnySteps
 from indis.sampler import Sampler
 from indis.teacher import check_seeds, load_endpoints
 
@@ -23,7 +24,9 @@ class Evaluate(SamplerChoice):
 
     The held-out endpoints must be other seeds than those of the fit; an artifact that records its seeds is checked.
 
-    Example: indis evaluate --artifact runs/indis-n3 --heldout runs/test --samples 10000 --json results.json
+    Example: indis evaluate --artifact runs/indis-n3 --heldout runs/test --samples 10000 --json runs/n3/results.json
+
+    `indis report --run runs/n3` then makes a page of it.
     """
 
     heldout: Path | None = None
@@ -41,7 +44,7 @@ class Evaluate(SamplerChoice):
     """Folder of the feature network (`indis train-model --what features`) for FD-Fashion and the loss, a judge that no
     fit has seen; the one that ships if absent."""
     json: Path | None = None
-    """Write the row to this file."""
+    """Write the row to this file, as `indis compare` does and `indis report` reads it if it is called results.json."""
 
     def run(self) -> None:
         """Evaluate and print one row."""
@@ -57,9 +60,9 @@ class Evaluate(SamplerChoice):
             check_loss(self.loss, loss, denoiser, data)
         sampler = self.build(denoiser)
         counter = Counted(denoiser)
-        row: Row = {"model": denoiser.name}
+        row: Row = {"model": denoiser.name} | self._who(sampler)
         if isinstance(sampler, Sampler):
-            row |= {"steps": sampler.policy.steps, "nfe": sampler.depth, "calls": counted_nfe(denoiser, sampler)}
+            row |= {"nfe": sampler.depth, "calls": counted_nfe(denoiser, sampler)}
         if data is not None and loss is not None:
             row |= score_pairs(counter, sampler, data, loss).row()
         if self.samples:
@@ -68,7 +71,26 @@ class Evaluate(SamplerChoice):
             row["nfe"] = row["calls"] = counter.samples / (row.get("pairs", 0) + self.samples)
         for name, value in row.items():
             say(f"{name:14} {value:.5f}" if isinstance(value, float) else f"{name:14} {value}")
-        emit(row | self._asked(), self.json)
+        emit({"rows": [row | self._asked()]}, self.json)
+
+    def _who(self, sampler: Draw) -> Row:
+        """What a comparison's rows say of a sampler: who made it, of how many whole steps, from which seed."""
+        if self.artifact is None:
+            plain = self.plain
+            return {"method": plain["grid"], "steps": plain["steps"], "afs": self.afs, "seed": None, "parameters": 0}
+        made = artifact.load_config(found(self.artifact)).get("provenance")
+        made = made if isinstance(made, dict) else {}  # what a script wrote need not say
+        config = made.get("config") or {}
+        row = {
+            "method": made.get("method") or found(self.artifact).name,
+            "seed": (config.get("fit") or {}).get("seed"),
+            "parameters": made.get("parameters"),
+        }
+        if isinstance(sampler, Sampler):
+            steps = sampler.policy.steps
+            whole = steps if isinstance(sampler.policy, AnySteps) else config.get("steps", steps)
+            row |= {"steps": whole, "afs": sampler.analytic_first}
+        return row
 
     def _asked(self) -> Row:
         """What the numbers are of: the sampler, and what they were measured by."""

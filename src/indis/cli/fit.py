@@ -95,7 +95,7 @@ class FitCommand(WithModel, Generic[M]):
     start: Path | None = None
     """Artifact that phi begins at, of a fitted global plan; its own base grid if absent."""
     save_every: int = 100
-    """Iterations between checkpoints; an interrupt writes one too, at the end of the iteration that it falls into."""
+    """Iterations between checkpoints; the best state so far is kept as well, and what an interrupt falls into."""
     json: Path | None = None
     """Write the learning curve and the outcome to this file."""
 
@@ -171,7 +171,9 @@ class FitCommand(WithModel, Generic[M]):
                 progress.update(task, completed=state.step, total=state.iterations, description=text)
                 if state.heldout is not None:
                     curve.append([state.step, state.heldout])
-                if state.step % self.save_every == 0 or state.step == state.iterations or interrupted():
+                # The best state so far is worth a checkpoint: whatever comes, a fit that stops has it.
+                best = state.heldout is not None and state.heldout <= state.best
+                if best or state.step % self.save_every == 0 or state.step == state.iterations or interrupted():
                     save_json(self.out / "curve.json", curve)
                     process.save(self.out / "checkpoint.safetensors", identity)
                 if interrupted():

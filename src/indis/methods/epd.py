@@ -38,7 +38,10 @@ class EPD(Tabled):
 
 @dataclass(frozen=True)
 class EPDPlugin(EPD):
-    """On iPNDM: midpoints are predicted with the fourth-order history of the nodes' slopes."""
+    """On iPNDM: midpoints are predicted with the fourth-order history of the nodes' slopes.
+
+    Bounds and rate are those of the released code's plugin settings.
+    """
 
     # midpoint:K:order
     solver: str = "midpoint:2:4"

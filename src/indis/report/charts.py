@@ -127,7 +127,7 @@ def policy_handles(cells: Sequence[Row], *, floor: bool) -> list[Line2D]:
 
 
 def toy_scatter(tensors: Mapping[str, np.ndarray]) -> Figure:
-    """Euler-3 error over the starting point for every policy, the fewest freedoms above the most (paper, Fig. 2)."""
+    """Euler-3 error over the starting point for every policy, a row for each set of freedoms (paper, Fig. 2)."""
     rows = _scatter_rows(tensors)
     errors = np.concatenate([tensors[key] for row in rows for key in row.values()])
     positive = errors[errors > 0]
@@ -155,9 +155,8 @@ def _scatter_rows(tensors: Mapping[str, np.ndarray]) -> list[dict[str, str]]:
     uniform = next((free for _, policy, free, _ in keys if policy == "uniform"), "")
     learned = {free for _, policy, free, _ in keys if policy != "uniform"}
     freedoms = sorted(learned or {uniform}, key=lambda name: name.count("+"))
-    shown = list(dict.fromkeys([freedoms[0], freedoms[-1]]))
     rows = []
-    for free in shown:
+    for free in freedoms:
         wanted = {"uniform": (uniform, "heldout"), "global": (free, "heldout")}
         wanted |= {"oracle": (free, "train"), "instance": (free, "heldout")}
         row = {

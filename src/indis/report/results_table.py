@@ -31,7 +31,7 @@ def against_nfe(results: Results, metric: str) -> Table:
     names = sorted({name for entries in at.values() for name in entries}, key=lambda name: _rank(at, name, metric))
     best = {nfe: min(found, default=None) for nfe, found in ((n, _scores(at[n], metric)) for n in at)}
     rows = [
-        [Cell(_named(at, name), soft=name == BEST_GRID)]
+        [Cell(_named(at, name, results), soft=name == BEST_GRID)]
         + [Cell(_score(at[n].get(name), metric), name in at[n] and at[n][name].mean(metric) == best[n]) for n in at]
         for name in names
     ]
@@ -53,12 +53,13 @@ def _rank(at: Mapping[int, Mapping[str, Entry]], name: str, metric: str) -> floa
     return average(math.log(value / best) for value, best in found if value > 0 and best > 0)
 
 
-def _named(at: Mapping[int, Mapping[str, Entry]], name: str) -> str:
-    """Its name, and whether its numbers are with an analytic first step, which some need or do better with."""
+def _named(at: Mapping[int, Mapping[str, Entry]], name: str, results: Results) -> str:
+    """Its name, and whether its numbers are with an analytic first step, which some need and others do better with."""
     first = [entries[name].afs for entries in at.values() if name in entries]
     if name == BEST_GRID or not any(first):
         return name
-    return f"{name}, AFS" if all(first) else f"{name}, AFS where needed"
+    chosen = any(entry.name == name and not entry.afs and at[entry.nfe][name].afs for entry in results.entries)
+    return f"{name}, AFS" if all(first) else f"{name}, AFS where {'better' if chosen else 'needed'}"
 
 
 def shown_metrics(entries: Sequence[Entry]) -> list[str]:
