@@ -144,7 +144,8 @@ def _longer() -> str:
             before, metric = usual[_place(row)], next(m for m in comparison.DISTANCES if row[m] is not None)
             pairs = [f"{number(before[key])} → {number(row[key])}" for key in (comparison.LOSS, metric)]
             iterations = f"{before['iterations']} → {row['iterations']}"
-            cells.append([f"{model}, {row['nfe']} NFE", row["method"], iterations, *pairs])
+            method = row["method"] + (", AFS" if row["afs"] else "")
+            cells.append([f"{model}, {row['nfe']} NFE", method, iterations, *pairs])
     return _plain(["", "", "iterations", "held-out loss", "FD or KL"], cells)
 
 

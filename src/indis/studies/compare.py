@@ -181,11 +181,11 @@ class Comparison:
         return self.bench.grid_sampler(cell.method, cell.nfe + cell.afs, analytic_first=cell.afs)
 
     def shown(self, nfe: int) -> list[tuple[str, Sampler]]:
-        """What is worth a picture at one NFE, without AFS: the best grid, then each main method's first seed."""
-        here = [row for row in self.rows() if row["nfe"] == nfe and not row["afs"] and row["method"] != TEACHER]
+        """What is worth a picture at one NFE: the best grid, each main method's first seed without AFS, what ships."""
+        names = SHIPPED.get(self.bench.name, {})
+        here = [r for r in self.rows() if r["nfe"] == nfe and (r["method"] in names or not r.get("afs"))]
         best = sorted((row for row in here if row["method"] in self.grids), key=lambda row: row["heldout_loss"])[:1]
-        names = SHIPPED.get(self.bench.name, {}).items()
-        shipped = (m for m, name in names if name.format(nfe) in artifact.shipped_names())
+        shipped = (m for m, name in names.items() if name.format(nfe) in artifact.shipped_names())
         main = ("god", "indis", "look", "local", *shipped)
         learned = [r for m in main for r in here if r["method"] == m and r["seed"] in (None, self.config.seeds[0])]
         cells = [Cell(row["method"], nfe, False, row["seed"]) for row in (*best, *learned)]
@@ -336,7 +336,7 @@ class Comparison:
             "method": cell.method,
             "freedoms": self.method(cell).freedoms if learned else "none",
             "steps": self.method(cell).steps if learned else sampler.policy.steps,
-            "afs": cell.afs,
+            "afs": sampler.analytic_first,
             "seed": cell.seed,
             "nfe": cell.nfe,
             "calls": counted_nfe(self.denoiser, sampler),
