@@ -149,7 +149,7 @@ def lines(table: dict[str, Any]) -> list[str]:
     """The rows as aligned text, best first within each number of evaluations."""
     shown = {k: v for k, v in COLUMNS.items() if any(row.get(k) is not None for row in table["rows"])}
     head = f"{'method':22} {'nfe':>3} {'afs':>5} {'seed':>4} " + " ".join(_right(t, f) for t, f in shown.values())
-    ordered = sorted(table["rows"], key=lambda row: (row["nfe"], row["afs"], row["heldout_loss"]))
+    ordered = sorted(table["rows"], key=lambda row: (row["nfe"], row["heldout_loss"]))
     return [head, *(_line(row, shown) for row in ordered)]
 
 
