@@ -64,7 +64,7 @@ def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
 
 def _short(value: Any) -> str:
     text = "nothing" if value is None else str(value)
-    return text if len(text) <= 40 else f"{text[:12]}..."
+    return text if len(text) <= 60 else f"{text[:12]}..."
 
 
 def save_json(path: Path, value: Any) -> None:
