@@ -35,6 +35,11 @@ class Starts(Tuning):
         self.trial = math.ceil(TRIAL * self.config.iterations)
 
     @property
+    def untuned(self) -> float:
+        """The held-out loss at the start, of the first beginning."""
+        return self.runs[0].untuned
+
+    @property
     def iterations(self) -> int:
         """Of all trials, and of the rest of one run."""
         return self.config.iterations + self.trial * (len(self.runs) - 1)

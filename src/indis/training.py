@@ -197,6 +197,7 @@ class Fit(Tuning):
     ) -> None:
         super().__init__(sampler, denoiser, data, loss, config)
         self.settle = settle
+        self.untuned = math.inf  # the held-out loss at the start
         self.best_state = copied_state(sampler.policy)
         self.optimizer = self._optimizer()
 
@@ -208,7 +209,8 @@ class Fit(Tuning):
                 the best one so far.
         """
         if self.config.holdout and self.step == 0:
-            self._keep_best(self._look())
+            self.untuned = self._look()
+            self._keep_best(self.untuned)
         while self.step < self.config.iterations:
             loss = self._iterate()
             heldout = self._look() if self._validates() else None
@@ -240,7 +242,7 @@ class Fit(Tuning):
         Raises:
             ValueError: if it belongs to another one, or is no checkpoint.
         """
-        tensors, header = load_checkpoint(path, "config", "meta", "step", "best")
+        tensors, header = load_checkpoint(path, "config", "meta", "step", "untuned", "best")
         require_same(path, header, self._identity(), meta)
         self._restore(tensors, header)
 
@@ -265,7 +267,8 @@ class Fit(Tuning):
         """All that changes during a run: tensors, and numbers as JSON."""
         current = {f"policy.{k}": v for k, v in self.sampler.policy.state_dict().items()}
         best = {f"best.{k}": v for k, v in self.best_state.items()}
-        numbers = {"step": self.step, "best": self.best if math.isfinite(self.best) else None}
+        losses = {"best": self.best, "untuned": self.untuned}
+        numbers = {"step": self.step} | {name: v if math.isfinite(v) else None for name, v in losses.items()}
         return current | best | pack_optimizer(self.optimizer), numbers
 
     def _restore(self, tensors: dict[str, Tensor], numbers: dict[str, Any]) -> None:
@@ -273,7 +276,8 @@ class Fit(Tuning):
         self.sampler.policy.load_state_dict(section(tensors, "policy."))
         self.best_state = section(tensors, "best.")
         unpack_optimizer(self.optimizer, tensors)
-        self.step, self.best = numbers["step"], math.inf if numbers["best"] is None else numbers["best"]
+        self.step = numbers["step"]
+        self.best, self.untuned = (math.inf if v is None else v for v in (numbers["best"], numbers["untuned"]))
 
     def _optimizer(self) -> torch.optim.Optimizer:
         learned = [([p for p in group if p.requires_grad], rate) for group, rate in self.sampler.policy.rates()]

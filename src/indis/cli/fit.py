@@ -23,9 +23,10 @@ from indis.cli.console import (
     writable_file,
 )
 from indis.methods import Method, named
+from indis.starts import Starts
 from indis.storage import checksum, digest, load_json, save_json
 from indis.teacher import load_endpoints
-from indis.training import Search, Tuning
+from indis.training import Fit, Search, Tuning
 
 M = TypeVar("M", bound=Method)
 OWN = ("config.json", "policy.safetensors", "checkpoint.safetensors", "curve.json")  # what a fit writes
@@ -112,10 +113,9 @@ class FitCommand(WithModel, Generic[M]):
         begun = checksum(artifact.find(self.start) / "policy.safetensors") if self.start else None
         process = self.config.tuning(denoiser, data, loss, start=start)
         identity = {"method": self.method, "config": asdict(self.config), "endpoints": meta["shards"], "start": begun}
-        begins = self.config.fit.holdout and not isinstance(process, Search)
-        untuned = process.validate() if begins else None  # looked at here, as a fit that goes on does not know it
         curve = self._resume(process, identity)
         self._iterate(process, identity, curve)
+        untuned = process.untuned if isinstance(process, Fit | Starts) and self.config.fit.holdout else None
         provenance = {
             "command": command_line(),
             "model": taught_model(meta, self.data),
