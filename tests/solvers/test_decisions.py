@@ -17,6 +17,7 @@ from indis import (
     Heun,
     LinearVP,
     RectifiedFlow,
+    UniPC,
     Wrapped,
     convert,
     grids,
@@ -87,6 +88,24 @@ def test_a_stretch_multiplies_a_steps_weights_and_none_of_the_answers_that_are_k
         expected, older = expected + (stretch[:, k] * width)[:, None] * change, newer
     stretched = Stretched(plan.tau, plan.dtau, plan.gamma, plan.weights)
     torch.testing.assert_close(solve(problem, x, stretched, solver), expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("order", [1, 2, 3])
+def test_a_corrector_keeps_what_the_plan_decided_for_the_answers_before_it(order):
+    problem, solver, x = Bumpy(EDM(0.05, 3.0), Form.DATA), UniPC(order), seeded(3, 2, seed=7)
+    plan = plan_for(problem, 3, 4, order)
+    answers: list[Tensor] = []  # newest first
+    start, step = x, None
+    for k in range(4):
+        answers.insert(0, plan.gamma[:, k, None] * problem(x, plan.tau[:, k] + plan.dtau[:, k], UNCONDITIONAL))
+        if step is not None:  # the step before, once more, with the answer at its end
+            corrected = step.correct[:, 1:] + step.unit[:, None] * plan.weights[:, k - 1, : step.correct.shape[1] - 1]
+            older = sum(corrected[:, [j]] * answers[j + 1] for j in range(corrected.shape[1]))
+            x = step.carry[:, None] * start + step.correct[:, [0]] * answers[0] + older
+        start, step = x, solver.coefficients(problem.schedule, Form.DATA, plan.tau[:, : k + 2], 4)
+        weights = step.predict + step.unit[:, None] * plan.weights[:, k, : step.predict.shape[1]]
+        x = step.carry[:, None] * start + sum(weights[:, [j]] * answers[j] for j in range(weights.shape[1]))
+    torch.testing.assert_close(solve(problem, seeded(3, 2, seed=7), plan, solver), x, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("form", Form)

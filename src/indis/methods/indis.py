@@ -55,7 +55,7 @@ class IndisConfig(Method):
     use_condition: bool = True  # phi reads the condition besides the noise
     dtau: float = 0.5  # largest time shift, b of Eq. 6, in the unit of --shift; 0 for none
     gamma: float = 0.5  # largest change of the answer's scale, b of Eq. 6; 0 for none
-    # largest correction of the multistep weights, not in the paper; 0 for none; in vain with unipc
+    # largest correction of the multistep weights, not in the paper; 0 for none
     weights: float = 0.0
     track: bool = False  # nodes follow the sums of the corrected weights, as in DyWeight; not in the paper
     # unit of a time shift: share of log-SNR, of the next interval, or time; None: what suits the schedule

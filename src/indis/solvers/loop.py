@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -18,10 +18,10 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint as recompute
 
 from indis.denoise import UNCONDITIONAL, Condition, Denoiser, Form, convert, held, told
-from indis.discretization import Churn, Keep, Plan
+from indis.discretization import Churn, Decision, Keep, Plan
 from indis.noise import NoiseSchedule, ends
 from indis.numerics import broadcast
-from indis.solvers.solver import Solver
+from indis.solvers.solver import Coefficients, Solver
 
 
 @dataclass(frozen=True)
@@ -88,13 +88,9 @@ def trajectory(
         history.appendleft(value)
         tau, dtau = decision.tau, decision.dtau
         nodes.append(tau)
-        step = solver.coefficients(schedule, form, _columns(nodes), plan.steps)
-        start, weights, lead = x, step.predict, _lead(decision.extra, nodes, schedule)
-        if decision.weights is not None:
-            weights = _corrected(weights, step.unit, decision.weights)
-        if decision.stretch is not None:
-            weights = decision.stretch[:, None] * weights
-        x = combine(step.carry, start, weights, history, lead)
+        step = _adjusted(solver.coefficients(schedule, form, _columns(nodes), plan.steps), decision)
+        start, lead = x, _lead(decision.extra, nodes, schedule)
+        x = combine(step.carry, start, step.predict, history, lead)
         finish = None
         if step.correct is not None:
             finish = _Corrector(step.carry, start, step.correct, lead)
@@ -250,7 +246,22 @@ def _lead(extra: Tensor | None, nodes: list[Tensor], schedule: NoiseSchedule) ->
     return broadcast(share, extra) * extra
 
 
-def _corrected(weights: Tensor, unit: Tensor, correction: Tensor) -> Tensor:
-    """Add the corrections, which are in units of the step, to the weights of the answers that exist."""
-    missing = weights.shape[1] - correction.shape[1]  # negative while the history is shorter than the plan's order
-    return weights + unit[:, None] * F.pad(correction, (0, missing))
+def _adjusted(step: Coefficients, decision: Decision) -> Coefficients:
+    """A step with the plan's corrections of its weights, which are in units of the step, and its stretch.
+
+    A corrector, whose newest answer comes after the decision, keeps to what was decided for the older ones.
+    """
+    predict, correct = step.predict, step.correct
+    if decision.weights is not None:
+        added = step.unit[:, None] * decision.weights
+        predict = predict + _beside(added, 0, predict.shape[1])
+        correct = None if correct is None else correct + _beside(added, 1, correct.shape[1])
+    if decision.stretch is not None:
+        predict = decision.stretch[:, None] * predict
+        correct = None if correct is None else decision.stretch[:, None] * correct
+    return replace(step, predict=predict, correct=correct)
+
+
+def _beside(columns: Tensor, first: int, size: int) -> Tensor:
+    """``columns`` from ``first`` on among ``size``; those of answers that do not exist yet are left out."""
+    return F.pad(columns, (first, size - first - columns.shape[1]))
