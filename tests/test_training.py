@@ -328,6 +328,28 @@ def test_a_gradient_is_clipped_to_its_norm():
     assert moved.norm().item() == pytest.approx(1e-3, rel=1e-4)
 
 
+def test_a_relative_loss_has_the_gradient_of_its_logarithm_and_is_reported_as_it_is():
+    def gradient(**changes):
+        process = start(per_instance=False, **changes)
+        loss, value = process._objective(torch.arange(8))
+        return torch.cat([g.flatten() for g in torch.autograd.grad(loss, process.sampler.policy.parameters())]), value
+
+    (absolute, value), (relative, reported) = gradient(), gradient(relative=True)
+    assert reported == value
+    torch.testing.assert_close(relative, absolute / value, rtol=1e-5, atol=0)
+
+
+def test_a_relative_fit_does_not_depend_on_the_unit_of_the_loss():
+    def fitted(unit, **changes):
+        process = start(per_instance=False, **changes)
+        process.loss = lambda student, teacher: unit * squared_distance(student, teacher)
+        list(process.run())
+        return torch.cat([value.flatten() for value in state(process).values()])
+
+    torch.testing.assert_close(fitted(1024.0, relative=True), fitted(1.0, relative=True), rtol=1e-6, atol=1e-9)
+    assert (fitted(1024.0) - fitted(1.0)).abs().max() > 1e-3  # where clip bites in one unit and not in the other
+
+
 @pytest.mark.parametrize("name", ["god", "indis", "local", "every-n"])
 def test_with_checkpoints_no_call_is_of_more_than_a_batch(name):
     """Measuring sensitivities and validating are no exceptions: who needs the switch has no memory for them."""

@@ -33,6 +33,7 @@ SHORT = (
     "look first",
     "local",
     "local weights",
+    "local first",
     "dyweight",
     "ald3",
     "gits",

@@ -37,6 +37,9 @@ class FitConfig:
     lr: float = 2e-2  # learning rate of a bare logit; a network's weights learn more slowly, see Policy.rates
     warmup: float = 0.1  # part of the iterations in which the rate rises: Adam's first steps know no gradient's size
     clip: float = 1.0  # largest norm of the gradient, which is scaled down to it
+    # divide a batch's loss by its own value, so that clip is relative to it and no batch counts more for being worse:
+    # for losses with heavy tails
+    relative: bool = False
     holdout: int = 500  # number of end points, the last ones, that are never trained on; 0 keeps the last state
     validate_every: int = 50  # number of iterations between two held-out losses
     # recompute network calls in the backward pass, and never ask for more than a batch at once: for scarce memory
@@ -307,7 +310,7 @@ class Fit(Tuning):
     def _objective(self, index: Tensor) -> tuple[Tensor, float]:
         """What is differentiated for a batch, and the loss to report."""
         loss = self._losses(self.train[index], index).mean()
-        return loss, loss.item()
+        return relative(loss) if self.config.relative else loss, loss.item()
 
     def _require_finite(self, *values: Tensor) -> None:
         """Called before a step is taken, so the parameters are the last good ones; the best ones are better still."""
@@ -350,6 +353,11 @@ def require_same(path: Path, header: dict[str, Any], identity: Any, meta: Any) -
     if found != as_json(wanted):
         what = difference(found, wanted)
         raise ValueError(f"{path} was written with another configuration ({what}): give the same one or another folder")
+
+
+def relative(loss: Tensor) -> Tensor:
+    """The loss as a multiple of itself: one, with the gradient of its logarithm."""
+    return loss / loss.detach().clamp_min(1e-30)
 
 
 def copied_state(module: nn.Module) -> dict[str, Tensor]:

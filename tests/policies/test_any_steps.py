@@ -5,6 +5,7 @@ import torch
 
 from indis import IPNDM, Bounds, FitConfig, Fixed, Sampler, grids, losses
 from indis.methods import EveryN
+from indis.methods.every_n import turns
 from indis.policies import AnySteps
 from indis.policies.any_steps import WAVES, places
 from problems import GoldenMixture, seeded
@@ -89,6 +90,20 @@ def test_each_iteration_tunes_one_number_and_the_validation_sees_all():
     assert process.policy.table(3).scale.max() == 1 and process.policy.table(3).scale.min() < 1
 
 
+@pytest.mark.parametrize("emphasis", [0.0, 1.0, 2.0])
+def test_turns_are_spread_in_proportion_to_a_power_of_n(emphasis):
+    counts, iterations = (3, 4, 5, 6), 1000
+    order = turns(counts, emphasis, iterations)
+    whole = sum(n**-emphasis for n in counts)
+    for end in (40, 500, iterations):  # at any time, not only in the end
+        assert all(abs(order[:end].count(n) - end * n**-emphasis / whole) < 2 for n in counts)
+    assert order[:300] == turns(counts, emphasis, 300)  # what comes later changes nothing
+
+
+def test_without_emphasis_the_numbers_take_turns():
+    assert turns((3, 4, 5), 0.0, 7) == [3, 4, 5, 3, 4, 5, 3]
+
+
 def test_condition_features_are_needed_where_it_reads_them():
     method = EveryN(steps=3, fewest=2, solver="euler", width=8, probes=0)
     sampler = method.untrained(TinyClasses())
@@ -98,7 +113,12 @@ def test_condition_features_are_needed_where_it_reads_them():
 
 @pytest.mark.parametrize(
     ("changes", "words"),
-    [({"fewest": 0}, "fewest must be in 1"), ({"fewest": 11}, "fewest must be in 1"), ({"look": "every"}, "look and")],
+    [
+        ({"fewest": 0}, "fewest must be in 1"),
+        ({"fewest": 11}, "fewest must be in 1"),
+        ({"look": "every"}, "look and"),
+        ({"emphasis": -1.0}, "emphasis must be in 0"),
+    ],
 )
 def test_ranges_that_are_none_are_refused(changes, words):
     with pytest.raises(ValueError) as error:

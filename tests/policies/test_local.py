@@ -162,6 +162,21 @@ def test_each_parameter_has_one_rate_and_places_their_own():
     assert [rate for group, rate in groups if group[0] is policy.places.enter.weight] == [LocalLoop.rate]
 
 
+def test_it_plans_once_and_corrects_at_every_node(monkeypatch):
+    planned, corrected = [], []
+    rest, correction = LocalLoop.rest, LocalLoop.correction
+    monkeypatch.setattr(LocalLoop, "rest", lambda self, k, *args: planned.append(k) or rest(self, k, *args))
+    monkeypatch.setattr(
+        LocalLoop, "correction", lambda self, k, *args: corrected.append(k) or correction(self, k, *args)
+    )
+    for look, plans in (("first", [0]), ("every", [0, 1, 2])):
+        sampler = LocalLook(steps=3, width=8, look=look, analytic_first=True).untrained(PICTURES)
+        counted = Counted(PICTURES)
+        sampler(counted, seeded(2, *PICTURES.shape), PICTURES.condition(range(2)))
+        assert (planned, corrected, counted.calls) == (plans, [0, 1, 2], 2)
+        planned.clear(), corrected.clear()
+
+
 @pytest.mark.parametrize("size", [(5, 7), (4, 7), (6, 6)])
 def test_pictures_of_any_size_have_an_output_for_each_place(size):
     reader = PlaceReader((2, *size), 3, 4, 3, 8)

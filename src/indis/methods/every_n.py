@@ -1,15 +1,17 @@
 """One phi for every number of steps: ``indis fit --steps 3-10``. Beyond the paper.
 
-An iteration tunes one N, in turn. Losses at different N differ by orders of magnitude, so each is divided by its own
-value: what counts is by how much of itself it falls. The policy that is kept has the best geometric mean over N.
+An iteration tunes one N, in turn; small N, of which there is more to learn, come round more often. Losses at different
+N differ by orders of magnitude, so each is divided by its own value: what counts is by how much of itself it falls. The
+policy that is kept has the best geometric mean over N.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
@@ -22,7 +24,7 @@ from indis.policies.any_steps import AnySteps
 from indis.sampler import Sampler
 from indis.sensitivity import even_scale, sensitivity
 from indis.teacher import Endpoints
-from indis.training import Fit
+from indis.training import Fit, relative
 
 
 @dataclass(frozen=True)
@@ -35,11 +37,15 @@ class EveryN(IndisConfig):
 
     steps: int = 10  # the largest N
     fewest: int = 3  # the smallest N
+    # how much more iterations small N get: in proportion to 1 / N to this power; 0 gives all N as many
+    emphasis: float = 1.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 1 <= self.fewest <= self.steps:
             raise ValueError(f"fewest must be in 1 ... steps = {self.steps}, got {self.fewest}")
+        if not 0 <= self.emphasis <= 10:
+            raise ValueError(f"emphasis must be in 0 ... 10, got {self.emphasis}")
         if self.look != "never" or not self.per_instance:
             raise ValueError("look and per_instance must be left as they are for one phi for every N")
         if solvers.named(self.solver).nfe(self.fewest) - self.analytic_first < 1:
@@ -71,11 +77,27 @@ class EveryN(IndisConfig):
             probe = Sampler(table, sampler.solver, self.analytic_first)
             rms = sensitivity(probe, denoiser, probes, loss, batch=self.fit.scarce)
             table.scale.copy_(even_scale(rms))
-        return EveryFit(sampler, denoiser, data, loss, self.fit, self.settle)
+        return EveryFit(sampler, denoiser, data, loss, self.fit, self.settle, emphasis=self.emphasis)
+
+
+def turns(counts: Sequence[int], emphasis: float, iterations: int) -> list[int]:
+    """Whose turn each iteration is: as evenly spread as whole turns in proportion to ``1 / N ** emphasis`` can be."""
+    share = {n: (min(counts) / n) ** emphasis for n in counts}
+    had, order = dict.fromkeys(counts, 0), list[int]()
+    for number in range(1, iterations + 1):
+        lacks = {n: number * share[n] / sum(share.values()) - had[n] for n in counts}
+        order.append(max(counts, key=lacks.__getitem__))
+        had[order[-1]] += 1
+    return order
 
 
 class EveryFit(Fit):
     """A fit that goes round the numbers of steps."""
+
+    def __init__(self, *fit: Any, emphasis: float) -> None:
+        self.emphasis = emphasis
+        super().__init__(*fit)
+        self.turns = turns(self.policy.counts, emphasis, self.config.iterations)
 
     @property
     def policy(self) -> AnySteps:
@@ -92,10 +114,12 @@ class EveryFit(Fit):
         return math.exp(sum(logs) / len(logs))
 
     def _objective(self, index: Tensor) -> tuple[Tensor, float]:
-        counts = self.policy.counts
-        with self._at(counts[self.step % len(counts)]):
+        with self._at(self.turns[self.step]):
             loss, value = super()._objective(index)
-        return loss / max(value, 1e-30), value
+        return relative(loss), value
+
+    def _subject(self) -> dict[str, Any]:
+        return super()._subject() | {"emphasis": self.emphasis}
 
     @contextmanager
     def _at(self, steps: int) -> Iterator[None]:

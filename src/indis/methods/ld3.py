@@ -129,7 +129,10 @@ class LD3(Method):
 
 
 class LD3Fit(Fit):
-    """The two rounds as one run that can be interrupted anywhere. ``latents`` are the training pairs' own noises."""
+    """The two rounds as one run that can be interrupted anywhere. ``latents`` are the training pairs' own noises.
+
+    Its descent is its own: ``fit.lr`` and ``fit.relative`` do not count.
+    """
 
     def __init__(self, method: LD3, denoiser: Denoiser, data: Endpoints, loss: Loss) -> None:
         self.method = method

@@ -1,6 +1,7 @@
 """Look, plan, then correct place by place: *look* with a tiny network for what differs across a picture.
 
-See :mod:`indis.policies.local`. Beyond the paper.
+See :mod:`indis.policies.local`. With ``look="first"`` the plan is made once and places are still read at every node,
+which costs half as much. Beyond the paper.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ class LocalLook(Look):
     """
 
     loop: ClassVar[type[ClosedLoop]] = LocalLoop
+    reads_on: ClassVar[bool] = True
 
     local: Local = "both"  # what corrects each place: multistep weights of its own, a free picture, or both
     local_width: int = 24  # channels of the network that reads places

@@ -29,7 +29,8 @@ BEST_OF = "Best of with and without AFS, by held-out loss."
 REFERENCE = "indis"
 _PIECES = ("god tau", "indis tau", "indis without dtau", "indis without gamma", "indis without class")
 ABLATED = (*_PIECES, "indis +tracking")
-ABLATIONS = ("god", *_PIECES, "indis +weights", "indis +tracking", "look first", "look", "local weights", "local")
+_OURS = ("indis +weights", "indis +tracking", "look first", "look", "local weights", "local first", "local")
+ABLATIONS = ("god", *_PIECES, *_OURS)
 # Fields with a place of their own, measured ones, and the device, on which no score should depend; any other setting is
 # named only where it tells rows apart.
 _SHOWN = ("model", "method", "nfe", "afs", "seed", "calls", "parameters", "fit_seconds", "device", *METRICS)

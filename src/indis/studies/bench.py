@@ -181,8 +181,8 @@ class ToyBench(Bench):
         "width": 96,
         "probes": 2000,  # errors are heavy-tailed, so a few would measure the sensitivity of themselves
     }
-    full = Sizes(20_000, 20_000, 20_000, FitConfig(400, 512, holdout=1000, validate_every=50))
-    brief = Sizes(4000, 4000, 4000, FitConfig(120, 256, holdout=500, validate_every=20))
+    full = Sizes(20_000, 20_000, 20_000, FitConfig(400, 512, relative=True, holdout=1000, validate_every=50))
+    brief = Sizes(4000, 4000, 4000, FitConfig(120, 256, relative=True, holdout=500, validate_every=20))
 
     def own(self, method: str) -> dict[str, Any]:
         """Wider bounds where there are any, as the optimum lies far from the base; a grid that suits a flow."""

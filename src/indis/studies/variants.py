@@ -70,6 +70,7 @@ VARIANTS: dict[str, Variant] = {
     "look": Variant("look", kind="ours"),
     "local": Variant("local", kind="ours"),
     "local weights": Variant("local", {"local": "weights"}, kind="ours"),
+    "local first": Variant("local", {"look": "first", "local_width": 16}, kind="ours"),
     "god +weights": Variant("god", {"weights": 0.5}, kind="ours"),
     "god tau": Variant("god", {"dtau": 0.0, "gamma": 0.0}, kind="ablation"),
     "indis tau": Variant("indis", {"dtau": 0.0, "gamma": 0.0}, kind="ablation"),
