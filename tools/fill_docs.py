@@ -150,6 +150,28 @@ def _longer() -> str:
     return _plain(["", "", "iterations", "held-out loss", "FD or KL"], cells)
 
 
+def _relative() -> str:
+    """Mean loss of fits without and with a relative loss, over the seeds that both have."""
+    without, usual = _results("absolute-toy.json")["rows"], _results(COMPARED["toy"])["rows"]
+    after = {_place(row): row[comparison.LOSS] for row in usual}
+    pairs: dict[str, dict[int, list[tuple[float, float]]]] = {}
+    for row in without:
+        if _place(row) in after:
+            name = row["method"] + (", AFS" if row["afs"] else "")
+            pairs.setdefault(name, {}).setdefault(row["nfe"], []).append((row[comparison.LOSS], after[_place(row)]))
+    counts = sorted({nfe for each in pairs.values() for nfe in each})
+    cells = [[name, *(_change(pairs[name].get(nfe)) for nfe in counts)] for name in pairs]
+    return _plain(["", *(f"{nfe} NFE" for nfe in counts)], cells)
+
+
+def _change(pairs: Sequence[tuple[float, float]] | None) -> str:
+    """Means before and after, as the page writes them."""
+    if not pairs:
+        return "–"
+    before, after = (sum(values) / len(pairs) for values in zip(*pairs, strict=True))
+    return f"{number(before)} → {number(after)}"
+
+
 def _losses() -> str:
     """The same fits with another loss, from the same seed."""
     names = ("perceptual", "teacher_mse", "fd")
@@ -198,6 +220,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "sight": _sight,
     "overhead": _overhead,
     "longer": _longer,
+    "relative": _relative,
     "losses": _losses,
     "judges": _judges,
 }

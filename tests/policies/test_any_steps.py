@@ -7,7 +7,6 @@ from indis import IPNDM, Bounds, FitConfig, Fixed, Sampler, grids, losses
 from indis.methods import EveryN
 from indis.methods.every_n import turns
 from indis.policies import AnySteps
-from indis.policies.any_steps import WAVES, places
 from problems import GoldenMixture, seeded
 from small_cases import TinyClasses, sentence, toy, toy_pairs
 
@@ -21,7 +20,8 @@ def policy(seed=None, weights=0.2):
     bounds = Bounds.natural(PROBLEM.schedule, weights=weights)
     made = AnySteps(bases, PROBLEM.schedule, bounds, shape=PROBLEM.shape, width=16, order=3)
     if seed is not None:
-        torch.nn.init.normal_(made.head.weight, std=0.3)
+        for head in made.heads.values():
+            torch.nn.init.normal_(head.weight, std=0.3)
     return made
 
 
@@ -41,14 +41,6 @@ def test_one_network_plans_any_of_its_numbers(steps):
     assert Sampler(made, IPNDM(3)).nfe == steps
 
 
-def test_columns_know_their_place():
-    encoded = places(5)
-    assert encoded.shape == (5, 4 * WAVES + 1)
-    assert torch.cdist(encoded, encoded).add(torch.eye(5)).min() > 0.1
-    half = 2 * WAVES
-    torch.testing.assert_close(encoded[1:, :half], encoded[:-1, half : 2 * half])
-
-
 def test_numbers_it_was_not_made_for_are_refused():
     with pytest.raises(ValueError) as error:
         policy().choose(5)
@@ -57,13 +49,14 @@ def test_numbers_it_was_not_made_for_are_refused():
         AnySteps([policy().table(3).base] * 2, PROBLEM.schedule, Bounds(), shape=(3,))
 
 
-def test_gradients_reach_the_network_and_only_the_table_in_use():
+def test_gradients_reach_the_network_and_only_the_head_and_table_in_use():
     made = policy(seed=3).choose(4)
     Sampler(made, IPNDM(3))(PROBLEM, seeded(6, *PROBLEM.shape)).square().sum().backward()
     assert made.table(4).free.grad.abs().sum() > 0
     assert made.table(3).free.grad is None and made.table(6).free.grad is None
-    for name in ("reader.trunk.layers.0.weight", "mix.weight", "place.weight", "second.weight", "head.weight"):
+    for name in ("reader.trunk.layers.0.weight", "mix.weight", "heads.4.weight"):
         assert made.get_parameter(name).grad.abs().sum() > 0, name
+    assert made.get_parameter("heads.3.weight").grad is None and made.get_parameter("heads.6.weight").grad is None
 
 
 def test_the_choice_survives_storage():

@@ -1,21 +1,18 @@
 """One phi for every N. Beyond the paper.
 
-A plan of N steps has N columns of logits. Here a column is a function of the sample *and of where the step lies*,
+    noise, condition -> trunk -> h -> head of N -> (3 + order) x N logits
 
-    noise, condition -> trunk -> h        (k, N) -> place -> p        perceptron(h + p) -> logits of column k
-
-so one network serves every N, and what it learns at one N helps at its neighbours. What all samples share at an N, a
-table of logits around that N's base grid, is a handful of numbers and stays its own.
+What a sample is, the trunk says once for every N, and it learns at all of them. What N steps make of it, a head and a
+table of logits that all samples share, is each N's own: with a common head, told which step of how many it speaks of,
+small N learned little.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, Self
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -24,8 +21,6 @@ from indis.noise import SCHEDULES, NoiseSchedule
 from indis.policies.encoders import Reader
 from indis.policies.policy import Global, Policy
 from indis.storage import describe, rebuild
-
-WAVES = 3  # of each end of an interval, to tell steps apart
 
 
 class AnySteps(Policy):
@@ -56,9 +51,11 @@ class AnySteps(Policy):
         self.schedule, self.shape, self.condition_dim = schedule, tuple(shape), condition_dim
         self.width, self.depth, self.order = width, depth, order
         self.reader = Reader(self.shape, condition_dim, width, depth)
-        self.mix, self.place = nn.Linear(width, width), nn.Linear(4 * WAVES + 1, width)
-        self.second, self.head = nn.Linear(width, width), nn.Linear(width, shared[0].rows, bias=False)
-        nn.init.zeros_(self.head.weight)
+        self.mix = nn.Linear(width, width)
+        heads = {str(one.steps): nn.Linear(width, one.rows * one.steps, bias=False) for one in shared}
+        for head in heads.values():
+            nn.init.zeros_(head.weight)
+        self.heads = nn.ModuleDict(heads)
         self.steps = max(self.counts)
 
     def choose(self, steps: int) -> Self:
@@ -80,11 +77,10 @@ class AnySteps(Policy):
 
     def forward(self, noise: Tensor, features: Tensor | None = None, index: Tensor | None = None) -> Discretization:
         """The plan at the chosen number of steps."""
-        hidden = self.reader(noise, features)
-        placed = self.place(places(self.steps).to(hidden))
-        column = F.silu(self.second(F.silu(self.mix(hidden)[:, None] + placed)))
+        hidden = F.silu(self.mix(self.reader(noise, features)))
         member = self.table(self.steps)
-        return member.plan(member.free + self.head(column).movedim(1, 2))
+        own = self.heads[str(self.steps)](hidden).unflatten(1, (member.rows, member.steps))
+        return member.plan(member.free + own)
 
     def rates(self) -> list[tuple[list[nn.Parameter], float]]:
         """Tables learn like global plans, the network's weights at the rate of the trunk."""
@@ -112,11 +108,3 @@ class AnySteps(Policy):
         policy = cls(bases, schedule, Bounds(**config["bounds"]), **network)
         policy.load_state_dict(dict(tensors))
         return policy.choose(config["steps"])
-
-
-def places(steps: int) -> Tensor:
-    """Where each of ``steps`` intervals begins and ends, ``(steps, 4 WAVES + 1)``, and how many there are."""
-    ends = torch.arange(steps + 1) / steps
-    waves = ends[:, None] * math.pi * 2.0 ** torch.arange(WAVES)
-    encoded = torch.cat([waves.sin(), waves.cos()], dim=1)
-    return torch.cat([encoded[:-1], encoded[1:], torch.full((steps, 1), 3.0 / steps)], dim=1)
