@@ -58,6 +58,11 @@ def test_captions_tell_what_is_left_out():
     assert "Best of" not in captions["nfe"] and "AFS only where" in captions["nfe"]
 
 
+def test_of_many_numbers_of_evaluations_the_ablations_show_four_from_the_least_to_the_most():
+    legend = ablation(read(toy_rows(["god", "indis", "look"], tuple(range(3, 11))))).legends[0]
+    assert [text.get_text() for text in legend.get_texts()] == ["3 NFE", "5 NFE", "8 NFE", "10 NFE"]
+
+
 def test_ablations_are_those_of_the_comparison():
     assert set(comparison.ABLATED) == {name for name, v in VARIANTS.items() if v.kind == "ablation"}
     assert set(comparison.ABLATIONS) | {comparison.REFERENCE} <= set(VARIANTS)

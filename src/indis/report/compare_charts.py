@@ -198,8 +198,8 @@ def _at_least(limits: tuple[float, float], ratio: float) -> tuple[float, float]:
 
 
 def ablation(results: Results) -> Figure:
-    """A bar for each variant and NFE, with its number."""
-    changes = {nfe: results.changes(nfe) for nfe in results.nfes if results.changes(nfe)}
+    """A bar for each variant and NFE, with its number; of many NFE, a few from the least to the most."""
+    changes = {nfe: results.changes(nfe) for nfe in _few([n for n in results.nfes if results.changes(n)])}
     names = list(dict.fromkeys(name for found in changes.values() for name in found))
     figure, axes = panels(1, 1, 0.14 * len(names) * (len(changes) + 1) + 0.5)
     panel, thickness = axes[0, 0], 0.8 / len(changes)
@@ -215,6 +215,13 @@ def ablation(results: Results) -> Figure:
     handles = [Patch(color=_BARS[k % len(_BARS)], label=f"{nfe} NFE") for k, nfe in enumerate(changes)]
     figure.legend(handles=handles, loc="outside upper center", ncols=len(handles), fontsize=9, frameon=False)
     return figure
+
+
+def _few(counts: list[int], most: int = 4) -> list[int]:
+    """As many as there are colours for that differ, as evenly spread as there are."""
+    if len(counts) <= most:
+        return counts
+    return [counts[round(k * (len(counts) - 1) / (most - 1))] for k in range(most)]
 
 
 def _change_axis(axes: Axes, changes: np.ndarray) -> None:
