@@ -188,7 +188,8 @@ def test_a_policy_of_another_kind_is_refused_before_anything_is_written(tmp_path
         def forward(self, noise, features=None, index=None):
             raise NotImplementedError
 
-    with pytest.raises(TypeError, match="policy must be one of Fixed, .*Instance.* to be saved, got Own"):
+    words = "policy must be one of Fixed, Global, PerSample, Instance.* to be saved, got Own"
+    with pytest.raises(TypeError, match=words):
         artifact.save(Sampler(Own(), solvers.Euler()), tmp_path)
     assert contents(tmp_path) == {}
 

@@ -145,8 +145,7 @@ def _longer() -> str:
             before, metric = usual[_place(row)], next(m for m in comparison.DISTANCES if row[m] is not None)
             pairs = [f"{number(before[key])} → {number(row[key])}" for key in (comparison.LOSS, metric)]
             iterations = f"{before['iterations']} → {row['iterations']}"
-            method = row["method"] + (", AFS" if row["afs"] else "")
-            cells.append([f"{model}, {row['nfe']} NFE", method, iterations, *pairs])
+            cells.append([f"{model}, {row['nfe']} NFE", _called(row), iterations, *pairs])
     return _plain(["", "", "iterations", "held-out loss", "FD or KL"], cells)
 
 
@@ -157,8 +156,9 @@ def _relative() -> str:
     pairs: dict[str, dict[int, list[tuple[float, float]]]] = {}
     for row in without:
         if _place(row) in after:
-            name = row["method"] + (", AFS" if row["afs"] else "")
-            pairs.setdefault(name, {}).setdefault(row["nfe"], []).append((row[comparison.LOSS], after[_place(row)]))
+            pairs.setdefault(_called(row), {}).setdefault(row["nfe"], []).append(
+                (row[comparison.LOSS], after[_place(row)])
+            )
     counts = sorted({nfe for each in pairs.values() for nfe in each})
     cells = [[name, *(_change(pairs[name].get(nfe)) for nfe in counts)] for name in pairs]
     return _plain(["", *(f"{nfe} NFE" for nfe in counts)], cells)
@@ -192,6 +192,10 @@ def _judges() -> str:
 def _learned(file: str) -> list[Mapping[str, Any]]:
     rows = [row for row in _results(file)["rows"] if row["seed"] is not None]
     return sorted(rows, key=lambda row: (row["nfe"], row["heldout_loss"]))
+
+
+def _called(row: Mapping[str, Any]) -> str:
+    return str(row["method"]) + (", AFS" if row["afs"] else "")
 
 
 def _place(row: Mapping[str, Any]) -> tuple[Any, ...]:

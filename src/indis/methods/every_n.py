@@ -83,9 +83,9 @@ class EveryN(IndisConfig):
 def turns(counts: Sequence[int], emphasis: float, iterations: int) -> list[int]:
     """Whose turn each iteration is: as evenly spread as whole turns in proportion to ``1 / N ** emphasis`` can be."""
     share = {n: (min(counts) / n) ** emphasis for n in counts}
-    had, order = dict.fromkeys(counts, 0), list[int]()
+    whole, had, order = sum(share.values()), dict.fromkeys(counts, 0), list[int]()
     for number in range(1, iterations + 1):
-        lacks = {n: number * share[n] / sum(share.values()) - had[n] for n in counts}
+        lacks = {n: number * share[n] / whole - had[n] for n in counts}
         order.append(max(counts, key=lacks.__getitem__))
         had[order[-1]] += 1
     return order

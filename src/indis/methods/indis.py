@@ -49,7 +49,6 @@ class IndisConfig(Method):
     """
 
     loop: ClassVar[type[ClosedLoop]] = ClosedLoop  # what looks
-    reads_on: ClassVar[bool] = False  # does it use the answers that come after those it planned by?
 
     fit: FitConfig = field(default_factory=lambda: FitConfig(lr=0.3))
     per_instance: bool = True  # a plan of its own for each sample (phi); without, one for all
@@ -87,7 +86,7 @@ class IndisConfig(Method):
         require_choice("look", self.look, Look)
         if self.look != "never" and not self.per_instance:
             raise ValueError(f"look must be never for a plan that all samples share, got {self.look!r}")
-        if self.look == "first" and self.analytic_first and not self.reads_on:
+        if self.look == "first" and self.analytic_first and not self.loop.corrects:
             raise ValueError("look must be every or never with an analytic first step, whose answer says nothing new")
 
     @property

@@ -25,7 +25,6 @@ class LocalLook(Look):
     """
 
     loop: ClassVar[type[ClosedLoop]] = LocalLoop
-    reads_on: ClassVar[bool] = True
 
     local: Local = "both"  # what corrects each place: multistep weights of its own, a free picture, or both
     local_width: int = 24  # channels of the network that reads places

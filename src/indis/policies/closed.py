@@ -42,6 +42,7 @@ class ClosedLoop(Instance):
     """A policy whose plan looks at states and answers in the denoiser's ``native`` form."""
 
     views = 2  # the trunk sees the state beside the denoised sample
+    corrects: ClassVar[bool] = False  # does it also read what comes after a plan, and add to what the steps head for?
 
     def __init__(
         self, base: Tensor, schedule: NoiseSchedule, bounds: Bounds, *, native: Form, look: Look, **network: Any
@@ -90,8 +91,6 @@ class ClosedLoop(Instance):
 class Looking:
     """One run's plan: the latest :meth:`ClosedLoop.rest` and the node it began at."""
 
-    corrects: ClassVar[bool] = False  # does it add to what the steps head for?
-
     policy: ClosedLoop
     features: Tensor | None
     plan: Discretization | None = None
@@ -115,14 +114,14 @@ class Looking:
     def decide(self, k: int, x: Tensor, answer: Tensor) -> Decision:
         """The first step of what is planned from here, or the next one of what was planned after the first look."""
         plans = self.plan is None or self.policy.look == "every"
-        if plans or self.corrects:
+        if plans or self.policy.corrects:
             tau = self.policy.base[:, 0] if self.plan is None else self.plan.tau[:, k - self.begun]
             view = seen(x, answer, tau, self.policy.schedule, self.policy.native)
         if plans:
             self.plan, self.begun = self.policy.rest(k, tau, view, self.features), k
         assert self.plan is not None
         decision = self.plan.decide(k - self.begun, x, answer)
-        return replace(decision, extra=self.extra(k, view)) if self.corrects else decision
+        return replace(decision, extra=self.extra(k, view)) if self.policy.corrects else decision
 
     def extra(self, k: int, view: Tensor) -> Tensor | None:
         """What step k adds to the denoised sample, given what is :func:`seen` at its start; of those that correct."""

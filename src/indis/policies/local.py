@@ -77,6 +77,7 @@ class LocalLoop(ClosedLoop):
     """A :class:`ClosedLoop` that also corrects each place; ``local_width`` is that of the network that does."""
 
     rate = 0.02  # of its weights, relative to a bare logit's
+    corrects: ClassVar[bool] = True
 
     def __init__(self, *args: Any, local: Local, local_width: int, **closed: Any) -> None:
         super().__init__(*args, **closed)
@@ -119,8 +120,6 @@ class LocalLoop(ClosedLoop):
 @dataclass
 class _Correcting(Looking):
     """Also remembers the denoised samples of the run."""
-
-    corrects: ClassVar[bool] = True
 
     policy: LocalLoop
     data: list[Tensor] = field(default_factory=list)

@@ -199,7 +199,8 @@ def _at_least(limits: tuple[float, float], ratio: float) -> tuple[float, float]:
 
 def ablation(results: Results) -> Figure:
     """A bar for each variant and NFE, with its number; of many NFE, a few from the least to the most."""
-    changes = {nfe: results.changes(nfe) for nfe in _few([n for n in results.nfes if results.changes(n)])}
+    every = {nfe: found for nfe in results.nfes if (found := results.changes(nfe))}
+    changes = {nfe: every[nfe] for nfe in _few(list(every))}
     names = list(dict.fromkeys(name for found in changes.values() for name in found))
     figure, axes = panels(1, 1, 0.14 * len(names) * (len(changes) + 1) + 0.5)
     panel, thickness = axes[0, 0], 0.8 / len(changes)
