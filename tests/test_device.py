@@ -8,34 +8,42 @@ import torch
 from elsewhere import AWAY, Away, elsewhere
 from indis import (
     EDM,
+    INDIS,
     Counted,
-    FitConfig,
     Form,
     Guided,
-    IndisConfig,
+    Recipe,
     Wrapped,
     artifact,
-    budget,
     load_endpoints,
     losses,
     models,
     noise_from_seeds,
-    teach,
+    teach_folder,
 )
-from indis.denoise import bring, device_of
+from indis.bench import budget
+from indis.bench import foresight as sight
+from indis.bench.pictures import Picture, write_plans, write_samples
+from indis.bench.suite import ToyBench
+from indis.denoise import device_of, to_device_of
+from indis.endpoints import TeachConfig, teach_folder
 from indis.evaluate import counted_nfe, frechet_of_seeds, sample_batches, score_pairs
 from indis.methods import METHODS, heuristic
 from indis.models.fashion import class_condition
 from indis.models.toy import load
 from indis.solvers import SOLVERS
-from indis.studies import sight
-from indis.studies.bench import ToyBench
-from indis.studies.pictures import Picture, write_plans, write_samples
-from indis.teacher import TeachConfig
 from methods.cases import CASES
-from small_cases import TinyClasses, contents, same_tensors, tiny_teacher, toy, toy_pairs, toy_teacher
+from small_cases import (
+    TinyClasses,
+    contents,
+    same_tensors,
+    tiny_teacher,
+    toy,
+    toy_pairs,
+    toy_teacher,
+)
 
-SHORT = FitConfig(iterations=3, batch=32, lr=0.05, holdout=32, validate_every=2)
+SHORT = Recipe(iterations=3, batch=32, lr=0.05, holdout=32, validate_every=2)
 # Every registered one as it is by default, and variants that take other branches.
 EVERY_SOLVER = (
     *SOLVERS,
@@ -58,10 +66,12 @@ class TinyThere(TinyClasses):
 
 def run_of(case, denoiser):
     """Fit, judge, sample; everything that comes out, on the CPU."""
-    method = replace(case, fit=SHORT)
+    method = replace(case, recipe=SHORT)
     process = method.tuning(denoiser, toy_pairs(96), losses.named(method.loss))
     states = list(process.run())
-    scores = score_pairs(denoiser, process.sampler, toy_pairs(32, first=5000), losses.named(method.loss))
+    scores = score_pairs(
+        denoiser, process.sampler, toy_pairs(32, first=5000), losses.named(method.loss)
+    )
     samples = torch.cat(list(sample_batches(denoiser, process.sampler, range(9), batch=5)))
     return process, states, scores, counted_nfe(denoiser, process.sampler), samples.cpu()
 
@@ -81,12 +91,14 @@ def test_a_fit_elsewhere_gives_the_same_bits(name):
 @pytest.mark.parametrize("analytic_first", [False, True])
 @pytest.mark.parametrize("solver", EVERY_SOLVER)
 def test_every_solver_samples_elsewhere(solver, analytic_first):
-    sampler = heuristic(load(), solver=solver, grid="uniform", steps=6, analytic_first=analytic_first)
+    sampler = heuristic(
+        load(), solver=solver, grid="uniform", steps=6, analytic_first=analytic_first
+    )
     noise = noise_from_seeds(range(4), (2,))
     with torch.no_grad():
         here = sampler(load(), noise)
         with elsewhere():
-            there = bring(sampler, load().to(AWAY))(load().to(AWAY), noise.to(AWAY))
+            there = to_device_of(sampler, load().to(AWAY))(load().to(AWAY), noise.to(AWAY))
             assert isinstance(there, Away)
             assert torch.equal(there.cpu(), here)
 
@@ -99,7 +111,7 @@ def test_a_guided_model_elsewhere_is_given_the_absent_condition_there():
     with torch.no_grad():
         here = tiny_teacher()(Guided(TinyClasses(), 2.0, without), noise, asked)
         with elsewhere():
-            there = bring(tiny_teacher(), TinyThere())(
+            there = to_device_of(tiny_teacher(), TinyThere())(
                 Guided(TinyThere(), 2.0, without), noise.to(AWAY), asked.to(AWAY)
             )
             assert isinstance(there, Away) and torch.equal(there.cpu(), here)
@@ -116,20 +128,26 @@ def test_the_device_that_is_not_there_refuses_what_was_not_brought():
 
 def test_end_points_made_elsewhere_are_kept_on_the_cpu(tmp_path):
     config = TeachConfig(count=6, shard=4, batch=3)
-    list(teach(config, TinyClasses(), tiny_teacher(), tmp_path / "here", provenance={}))
+    list(teach_folder(config, TinyClasses(), tiny_teacher(), tmp_path / "here", provenance={}))
     with elsewhere() as mode:
-        list(teach(config, TinyThere(), tiny_teacher(), tmp_path / "there", provenance={}))
+        list(teach_folder(config, TinyThere(), tiny_teacher(), tmp_path / "there", provenance={}))
     assert mode.asked > 20
-    assert (tmp_path / "here" / "meta.json").read_bytes() == (tmp_path / "there" / "meta.json").read_bytes()
+    assert (tmp_path / "here" / "meta.json").read_bytes() == (
+        tmp_path / "there" / "meta.json"
+    ).read_bytes()
     data, _ = load_endpoints(tmp_path / "there")
     assert not isinstance(data.target, Away) and data.target.device.type == "cpu"
 
 
-@pytest.mark.filterwarnings("ignore:.*to a meta parameter")  # true of torch's meta tensors, not of these
+@pytest.mark.filterwarnings(
+    "ignore:.*to a meta parameter"
+)  # true of torch's meta tensors, not of these
 def test_pictures_with_conditions_are_fitted_elsewhere_and_stored_from_there(tmp_path):
     def fitted(denoiser, folder):
         data = toy_images()
-        method = IndisConfig(steps=3, width=8, look="every", weights=0.5, fit=replace(SHORT, holdout=8, batch=8))
+        method = INDIS(
+            steps=3, width=8, look="every", weights=0.5, recipe=replace(SHORT, holdout=8, batch=8)
+        )
         process = method.tuning(denoiser, data, losses.named("mse"))
         list(process.run())
         process.save(tmp_path / f"{folder}.checkpoint")
@@ -144,16 +162,20 @@ def test_pictures_with_conditions_are_fitted_elsewhere_and_stored_from_there(tmp
 
 
 def toy_images():
-    from indis import endpoints, gather
+    from indis import endpoint_batches, gather
 
-    return gather(list(endpoints(TinyClasses(), tiny_teacher(), range(24))))
+    return gather(list(endpoint_batches(TinyClasses(), tiny_teacher(), range(24))))
 
 
 def test_budgets_are_measured_and_spent_elsewhere():
     def spent(denoiser):
         sampler, data = CASES["every-n"].untrained(denoiser), toy_pairs(96)
-        table = torch.stack([v for _, v in budget.measure(sampler, denoiser, data, losses.named("squared"))], dim=1)
-        predictor = budget.foresee(sampler, data, table, budget.BudgetConfig(iterations=5, batch=16))
+        table = torch.stack(
+            [v for _, v in budget.measure(sampler, denoiser, data, losses.named("squared"))], dim=1
+        )
+        predictor = budget.foresee(
+            sampler, data, table, budget.BudgetConfig(iterations=5, batch=16)
+        )
         with torch.no_grad():
             price = budget.price_for(predictor(data.noise), predictor.counts, 3.5)
         own, counter = budget.BudgetSampler(sampler, predictor, price, 3.5), Counted(denoiser)
@@ -188,7 +210,9 @@ def test_pictures_and_plans_are_drawn_elsewhere(tmp_path):
 def test_what_could_be_foreseen_is_observed_elsewhere_and_kept_on_the_cpu():
     def seen(denoiser):
         sampler = CASES["god"].untrained(denoiser)
-        return sight.gathered(list(sight.observe(sampler, denoiser, toy_pairs(96), losses.named("squared"))))
+        return sight.gathered(
+            list(sight.observe(sampler, denoiser, toy_pairs(96), losses.named("squared")))
+        )
 
     here = seen(load())
     with elsewhere():
@@ -203,7 +227,7 @@ def test_the_feature_network_follows_the_images():
     here = frechet_of_seeds(function, sampler, range(4)), losses.named("fashion")(*pair[:, None])
     with elsewhere():
         there = replace(function, device="meta")
-        loss = bring(losses.named("fashion"), there)
+        loss = to_device_of(losses.named("fashion"), there)
         assert frechet_of_seeds(there, sampler, range(4)) == pytest.approx(here[0], rel=1e-6)
         assert torch.equal(loss(*pair.to(AWAY)[:, None]).cpu(), here[1])
 
@@ -242,19 +266,23 @@ def test_a_fit_on_cuda_ends_where_the_cpu_does(name):
 def test_the_image_model_teaches_fits_and_samples_on_cuda(tmp_path):
     pytest.importorskip("diffusers")
 
-    def ends(device):
+    def end_levels(device):
         model, folder = models.load("fashion", device), tmp_path / str(device)
         teacher = heuristic(model, solver="ipndm:3", grid="polynomial:7", steps=6)
-        list(teach(TeachConfig(count=24, shard=12, batch=12), model, teacher, folder, provenance={}))
+        list(
+            teach_folder(
+                TeachConfig(count=24, shard=12, batch=12), model, teacher, folder, provenance={}
+            )
+        )
         data, _ = load_endpoints(folder)
-        fit = FitConfig(iterations=2, batch=8, holdout=8)
-        process = IndisConfig(steps=3, fit=fit).tuning(model, data, losses.named("fashion"))
+        fit = Recipe(iterations=2, batch=8, holdout=8)
+        process = INDIS(steps=3, recipe=fit).tuning(model, data, losses.named("fashion"))
         list(process.run())
         artifact.save(process.sampler, folder / "artifact")
         sampler = artifact.load(folder / "artifact")
         return data.target, torch.cat(list(sample_batches(model, sampler, range(100, 104)))).cpu()
 
-    for here, there in zip(ends("cpu"), ends("cuda"), strict=True):
+    for here, there in zip(end_levels("cpu"), end_levels("cuda"), strict=True):
         assert (here - there).abs().mean() < 0.01
 
 

@@ -1,4 +1,5 @@
-"""The tables of README and docs/ are those of results/: none is out of date, and no page asks for what there is not."""
+"""The tables of README and docs/ are those of results/: none is out of date, and no page asks for
+what there is not."""
 
 import importlib.util
 from pathlib import Path
@@ -18,7 +19,9 @@ def test_a_page_shows_the_numbers_of_the_results(page):
 
 
 def test_every_table_stands_on_some_page():
-    asked = {name for page in fill_docs.PAGES for _, name, _ in fill_docs.BLOCK.findall(page.read_text())}
+    asked = {
+        name for page in fill_docs.PAGES for _, name, _ in fill_docs.BLOCK.findall(page.read_text())
+    }
     assert asked == set(fill_docs.TABLES)
 
 

@@ -1,13 +1,20 @@
-"""Evaluation: calls are counted, means are over pairs, and a generator of samples is a good neighbour."""
+"""Evaluation: calls are counted, means are over pairs, and a generator of samples is a good
+neighbour."""
 
 import pytest
 import torch
 
 from indis import Endpoints, heuristic, losses, noise_from_seeds
+from indis.bench.train_features import FeatureConfig, FeatureTrainer
 from indis.denoise import UNCONDITIONAL
-from indis.evaluate import counted_nfe, frechet_of_images, frechet_of_seeds, sample_batches, score_pairs
+from indis.evaluate import (
+    counted_nfe,
+    frechet_of_images,
+    frechet_of_seeds,
+    sample_batches,
+    score_pairs,
+)
 from indis.losses import mse, squared_distance
-from indis.metrics.features_training import FeatureConfig, FeatureTrainer
 from indis.pixels import to_pixels
 from small_cases import Still, TinyClasses, tiny_teacher, toy, toy_pairs, toy_teacher
 
@@ -32,7 +39,9 @@ def euler(denoiser, steps=3):
         ("deis:3", 4, False, 4),
     ],
 )
-def test_network_evaluations_are_counted_and_agree_with_what_the_sampler_says(solver, steps, afs, expected):
+def test_network_evaluations_are_counted_and_agree_with_what_the_sampler_says(
+    solver, steps, afs, expected
+):
     sampler = heuristic(toy(), solver=solver, grid="uniform", steps=steps, analytic_first=afs)
     assert counted_nfe(toy(), sampler) == expected == sampler.nfe
 
@@ -42,12 +51,17 @@ def test_scores_are_means_over_pairs_of_decoded_samples():
     noise = noise_from_seeds(seeds.tolist(), (3,))
     offset = torch.tensor([[1.0, 0, 0], [0, 2, 0], [0, 0, 0], [1, 1, 1], [0, 0, 3]])
     data = Endpoints(seeds, noise, noise - offset, UNCONDITIONAL)
-    # The still model ends at its noise and doubles it when it decodes: four times the squares 1, 4, 0, 3, 9.
+    # The still model ends at its noise and doubles it when it decodes: four times the squares 1, 4,
+    # 0, 3, 9.
     for batch in (2, 3, 500):
         scores = score_pairs(Still(), euler(Still()), data, squared_distance, batch=batch)
         assert scores.heldout_loss == pytest.approx(4 * 17 / 5, rel=1e-5)
         assert scores.teacher_mse == pytest.approx(4 * 17 / 5 / 3, rel=1e-5)
-        assert scores.row() == {"heldout_loss": scores.heldout_loss, "teacher_mse": scores.teacher_mse, "pairs": 5}
+        assert scores.row() == {
+            "heldout_loss": scores.heldout_loss,
+            "teacher_mse": scores.teacher_mse,
+            "pairs": 5,
+        }
 
 
 def test_the_teacher_itself_has_no_distance_to_its_endpoints():
@@ -74,7 +88,9 @@ def test_samples_are_decoded_and_are_their_seeds_whatever_the_batch():
     assert torch.equal(torch.cat(parts), 2 * noise_from_seeds(range(10, 17), (3,)))
     tiny = TinyClasses()
     conditional = torch.cat(list(sample_batches(tiny, tiny_teacher(), [3, 14, 7], batch=2)))
-    expected = tiny_teacher()(tiny, noise_from_seeds([3, 14, 7], (1, 4, 4)), tiny.condition([3, 4, 7]))
+    expected = tiny_teacher()(
+        tiny, noise_from_seeds([3, 14, 7], (1, 4, 4)), tiny.condition([3, 4, 7])
+    )
     torch.testing.assert_close(conditional, expected)
 
 
@@ -105,16 +121,22 @@ def test_the_frechet_distance_of_seeds_is_that_of_their_pictures():
 def test_another_feature_network_judges_with_its_own_moments(tmp_path):
     """As a classifier of another seed, written by its trainer, would."""
     trainer = FeatureTrainer(FeatureConfig(seed=5))
-    images = torch.randint(0, 256, (300, 1, 28, 28), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    images = torch.randint(
+        0, 256, (300, 1, 28, 28), dtype=torch.uint8, generator=torch.Generator().manual_seed(1)
+    )
     trainer.write(tmp_path, images)
     pictures = 2 * noise_from_seeds(range(20), (1, 28, 28))
-    own, theirs = (frechet_of_images(iter([pictures]), folder=folder) for folder in (None, tmp_path))
+    own, theirs = (
+        frechet_of_images(iter([pictures]), folder=folder) for folder in (None, tmp_path)
+    )
     assert own == frechet_of_images(iter([pictures])) != theirs
     assert frechet_of_images(iter([to_pixels(images)]), folder=tmp_path) < 0.01 * theirs
     for name in losses.PERCEPTUAL:
         usual, other = losses.named(name), losses.named(name, tmp_path)
         assert not torch.equal(usual(*pictures.split(10)), other(*pictures.split(10)))
-    with pytest.raises(ValueError, match="loss must be fashion or fashion-dists for features of choice, got 'mse'"):
+    with pytest.raises(
+        ValueError, match="loss must be fashion or fashion-dists for features of choice, got 'mse'"
+    ):
         losses.named("mse", tmp_path)
 
 

@@ -23,12 +23,15 @@ class Zero(LinearVP):
 
 
 def valid(grid: str, schedule: str) -> bool:
-    return not (grid in SHIFTED and SCHEDULES[schedule].t_max > 1 or grid in RATIOS and schedule in ENDLESS)
+    return not (
+        grid in SHIFTED and SCHEDULES[schedule].t_max > 1 or grid in RATIOS and schedule in ENDLESS
+    )
 
 
 VALID = [(g, s) for g in grids.GRIDS for s in SCHEDULES if valid(g, s)]
 
-# Printed by the public implementation of Karras et al.'s and Zhang & Chen's grids, sigma 80 ... 0.002.
+# Printed by the public implementation of Karras et al.'s and Zhang & Chen's grids, sigma 80 ...
+# 0.002.
 VECTORS = {
     ("polynomial", 3): [80, 9.7232, 0.4700, 0.002],
     ("polynomial", 5): [80, 24.4083, 5.8389, 0.9654, 0.0851, 0.002],
@@ -68,7 +71,9 @@ def test_shifted_grids_refuse_times_beyond_one_where_their_formula_has_a_pole(na
 
 
 @pytest.mark.parametrize("name", RATIOS)
-@pytest.mark.parametrize("schedule", [RectifiedFlow(), RectifiedFlow(0.01, 1.0), RectifiedFlow(0.0, 0.9)], ids=str)
+@pytest.mark.parametrize(
+    "schedule", [RectifiedFlow(), RectifiedFlow(0.01, 1.0), RectifiedFlow(0.0, 0.9)], ids=str
+)
 def test_grids_of_the_noise_ratio_refuse_schedules_on_which_it_has_no_end(name, schedule):
     """They would put all nodes but one within a thousandth of the end."""
     with pytest.raises(ValueError) as error:
@@ -89,9 +94,9 @@ def test_grids_of_the_noise_ratio_refuse_schedules_on_which_it_has_no_end(name, 
     ids=str,
 )
 def test_the_natural_grid_suits_the_schedule(schedule, name):
-    assert grids.spelled_out("natural", schedule) == name
+    assert grids.resolve_grid("natural", schedule) == name
     assert torch.equal(grids.named("natural")(schedule, 4), grids.named(name)(schedule, 4))
-    assert grids.spelled_out("log_snr", schedule) == "log_snr"
+    assert grids.resolve_grid("log_snr", schedule) == "log_snr"
 
 
 @pytest.mark.parametrize("name", ["edm", "rectified_flow_inside", "linear_vp", "discrete_vp"])
@@ -109,29 +114,42 @@ def test_grids_are_even_where_they_say(name):
         assert spread(ratio(schedule, grids.polynomial(schedule, 6, rho)) ** (1 / rho)) < 1e-9
     clock = VPClock.fit(schedule)
     for rho in (1.0, 2.0):
-        assert spread(clock.time(ratio(schedule, grids.vp_time(schedule, 6, rho))) ** (1 / rho)) < 1e-9
+        assert (
+            spread(clock.time(ratio(schedule, grids.vp_time(schedule, 6, rho))) ** (1 / rho)) < 1e-9
+        )
 
 
 def test_the_flow_shift_is_the_formula_of_sd3():
     t = torch.linspace(1, 0, 6, dtype=torch.float64)
     expected = (3 * t / (1 + 2 * t))[None]
-    torch.testing.assert_close(grids.flow_shift(RectifiedFlow(), 5), expected, rtol=1e-14, atol=1e-15)
-    torch.testing.assert_close(grids.flow_shift(RectifiedFlow(), 5, 1.0), t[None], rtol=1e-14, atol=1e-15)
+    torch.testing.assert_close(
+        grids.flow_shift(RectifiedFlow(), 5), expected, rtol=1e-14, atol=1e-15
+    )
+    torch.testing.assert_close(
+        grids.flow_shift(RectifiedFlow(), 5, 1.0), t[None], rtol=1e-14, atol=1e-15
+    )
 
 
-@pytest.mark.parametrize(("tokens", "mu"), [(256, 0.5), (4096, 1.15), (1024, 0.5 + 0.65 * 768 / 3840)])
+@pytest.mark.parametrize(
+    ("tokens", "mu"), [(256, 0.5), (4096, 1.15), (1024, 0.5 + 0.65 * 768 / 3840)]
+)
 def test_the_resolution_shift_is_the_line_of_flux(tokens, mu):
     expected = grids.flow_shift(RectifiedFlow(), 4, math.exp(mu))
-    torch.testing.assert_close(grids.resolution(RectifiedFlow(), 4, tokens), expected, rtol=1e-13, atol=0)
+    torch.testing.assert_close(
+        grids.resolution(RectifiedFlow(), 4, tokens), expected, rtol=1e-13, atol=0
+    )
 
 
 def test_the_vp_clock_of_a_linear_vp_process_is_its_own_time():
     clock = VPClock.fit(LinearVP())
     assert (clock.beta_d, clock.beta_min) == pytest.approx((19.9, 0.1), rel=1e-9)
-    torch.testing.assert_close(grids.vp_time(LinearVP(), 6), grids.uniform(LinearVP(), 6), rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(
+        grids.vp_time(LinearVP(), 6), grids.uniform(LinearVP(), 6), rtol=1e-10, atol=1e-12
+    )
 
 
-# Not for a flow from pure noise to pure data, whose ratio spans sixteen decades: the clock loses its low end there.
+# Not for a flow from pure noise to pure data, whose ratio spans sixteen decades: the clock loses
+# its low end there.
 @pytest.mark.parametrize("name", [name for name in SCHEDULES if name != "rectified_flow"])
 def test_the_vp_clock_meets_both_ends_inverts_itself(name):
     schedule = SCHEDULES[name]
@@ -150,7 +168,9 @@ def test_no_steps_are_no_grid(name):
 
 def test_listed_times_become_a_grid():
     tau = grids.listed(EDM(), [80, 10.9836, 2, 0.002])
-    torch.testing.assert_close(tau, torch.tensor([[80, 10.9836, 2, 0.002]], dtype=torch.float64), rtol=0, atol=0)
+    torch.testing.assert_close(
+        tau, torch.tensor([[80, 10.9836, 2, 0.002]], dtype=torch.float64), rtol=0, atol=0
+    )
 
 
 @pytest.mark.parametrize(
@@ -198,7 +218,10 @@ def test_a_list_of_times_is_a_grid_of_its_own_number_of_steps():
     grid = grids.named("list:80,10,1,0.002")
     assert grid(EDM(), 3).tolist() == [[80, 10, 1, 0.002]]
     assert grid(EDM(), 3).dtype == torch.float64
-    assert grids.named("list:0.987654,0.5,0.01")(RectifiedFlow(0.002, 80 / 81), 2).shape == (1, 3)  # rounded
+    assert grids.named("list:0.987654,0.5,0.01")(RectifiedFlow(0.002, 80 / 81), 2).shape == (
+        1,
+        3,
+    )  # rounded
     with pytest.raises(ValueError, match="steps must be 3 for a grid of 4 listed times, got 5"):
         grid(EDM(), 5)
 

@@ -1,4 +1,5 @@
-"""Classifier-free guidance: the published mixture of two answers, from one call, for every form and method."""
+"""Classifier-free guidance: the published mixture of two answers, from one call, for every form and
+method."""
 
 import math
 
@@ -6,15 +7,15 @@ import pytest
 import torch
 
 from indis import (
+    INDIS,
     UNCONDITIONAL,
     Condition,
     Counted,
     Form,
     Guided,
-    IndisConfig,
     Wrapped,
     convert,
-    endpoints,
+    endpoint_batches,
     gather,
     prior,
 )
@@ -22,7 +23,7 @@ from indis.denoise import Labelled, Revealing, device_of
 from indis.losses import mse
 from indis.models.fashion import class_condition
 from indis.noise import EDM
-from indis.training import FitConfig
+from indis.tuning import Recipe
 from problems import seeded
 from small_cases import TinyClasses, sentence, tiny_teacher
 
@@ -70,10 +71,12 @@ def test_guided_predictions_of_all_forms_mean_the_same(form):
 
 def test_teachers_fits_and_samplers_work_on_it():
     model = guided(2.0)
-    data = gather(list(endpoints(model, tiny_teacher(), range(24))))
-    plain = gather(list(endpoints(TINY, tiny_teacher(), range(24))))
+    data = gather(list(endpoint_batches(model, tiny_teacher(), range(24))))
+    plain = gather(list(endpoint_batches(TINY, tiny_teacher(), range(24))))
     assert float((data.target - plain.target).abs().max()) > 0.1
-    method = IndisConfig(steps=2, width=8, depth=1, fit=FitConfig(iterations=20, batch=8, lr=0.3, holdout=8))
+    method = INDIS(
+        steps=2, width=8, depth=1, recipe=Recipe(iterations=20, batch=8, lr=0.3, holdout=8)
+    )
     process = method.tuning(model, data, mse)
     before = process.validate()
     list(process.run())
@@ -83,7 +86,11 @@ def test_teachers_fits_and_samplers_work_on_it():
 def test_it_says_whose_and_how_strongly_and_where():
     model = guided(2.0)
     assert model.name == "tiny, guided" and model.fingerprint.startswith("tiny-guided-2.0-")
-    others = [guided(2.0000001), Guided(TINY, 2.0, lambda c: labelled([3] * len(c.features))), Counted(TINY)]
+    others = [
+        guided(2.0000001),
+        Guided(TINY, 2.0, lambda c: labelled([3] * len(c.features))),
+        Counted(TINY),
+    ]
     assert len({model.fingerprint, *(other.fingerprint for other in others)}) == 4
     assert guided(2.0).fingerprint == model.fingerprint
     assert (model.schedule, model.shape, model.native) == (TINY.schedule, TINY.shape, TINY.native)
@@ -93,7 +100,9 @@ def test_it_says_whose_and_how_strongly_and_where():
 def test_it_can_be_asked_for_the_classes_that_the_model_has():
     inner = Wrapped(TINY, EDM(), TINY.shape, "noise", condition=TINY.condition, labelled=labelled)
     for model in (Guided(inner, 2.0, without), Counted(inner)):
-        assert isinstance(model, Labelled) and torch.equal(model.labelled([3, 1]).features, labelled([3, 1]).features)
+        assert isinstance(model, Labelled) and torch.equal(
+            model.labelled([3, 1]).features, labelled([3, 1]).features
+        )
     assert not isinstance(guided(2.0), Labelled)
 
 
@@ -104,7 +113,9 @@ def test_a_bottleneck_is_that_of_the_half_with_condition():
         seen.append(condition.inputs["label"].double()[:, None])
         return TINY(x, t, condition)
 
-    inner = Wrapped(answer, EDM(), TINY.shape, "noise", condition=TINY.condition, features=lambda: seen[-1])
+    inner = Wrapped(
+        answer, EDM(), TINY.shape, "noise", condition=TINY.condition, features=lambda: seen[-1]
+    )
     model = guided(2.0, inner)
     model(X, T, ASKED)
     assert isinstance(model, Revealing) and model.bottleneck().flatten().tolist() == [0, 1, 2, 3]
@@ -137,6 +148,11 @@ def test_the_model_that_ships_is_guided_away_from_no_class():
 
     model = models.load("fashion")
     strong = Guided(model, 3.0, lambda c: model.labelled([10] * len(c.features)))
-    x, t = prior(model.schedule, seeded(3, *model.shape, seed=2, dtype=torch.float32)), torch.full((3,), 80.0)
+    x, t = (
+        prior(model.schedule, seeded(3, *model.shape, seed=2, dtype=torch.float32)),
+        torch.full((3,), 80.0),
+    )
     plain, none = (model(x, t, model.labelled(labels)) for labels in ([0, 1, 2], [10] * 3))
-    torch.testing.assert_close(strong(x, t, model.labelled([0, 1, 2])), none + 3 * (plain - none), rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(
+        strong(x, t, model.labelled([0, 1, 2])), none + 3 * (plain - none), rtol=1e-3, atol=1e-4
+    )

@@ -1,4 +1,5 @@
-"""The loss ``lpips`` against the ``lpips`` package and against the published formula, with the published weights.
+"""The loss ``lpips`` against the ``lpips`` package and against the published formula, with the
+published weights.
 
 ``make test-lpips`` runs this in an environment of its own; elsewhere it is skipped.
 """
@@ -19,7 +20,8 @@ NETS = ["vgg", "alex"]
 SIZES = [("vgg", 28), ("vgg", 64), ("alex", 64)]  # AlexNet's strides leave nothing of 28
 # Channel means and deviations of ImageNet in [-1, 1] as LPIPS has them.
 MEAN, DEVIATION = [-0.030, -0.088, -0.188], [0.458, 0.448, 0.450]
-# Where a convolution comes after pooling, and after which ones LPIPS compares: counted in convolutions, from 0.
+# Where a convolution comes after pooling, and after which ones LPIPS compares: counted in
+# convolutions, from 0.
 POOLED = {"vgg": {2, 4, 7, 10}, "alex": {1, 2}}
 COMPARED = {"vgg": {1, 3, 6, 9, 12}, "alex": {0, 1, 2, 3, 4}}
 
@@ -70,11 +72,16 @@ def maps(net: str, x: Tensor) -> list[Tensor]:
 
 
 def published(net: str, a: Tensor, b: Tensor) -> Tensor:
-    """Eq. 1 of Zhang et al. (2018) in float64: no line of the package, its heads or ours takes part."""
-    mean, deviation = (torch.tensor(v, dtype=torch.float64)[:, None, None] for v in (MEAN, DEVIATION))
+    """Eq. 1 of Zhang et al. (2018) in float64: no line of the package, its heads or ours takes
+    part."""
+    mean, deviation = (
+        torch.tensor(v, dtype=torch.float64)[:, None, None] for v in (MEAN, DEVIATION)
+    )
     scaled = [(v - mean) / deviation for v in (a, b)]
     total = torch.zeros(len(a), dtype=torch.float64)
-    for left, right, head in zip(*(maps(net, v) for v in scaled), real_lpips.heads(net), strict=True):
+    for left, right, head in zip(
+        *(maps(net, v) for v in scaled), real_lpips.heads(net), strict=True
+    ):
         unit = [v / v.norm(dim=1, keepdim=True).clamp_min(1e-10) for v in (left, right)]
         total += ((unit[0] - unit[1]).square() * head[:, None, None]).sum(1).mean((1, 2))
     return total
@@ -112,11 +119,16 @@ def test_a_grey_image_is_what_the_package_says_of_three_equal_channels(ours, the
     assert torch.equal(ours(a, b), theirs(a.repeat(1, 3, 1, 1), b.repeat(1, 3, 1, 1)).flatten())
 
 
-def test_our_range_is_the_one_that_the_package_makes_of_bytes_and_of_unit_images(ours, theirs, package):
+def test_our_range_is_the_one_that_the_package_makes_of_bytes_and_of_unit_images(
+    ours, theirs, package
+):
     a, b = ((images(seed) * 127.5 + 127.5).round().byte() for seed in (8, 9))
     value = ours(to_pixels(a), to_pixels(b))
     unit = theirs(a / 255, b / 255, normalize=True).flatten()
-    read = [torch.cat([package.im2tensor(v.permute(1, 2, 0).numpy()) for v in batch]) for batch in (a, b)]
+    read = [
+        torch.cat([package.im2tensor(v.permute(1, 2, 0).numpy()) for v in batch])
+        for batch in (a, b)
+    ]
     torch.testing.assert_close(value, unit, rtol=0, atol=2e-6)
     torch.testing.assert_close(value, theirs(*read).flatten(), rtol=0, atol=2e-6)
 
@@ -138,7 +150,9 @@ def test_the_gradient_of_one_sample_knows_nothing_of_the_others(ours):
 
 
 def test_the_gradient_of_a_picture_on_black_is_finite_even_where_all_is_black(ours):
-    student = torch.cat([garment(14), torch.full((1, 1, 32, 32), -1.0), garment(15)]).requires_grad_()
+    student = torch.cat(
+        [garment(14), torch.full((1, 1, 32, 32), -1.0), garment(15)]
+    ).requires_grad_()
     ours(student, garment(15).expand(3, -1, -1, -1)).sum().backward()
     assert student.grad.isfinite().all()
     assert (student.grad[:2].flatten(1).norm(dim=1) > 1e-3).all()

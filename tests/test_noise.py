@@ -6,8 +6,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from indis import EDM, DiscreteVP, LinearVP, NoiseSchedule, RectifiedFlow, ScaledLinearVP, TableVP, prior
-from indis.noise import within
+from indis import (
+    EDM,
+    DiscreteVP,
+    LinearVP,
+    NoiseSchedule,
+    RectifiedFlow,
+    ScaledLinearVP,
+    TableVP,
+    prior,
+)
+from indis.noise import limit_shift
 from problems import SCHEDULES
 from small_cases import sentence
 
@@ -39,14 +48,18 @@ def test_time_inverts_log_snr(schedule):
 def test_log_snr_inverts_time(schedule):
     ends = schedule.log_snr(torch.tensor([schedule.t_max, schedule.t_min], dtype=torch.float64))
     level = torch.lerp(ends[0], ends[1], torch.linspace(0.05, 0.95, 200, dtype=torch.float64))
-    torch.testing.assert_close(schedule.log_snr(schedule.time(level)), level, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(
+        schedule.log_snr(schedule.time(level)), level, rtol=1e-10, atol=1e-10
+    )
 
 
 @each
 def test_log_snr_is_the_log_of_alpha_over_sigma_and_decreases(schedule):
     t = times(schedule).sort().values
     level = schedule.log_snr(t)
-    torch.testing.assert_close(level, (schedule.alpha(t) / schedule.sigma(t)).log(), rtol=1e-11, atol=1e-11)
+    torch.testing.assert_close(
+        level, (schedule.alpha(t) / schedule.sigma(t)).log(), rtol=1e-11, atol=1e-11
+    )
     distinct = t.diff() > 0
     assert bool((level.diff()[distinct] < 0).all())
 
@@ -72,18 +85,24 @@ def test_every_method_is_elementwise(schedule):
 
 @each
 def test_derivatives_are_those_of_finite_differences(schedule):
-    t = (times(schedule)[5:300:40] + 1e-3 * math.pi * schedule.t_max).requires_grad_()  # between the table's entries
+    t = (
+        times(schedule)[5:300:40] + 1e-3 * math.pi * schedule.t_max
+    ).requires_grad_()  # between the table's entries
     eps = 1e-6 * schedule.t_max
     for method in (schedule.alpha, schedule.sigma, schedule.log_snr):
         assert torch.autograd.gradcheck(method, [t], eps=eps, atol=1e-6, rtol=1e-5)
     level = schedule.log_snr(t).detach().requires_grad_()
-    assert torch.autograd.gradcheck(schedule.time, [level], eps=1e-6, atol=1e-5 * schedule.t_max, rtol=1e-4)
+    assert torch.autograd.gradcheck(
+        schedule.time, [level], eps=1e-6, atol=1e-5 * schedule.t_max, rtol=1e-4
+    )
 
 
 @pytest.mark.parametrize("schedule", PRESERVING, ids=repr)
 def test_variance_is_preserved(schedule):
     t = times(schedule)
-    torch.testing.assert_close(schedule.alpha(t) ** 2 + schedule.sigma(t) ** 2, torch.ones_like(t), rtol=1e-14, atol=0)
+    torch.testing.assert_close(
+        schedule.alpha(t) ** 2 + schedule.sigma(t) ** 2, torch.ones_like(t), rtol=1e-14, atol=0
+    )
 
 
 @pytest.mark.parametrize("schedule", [LinearVP(), ScaledLinearVP()], ids=repr)
@@ -101,7 +120,9 @@ def test_alpha_is_the_integral_of_beta(schedule):
 def test_linear_vp_has_the_published_values():
     # exp(-0.25 (20 - 0.1) - 0.05) at t = 1, Song et al. (2021), eq. 33
     alpha = LinearVP().alpha(torch.tensor([1.0, 0.5], dtype=torch.float64))
-    expected = torch.tensor([math.exp(-5.025), math.exp(-0.25 * 19.9 * 0.25 - 0.025)], dtype=torch.float64)
+    expected = torch.tensor(
+        [math.exp(-5.025), math.exp(-0.25 * 19.9 * 0.25 - 0.025)], dtype=torch.float64
+    )
     torch.testing.assert_close(alpha, expected, rtol=1e-13, atol=0)
 
 
@@ -119,7 +140,9 @@ def test_discrete_tables_are_cumulative_products_of_the_betas(spacing):
 def test_stable_diffusion_ends_at_its_known_noise_levels():
     schedule = DiscreteVP()
     ratio = (-schedule.log_snr(torch.tensor([999.0, 0.0], dtype=torch.float64))).exp()
-    torch.testing.assert_close(ratio, torch.tensor([14.6146, 0.0292], dtype=torch.float64), rtol=0, atol=5e-5)
+    torch.testing.assert_close(
+        ratio, torch.tensor([14.6146, 0.0292], dtype=torch.float64), rtol=0, atol=5e-5
+    )
 
 
 def test_discrete_times_between_entries_interpolate_log_snr():
@@ -131,7 +154,9 @@ def test_discrete_times_between_entries_interpolate_log_snr():
 
 def test_scaled_linear_vp_is_the_continuous_form_of_the_table():
     t = torch.arange(50, 1000, 50, dtype=torch.float64)
-    torch.testing.assert_close(ScaledLinearVP().log_snr((t + 1) / 1000), DiscreteVP().log_snr(t), rtol=0, atol=2e-2)
+    torch.testing.assert_close(
+        ScaledLinearVP().log_snr((t + 1) / 1000), DiscreteVP().log_snr(t), rtol=0, atol=2e-2
+    )
 
 
 def test_edm_is_sigma_equals_t():
@@ -141,7 +166,10 @@ def test_edm_is_sigma_equals_t():
 
 
 def test_the_ends_of_a_flow_are_pure_data_and_pure_noise_with_a_finite_log_snr():
-    schedule, ends = RectifiedFlow(), torch.tensor([0.0, 1.0], dtype=torch.float64, requires_grad=True)
+    schedule, ends = (
+        RectifiedFlow(),
+        torch.tensor([0.0, 1.0], dtype=torch.float64, requires_grad=True),
+    )
     assert schedule.alpha(ends).tolist() == [1, 0]
     assert schedule.sigma(ends).tolist() == [0, 1]
     level = schedule.log_snr(ends)
@@ -154,7 +182,9 @@ def test_the_ends_of_a_flow_are_pure_data_and_pure_noise_with_a_finite_log_snr()
 
 def test_flows_and_edm_share_their_log_snr_where_the_ratio_is_the_same():
     t = torch.linspace(0.01, 0.98, 50, dtype=torch.float64)
-    torch.testing.assert_close(RectifiedFlow().log_snr(t), EDM().log_snr(t / (1 - t)), rtol=1e-12, atol=1e-13)
+    torch.testing.assert_close(
+        RectifiedFlow().log_snr(t), EDM().log_snr(t / (1 - t)), rtol=1e-12, atol=1e-13
+    )
 
 
 @each
@@ -176,7 +206,9 @@ def test_round_trips_hold_at_any_time_in_both_precisions(name, fraction, dtype):
     schedule = SCHEDULES[name]
     t = torch.tensor(schedule.t_min + fraction * (schedule.t_max - schedule.t_min), dtype=dtype)
     tolerance = 2e-3 if dtype == torch.float32 else 1e-10
-    torch.testing.assert_close(schedule.time(schedule.log_snr(t)), t, rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(
+        schedule.time(schedule.log_snr(t)), t, rtol=tolerance, atol=tolerance
+    )
 
 
 @pytest.mark.parametrize(
@@ -186,14 +218,23 @@ def test_round_trips_hold_at_any_time_in_both_precisions(name, fraction, dtype):
         (lambda: EDM(80, 0.002), "times must satisfy 0 < t_min < t_max, got 80 and 0.002"),
         (lambda: EDM(0.002, math.inf), "times must satisfy 0 < t_min < t_max, got 0.002 and inf"),
         (lambda: EDM(math.nan), "times must satisfy 0 < t_min < t_max, got nan and 80"),
-        (lambda: RectifiedFlow(0.0, 1.1), "times must satisfy 0 <= t_min < t_max <= 1, got 0 and 1.1"),
+        (
+            lambda: RectifiedFlow(0.0, 1.1),
+            "times must satisfy 0 <= t_min < t_max <= 1, got 0 and 1.1",
+        ),
         (lambda: RectifiedFlow(-0.1), "times must satisfy 0 <= t_min < t_max <= 1, got -0.1 and 1"),
         (lambda: LinearVP(t_min=0), "times must satisfy 0 < t_min < t_max, got 0 and 1"),
         (lambda: LinearVP(20, 0.1), "betas must satisfy 0 < first < last, got 20 and 0.1"),
         (lambda: ScaledLinearVP(0.0), "betas must satisfy 0 < first < last, got 0 and 12"),
-        (lambda: DiscreteVP(steps=100), "times must satisfy 0 <= t_min < t_max <= 99, got 0 and 999"),
+        (
+            lambda: DiscreteVP(steps=100),
+            "times must satisfy 0 <= t_min < t_max <= 99, got 0 and 999",
+        ),
         (lambda: DiscreteVP(0.85, 12), "betas must satisfy 0 < first < last < 1, got 0.85 and 12"),
-        (lambda: DiscreteVP(spacing="cosine"), "spacing must be linear or scaled_linear, got 'cosine'"),
+        (
+            lambda: DiscreteVP(spacing="cosine"),
+            "spacing must be linear or scaled_linear, got 'cosine'",
+        ),
         (lambda: EDM(domain="sigma"), "domain must be time or log_snr, got 'sigma'"),
     ],
 )
@@ -217,12 +258,16 @@ def test_schedules_that_mean_nothing_are_refused(make, words):
     ids=str,
 )
 def test_shifts_do_not_lead_to_where_no_network_is(schedule, latest):
-    tau = torch.tensor([schedule.t_max, (schedule.t_min + schedule.t_max) / 2, schedule.t_min], dtype=torch.float64)
+    tau = torch.tensor(
+        [schedule.t_max, (schedule.t_min + schedule.t_max) / 2, schedule.t_min], dtype=torch.float64
+    )
     for size in (0.0, 1e-3, 0.3, 1e4):
         for sign in (-1, 1):
             wish = sign * size * tau
-            asked = tau + within(schedule, tau, wish)
-            torch.testing.assert_close(asked, (tau + wish).clamp(schedule.t_min / 2, latest), rtol=1e-12, atol=1e-12)
+            asked = tau + limit_shift(schedule, tau, wish)
+            torch.testing.assert_close(
+                asked, (tau + wish).clamp(schedule.t_min / 2, latest), rtol=1e-12, atol=1e-12
+            )
 
 
 def test_any_table_is_the_schedule_that_its_formula_gives():
@@ -231,14 +276,22 @@ def test_any_table_is_the_schedule_that_its_formula_gives():
     assert (table.t_min, table.t_max, table.limit) == (0.0, 999.0, 999)
     t = times(formula)
     for name in ("alpha", "sigma", "log_snr"):
-        torch.testing.assert_close(getattr(table, name)(t), getattr(formula, name)(t), rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(
+            getattr(table, name)(t), getattr(formula, name)(t), rtol=1e-9, atol=1e-12
+        )
     torch.testing.assert_close(table.time(table.log_snr(t)), t, rtol=1e-10, atol=1e-9)
-    assert table == TableVP(torch.tensor(table.alphas_cumprod, dtype=torch.float64)) and "0.99" not in repr(table)
+    assert table == TableVP(
+        torch.tensor(table.alphas_cumprod, dtype=torch.float64)
+    ) and "0.99" not in repr(table)
 
 
-@pytest.mark.parametrize("table", [[0.9], [0.9, 0.95], [1.0, 0.5], [0.5, 0.0], [0.5, math.nan], [[0.9, 0.5]]], ids=str)
+@pytest.mark.parametrize(
+    "table", [[0.9], [0.9, 0.95], [1.0, 0.5], [0.5, 0.0], [0.5, math.nan], [[0.9, 0.5]]], ids=str
+)
 def test_tables_that_do_not_fall_inside_the_unit_interval_are_refused(table):
-    with pytest.raises(ValueError, match=r"alphas_cumprod must be at least two numbers that fall strictly inside") as e:
+    with pytest.raises(
+        ValueError, match=r"alphas_cumprod must be at least two numbers that fall strictly inside"
+    ) as e:
         TableVP(table)
     sentence(e)
 

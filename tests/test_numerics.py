@@ -1,4 +1,5 @@
-"""Constants that are made once serve whoever comes later, and random numbers drawn here leave the caller's alone."""
+"""Constants that are made once serve whoever comes later, and random numbers drawn here leave the
+caller's alone."""
 
 import pytest
 import torch

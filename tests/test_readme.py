@@ -28,15 +28,28 @@ def test_the_readme_example_runs_and_saves_a_sampler(tmp_path, monkeypatch):
     exec(compile(example(), "README.md", "exec"), names)
     assert names["images"].shape == (10, 1, 28, 28)
     assert bool(names["images"].isfinite().all())
-    assert {path.name for path in (tmp_path / "my-sampler").iterdir()} == {"config.json", "policy.safetensors"}
+    assert {path.name for path in (tmp_path / "my-sampler").iterdir()} == {
+        "config.json",
+        "policy.safetensors",
+    }
 
 
 def test_the_readme_s_way_to_a_model_of_one_s_own_works_with_a_diffusers_network():
     diffusers = pytest.importorskip("diffusers")
     torch.manual_seed(0)
-    blocks = {"down_block_types": ("CrossAttnDownBlock2D",), "up_block_types": ("CrossAttnUpBlock2D",)}
-    sizes = {"block_out_channels": (8,), "norm_num_groups": 4, "cross_attention_dim": 6, "attention_head_dim": 4}
-    unet = diffusers.UNet2DConditionModel(sample_size=64, layers_per_block=1, **sizes, **blocks).eval()
+    blocks = {
+        "down_block_types": ("CrossAttnDownBlock2D",),
+        "up_block_types": ("CrossAttnUpBlock2D",),
+    }
+    sizes = {
+        "block_out_channels": (8,),
+        "norm_num_groups": 4,
+        "cross_attention_dim": 6,
+        "attention_head_dim": 4,
+    }
+    unet = diffusers.UNet2DConditionModel(
+        sample_size=64, layers_per_block=1, **sizes, **blocks
+    ).eval()
     prompts, table = ["a shoe", "a bag", "a coat"], torch.randn(3, 5, 6)
     given = {
         "indis": indis,
@@ -48,9 +61,11 @@ def test_the_readme_s_way_to_a_model_of_one_s_own_works_with_a_diffusers_network
     exec(compile(example(1), "README.md", "exec"), given)
     model = given["model"]
     teacher = indis.heuristic(model, solver="ipndm:3", grid="natural", steps=3)
-    data = indis.gather(indis.endpoints(model, teacher, range(6)))
-    fitting = indis.FitConfig(iterations=2, batch=2, holdout=2)
-    process = indis.IndisConfig(steps=2, probes=2, width=8, fit=fitting).tuning(model, data, indis.losses.named("mse"))
+    data = indis.gather(indis.endpoint_batches(model, teacher, range(6)))
+    fitting = indis.Recipe(iterations=2, batch=2, holdout=2)
+    process = indis.INDIS(steps=2, probes=2, width=8, recipe=fitting).tuning(
+        model, data, indis.losses.named("mse")
+    )
     list(process.run())
     with torch.no_grad():
         drawn = process.sampler(model, data.noise, data.condition)

@@ -1,16 +1,17 @@
-"""What a sampler refuses because it would be silently wrong, and what of a plan it takes as it is."""
+"""What a sampler refuses because it would be silently wrong, and what of a plan it takes as it
+is."""
 
 import pytest
 import torch
 
 from indis import (
     EDM,
+    INDIS,
     IPNDM,
     Discretization,
     Euler,
     Fixed,
     Form,
-    IndisConfig,
     RectifiedFlow,
     Sampler,
     UniPC,
@@ -18,7 +19,7 @@ from indis import (
     grids,
     heuristic,
 )
-from indis.methods import LD3, LocalLook, Look
+from indis.methods import LD3, Local, Look
 from indis.solvers import Midpoint
 from problems import Bumpy, GoldenMixture, seeded
 from small_cases import sentence
@@ -42,11 +43,13 @@ def test_a_frozen_plan_of_another_schedule_is_told_by_its_times():
 
 def test_samples_of_another_shape_are_refused():
     model = Wrapped(lambda x, t, condition: 0.1 * x, FLOW.schedule, (3,), "velocity")
-    sampler = IndisConfig(steps=2, width=8).untrained(FLOW)
-    assert "denoiser must have the shape of the sampler, (2,), got (3,)" in refusal(sampler, model, torch.zeros(4, 3))
+    sampler = INDIS(steps=2, width=8).untrained(FLOW)
+    assert "denoiser must have the shape of the sampler, (2,), got (3,)" in refusal(
+        sampler, model, torch.zeros(4, 3)
+    )
 
 
-@pytest.mark.parametrize("kind", [Look, LocalLook])
+@pytest.mark.parametrize("kind", [Look, Local])
 def test_what_looks_at_answers_refuses_them_in_another_form(kind):
     schedule = EDM()
 
@@ -55,7 +58,9 @@ def test_what_looks_at_answers_refuses_them_in_another_form(kind):
 
     sampler = kind(steps=3, width=8).untrained(model("noise"))
     assert sampler(model("noise"), NOISE).shape == NOISE.shape
-    assert "denoiser must answer in the sampler's form, noise, got data" in refusal(sampler, model(Form.DATA))
+    assert "denoiser must answer in the sampler's form, noise, got data" in refusal(
+        sampler, model(Form.DATA)
+    )
 
 
 def test_a_plan_has_one_row_or_one_for_each_sample():
@@ -72,8 +77,9 @@ def test_corrections_of_answers_that_a_step_does_not_use_are_refused():
     plain = Discretization.plain(tau)
     plan = Discretization(tau, plain.dtau, plain.gamma, torch.full((1, 3, 3), 0.1))
     assert Sampler(Fixed(plan), IPNDM(3))(FLOW, NOISE).isfinite().all()
-    assert "weights must correct at most the 1 answers that a step of Euler() uses, got 3" in refusal(
-        Sampler(Fixed(plan), Euler())
+    assert (
+        "weights must correct at most the 1 answers that a step of Euler() uses, got 3"
+        in refusal(Sampler(Fixed(plan), Euler()))
     )
 
 

@@ -1,4 +1,5 @@
-"""Several beginnings of one fit: the best goes on as if it had been alone, also after an interrupt."""
+"""Several beginnings of one fit: the best goes on as if it had been alone, also after an
+interrupt."""
 
 import itertools
 import math
@@ -6,7 +7,7 @@ import math
 import pytest
 
 from fits import advance, finish, start, state
-from indis import FitConfig
+from indis import Recipe
 from indis.losses import squared_distance
 from indis.methods import GITS
 from small_cases import same_tensors, sentence, toy, toy_pairs
@@ -66,7 +67,7 @@ def test_several_beginnings_need_something_to_choose_by():
 
 def test_what_has_no_seed_is_not_begun_twice():
     with pytest.raises(ValueError, match="starts must be 1 for what is computed once") as error:
-        GITS(3, fit=FitConfig(starts=2, holdout=32)).tuning(toy(), toy_pairs(), squared_distance)
+        GITS(3, recipe=Recipe(starts=2, holdout=32)).tuning(toy(), toy_pairs(), squared_distance)
     sentence(error)
 
 

@@ -1,6 +1,7 @@
 """The tables of README.md and docs/, filled from results/: no number in them is typed by hand.
 
-A page marks where a table stands, and this puts it there (``make docs``; a test tells if a page is behind):
+A page marks where a table stands, and this puts it there (``make docs``; a test tells if a page is
+behind):
 
     <!-- table: fashion -->
     ...
@@ -16,10 +17,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from indis.report import comparison
-from indis.report.comparison import Results
-from indis.report.results_table import against_nfe, results_table
-from indis.report.tables import Cell, Group, Table, markdown, number, paper_table, percent, toy_freedoms, toy_table
+from indis.bench.report import comparison
+from indis.bench.report.comparison import Results
+from indis.bench.report.results_table import against_nfe, results_table
+from indis.bench.report.tables import (
+    Cell,
+    Group,
+    Table,
+    markdown,
+    number,
+    paper_table,
+    percent,
+    toy_freedoms,
+    toy_table,
+)
 
 COMPARED = {"toy": "compare-toy.json", "fashion": "fashion.json"}
 ROOT = Path(__file__).resolve().parent.parent
@@ -97,14 +108,18 @@ def _paper() -> str:
 
 
 def _every_n() -> str:
-    """One network for all against one each: the former at every fixed N, the latter as the comparison has them."""
+    """One network for all against one each: the former at every fixed N, the latter as the
+    comparison has them.
+    """
     cells = []
     for row in _budget_rows("fixed"):
         model, nfe = row["model"], round(row["nfe"])
         own = _compared(COMPARED[model]).best(nfe).get("indis")
         if own is not None:
             ratio = row["heldout_loss"] / own.loss
-            cells.append([model, str(nfe), number(row["heldout_loss"]), number(own.loss), f"{ratio:.2f}"])
+            cells.append(
+                [model, str(nfe), number(row["heldout_loss"]), number(own.loss), f"{ratio:.2f}"]
+            )
     return _plain(["model", "N", "one φ for all", "a φ of its own", "ratio"], cells)
 
 
@@ -117,7 +132,15 @@ def _budget() -> str:
     cells = []
     for row in _budget_rows("budget"):
         same, loss = fixed[row["model"], round(row["asked"])], row["heldout_loss"]
-        cells.append([row["model"], f"{row['nfe']:.2f}", number(same), number(loss), percent(loss / same - 1, 0)])
+        cells.append(
+            [
+                row["model"],
+                f"{row['nfe']:.2f}",
+                number(same),
+                number(loss),
+                percent(loss / same - 1, 0),
+            ]
+        )
     return _plain(["model", "mean NFE", "same N for all", "N for each", "change"], cells)
 
 
@@ -137,13 +160,20 @@ def _overhead() -> str:
 
 
 def _longer() -> str:
-    """Fits of more iterations beside those of the comparison, same seed; the distance to the data is FD or KL."""
+    """Fits of more iterations beside those of the comparison, same seed; the distance to the data
+    is FD or KL.
+    """
     cells = []
     for model, file in COMPARED.items():
         usual = {_place(row): row for row in _results(file)["rows"]}
         for row in _learned(f"longer-{model}.json"):
-            before, metric = usual[_place(row)], next(m for m in comparison.DISTANCES if row[m] is not None)
-            pairs = [f"{number(before[key])} → {number(row[key])}" for key in (comparison.LOSS, metric)]
+            before, metric = (
+                usual[_place(row)],
+                next(m for m in comparison.DISTANCES if row[m] is not None),
+            )
+            pairs = [
+                f"{number(before[key])} → {number(row[key])}" for key in (comparison.LOSS, metric)
+            ]
             iterations = f"{before['iterations']} → {row['iterations']}"
             cells.append([f"{model}, {row['nfe']} NFE", _called(row), iterations, *pairs])
     return _plain(["", "", "iterations", "held-out loss", "FD or KL"], cells)
@@ -184,8 +214,19 @@ def _judges() -> str:
     """What ships, judged by networks that no fit has seen."""
     names = ("perceptual", "perceptual_other", "lpips", "teacher_mse", "fd_other")
     rows: Sequence[Mapping[str, Any]] = _results("judges-fashion.json")["rows"]
-    cells = [[r["artifact"], str(r["nfe"]), *(number(r[name]) if name in r else "–" for name in names)] for r in rows]
-    head = ["sampler", "NFE", "held-out loss", "in other features", "LPIPS", "MSE", "FD in other features"]
+    cells = [
+        [r["artifact"], str(r["nfe"]), *(number(r[name]) if name in r else "–" for name in names)]
+        for r in rows
+    ]
+    head = [
+        "sampler",
+        "NFE",
+        "held-out loss",
+        "in other features",
+        "LPIPS",
+        "MSE",
+        "FD in other features",
+    ]
     return _plain(head, cells)
 
 

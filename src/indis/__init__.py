@@ -1,16 +1,34 @@
 """Few-step diffusion and flow sampling with a discretization of its own for every sample.
 
-A **noise schedule** says what t means; a **denoiser** answers at (x, t); a **discretization** (tau, dtau, gamma) says
-where and how to ask; a **solver** turns tau into coefficients; a **policy** turns (x_T, c) into a discretization; a
-**method** learns a policy from **teacher endpoints**.
+A **noise schedule** says what t means; a **denoiser** answers at (x, t); a **discretization** (tau,
+dtau, gamma) says where and how to ask; a **solver** turns tau into coefficients; a **policy** turns
+(x_T, c) into a discretization; a **method** learns a policy from **teacher endpoints**.
 """
 
 from indis import artifact, grids, losses, methods, models, solvers
 from indis.denoise import UNCONDITIONAL, Condition, Counted, Denoiser, Form, Wrapped, convert
-from indis.discretization import Bounds, Decision, Discretization, from_logits
+from indis.endpoints import (
+    Endpoints,
+    TeachConfig,
+    endpoint_batches,
+    gather,
+    load_endpoints,
+    noise_from_seeds,
+    teach_folder,
+)
 from indis.guidance import Guided
-from indis.methods import GOD, IndisConfig, Method, heuristic
-from indis.noise import EDM, DiscreteVP, LinearVP, NoiseSchedule, RectifiedFlow, ScaledLinearVP, TableVP, prior
+from indis.methods import GOD, INDIS, Method, heuristic
+from indis.noise import (
+    EDM,
+    DiscreteVP,
+    LinearVP,
+    NoiseSchedule,
+    RectifiedFlow,
+    ScaledLinearVP,
+    TableVP,
+    prior,
+)
+from indis.plan import Bounds, Decision, Discretization, from_logits
 from indis.policies import Fixed, Global, Instance, PerSample, Policy
 from indis.sampler import Sampler
 from indis.solvers import (
@@ -26,8 +44,7 @@ from indis.solvers import (
     solve,
     trajectory,
 )
-from indis.teacher import Endpoints, TeachConfig, endpoints, gather, load_endpoints, noise_from_seeds, teach
-from indis.training import Fit, FitConfig, Progress
+from indis.tuning import Fit, Progress, Recipe
 
 __version__ = "0.1.0"
 
@@ -49,13 +66,13 @@ __all__ = [
     "Endpoints",
     "Euler",
     "Fit",
-    "FitConfig",
+    "Recipe",
     "Fixed",
     "Form",
     "Global",
     "Guided",
     "Heun",
-    "IndisConfig",
+    "INDIS",
     "Instance",
     "LinearVP",
     "Method",
@@ -74,7 +91,7 @@ __all__ = [
     "Wrapped",
     "artifact",
     "convert",
-    "endpoints",
+    "endpoint_batches",
     "from_logits",
     "gather",
     "grids",
@@ -87,6 +104,6 @@ __all__ = [
     "prior",
     "solve",
     "solvers",
-    "teach",
+    "teach_folder",
     "trajectory",
 ]

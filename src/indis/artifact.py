@@ -3,7 +3,8 @@
     config.json         format version, solver, policy with its hyper-parameters, schedule, provenance
     policy.safetensors  what was learned
 
-``save`` then ``load`` gives the same bits. This is the one module where stored names become classes.
+``save`` then ``load`` gives the same bits. This is the one module where stored names become
+classes.
 """
 
 from __future__ import annotations
@@ -19,10 +20,20 @@ from indis.noise import SCHEDULES
 from indis.policies import POLICIES, Policy
 from indis.sampler import Sampler
 from indis.solvers import SOLVERS
-from indis.storage import checksum, describe, load_json, load_tensors, rebuild, save_json, save_tensors
+from indis.storage import (
+    checksum,
+    describe,
+    load_json,
+    load_tensors,
+    rebuild,
+    save_json,
+    save_tensors,
+)
 
 FORMAT = 2  # 1 had closed loops fitted to another use of shifted answers
-BUDGET = "budget.json"  # in a folder of `indis.budget`, whose sampler is only a part of what it is
+BUDGET = (
+    "budget.json"  # in a folder of `indis.bench.budget`, whose sampler is only a part of what it is
+)
 
 SHIPPED = Path(__file__).parent / "shipped"
 
@@ -34,7 +45,9 @@ def shipped(name: str) -> Path:
         FileNotFoundError: if there is none of that name.
     """
     if name not in shipped_names():
-        raise FileNotFoundError(f"artifact must be a folder or one of {', '.join(shipped_names())}, got {name!r}")
+        raise FileNotFoundError(
+            f"artifact must be a folder or one of {', '.join(shipped_names())}, got {name!r}"
+        )
     return SHIPPED / name
 
 
@@ -68,8 +81,8 @@ def save(sampler: Sampler, folder: Path | str, provenance: dict[str, Any] | None
 def write(sampler: Sampler, folder: Path | str, provenance: dict[str, Any] | None = None) -> None:
     """:func:`save`, which leaves the files of a budget as they are.
 
-    The weights are written before the config, which has their checksum: a folder with a config is complete, and one
-    that was interrupted while it was overwritten is told from a good one.
+    The weights are written before the config, which has their checksum: a folder with a config is
+    complete, and one that was interrupted while it was overwritten is told from a good one.
     """
     folder = Path(folder)
     policy = sampler.policy.frozen()
@@ -78,7 +91,10 @@ def write(sampler: Sampler, folder: Path | str, provenance: dict[str, Any] | Non
     _require_known("solver", sampler.solver, SOLVERS.values())
     if (schedule := getattr(policy, "schedule", None)) is not None:
         _require_known("schedule", schedule, SCHEDULES)
-    described, recorded = {"type": type(policy).__name__, **policy.describe()}, _json(provenance or {})
+    described, recorded = (
+        {"type": type(policy).__name__, **policy.describe()},
+        _json(provenance or {}),
+    )
     weights = folder / "policy.safetensors"
     save_tensors(weights, policy.state_dict())
     config = {
@@ -102,7 +118,9 @@ def load(folder: Path | str) -> Sampler:
     """
     folder = find(folder)
     if (folder / BUDGET).exists():
-        raise ValueError(f"{folder} holds a budget, each sample its own number of steps: use indis.budget.load")
+        raise ValueError(
+            f"{folder} holds a budget, each sample its own number of steps: use indis.bench.budget.load"
+        )
     return read(folder)
 
 
@@ -118,7 +136,9 @@ def read(folder: Path | str) -> Sampler:
     weights = folder / "policy.safetensors"
     tensors, _ = load_tensors(weights)
     if config.get("weights") != checksum(weights):
-        raise ValueError(f"{folder} is damaged: policy.safetensors is not the one that config.json was written with")
+        raise ValueError(
+            f"{folder} is damaged: policy.safetensors is not the one that config.json was written with"
+        )
     try:
         solver = rebuild(config["solver"], SOLVERS.values())
         policy = _build_policy(config["policy"], tensors)
@@ -131,9 +151,13 @@ def read(folder: Path | str) -> Sampler:
 
 
 def seen_seeds(seeds: Tensor, *before: Path | str) -> list[dict[str, int]]:
-    """Ranges of the seeds of a fit, for its provenance as ``fitted_on``: its own, and those of what it began at."""
+    """Ranges of the seeds of a fit, for its provenance as ``fitted_on``: its own, and those of what
+    it began at.
+    """
     first, last = int(seeds.min()), int(seeds.max())
-    return [span for name in before for span in _recorded(name)] + [{"first_seed": first, "count": last - first + 1}]
+    return [span for name in before for span in _recorded(name)] + [
+        {"first_seed": first, "count": last - first + 1}
+    ]
 
 
 def check_unseen(name: Path | str, seeds: Tensor) -> None:
@@ -147,11 +171,15 @@ def check_unseen(name: Path | str, seeds: Tensor) -> None:
         seen = int(((seeds >= first) & (seeds <= last)).sum())
         if seen:
             fitted = f"{name} was fitted on {first} ... {last}"
-            raise ValueError(f"heldout must hold seeds that no fit has seen, but {fitted}: {seen} of {len(seeds)}")
+            raise ValueError(
+                f"heldout must hold seeds that no fit has seen, but {fitted}: {seen} of {len(seeds)}"
+            )
 
 
 def made_for(name: Path | str) -> str | None:
-    """The model that an artifact was fitted to, if it records one; those that scripts wrote need not."""
+    """The model that an artifact was fitted to, if it records one; those that scripts wrote need
+    not.
+    """
     match load_config(find(name)).get("provenance"):
         case {"model": str(model)}:
             return model
@@ -167,7 +195,9 @@ def _recorded(name: Path | str) -> list[dict[str, int]]:
 
 
 def _is_range(span: Any) -> bool:
-    return isinstance(span, dict) and all(isinstance(span.get(key), int) for key in ("first_seed", "count"))
+    return isinstance(span, dict) and all(
+        isinstance(span.get(key), int) for key in ("first_seed", "count")
+    )
 
 
 def load_config(folder: Path) -> dict[str, Any]:

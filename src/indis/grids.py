@@ -1,8 +1,9 @@
 r"""Grids: the heuristic choices of the nodes tau, shared by all samples.
 
-A grid is a function ``(schedule, steps) -> tau`` with ``tau`` of shape ``(1, steps + 1)``, float64, strictly decreasing
-from ``t_max`` to ``t_min`` with both ends exact, but for a list, which ends where it says. Formulas use the
-noise-to-signal ratio :math:`s = \sigma / \alpha`, which is the time itself for EDM.
+A grid is a function ``(schedule, steps) -> tau`` with ``tau`` of shape ``(1, steps + 1)``, float64,
+strictly decreasing from ``t_max`` to ``t_min`` with both ends exact, but for a list, which ends
+where it says. Formulas use the noise-to-signal ratio :math:`s = \sigma / \alpha`, which is the time
+itself for EDM.
 
 =================  =========================================================  =============================
 name               evenly spaced                                              source
@@ -29,14 +30,17 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from indis.noise import NoiseSchedule, begins, ends
+from indis.noise import NoiseSchedule, end_levels, is_start_time
 from indis.numerics import TIME_DTYPE
 
 Grid = Callable[[NoiseSchedule, int], Tensor]
 
 
 def ramp(
-    schedule: NoiseSchedule, steps: int, to: Callable[[Tensor], Tensor], back: Callable[[Tensor], Tensor]
+    schedule: NoiseSchedule,
+    steps: int,
+    to: Callable[[Tensor], Tensor],
+    back: Callable[[Tensor], Tensor],
 ) -> Tensor:
     """Nodes that are evenly spaced in the coordinate ``to(t)``, with both ends exact."""
     if steps < 1:
@@ -53,8 +57,8 @@ def ratio(schedule: NoiseSchedule, t: Tensor) -> Tensor:
 
 
 def natural(schedule: NoiseSchedule, steps: int) -> Tensor:
-    """The grid that :func:`spelled_out` names."""
-    return named(spelled_out("natural", schedule))(schedule, steps)
+    """The grid that :func:`resolve_grid` names."""
+    return named(resolve_grid("natural", schedule))(schedule, steps)
 
 
 def uniform(schedule: NoiseSchedule, steps: int) -> Tensor:
@@ -63,7 +67,9 @@ def uniform(schedule: NoiseSchedule, steps: int) -> Tensor:
 
 
 def log_snr(schedule: NoiseSchedule, steps: int) -> Tensor:
-    """Even in log-SNR, which is cut at about 18 where a flow begins at pure noise or ends at pure data."""
+    """Even in log-SNR, which is cut at about 18 where a flow begins at pure noise or ends at pure
+    data.
+    """
     return ramp(schedule, steps, schedule.log_snr, schedule.time)
 
 
@@ -71,10 +77,16 @@ def polynomial(schedule: NoiseSchedule, steps: int, rho: float = 7.0) -> Tensor:
     """Even in (sigma / alpha)^(1 / rho); rho = 7 is EDM's.
 
     Raises:
-        ValueError: if the schedule begins at pure noise or ends at pure data, where the ratio has no end.
+        ValueError: if the schedule begins at pure noise or ends at pure data, where the ratio has
+            no end.
     """
     _require_ends(schedule, "polynomial")
-    return ramp(schedule, steps, lambda t: ratio(schedule, t) ** (1 / rho), lambda v: schedule.time(-rho * v.log()))
+    return ramp(
+        schedule,
+        steps,
+        lambda t: ratio(schedule, t) ** (1 / rho),
+        lambda v: schedule.time(-rho * v.log()),
+    )
 
 
 def quadratic(schedule: NoiseSchedule, steps: int) -> Tensor:
@@ -83,10 +95,12 @@ def quadratic(schedule: NoiseSchedule, steps: int) -> Tensor:
 
 
 def vp_time(schedule: NoiseSchedule, steps: int, rho: float = 1.0) -> Tensor:
-    """Even in u^(1 / rho), u the time of the linear VP process fitted to the schedule's ends ("time_uniform").
+    """Even in u^(1 / rho), u the time of the linear VP process fitted to the schedule's ends
+    ("time_uniform").
 
     Raises:
-        ValueError: if the schedule begins at pure noise or ends at pure data, where there is nothing to fit to.
+        ValueError: if the schedule begins at pure noise or ends at pure data, where there is
+            nothing to fit to.
     """
     _require_ends(schedule, "vp_time")
     clock = VPClock.fit(schedule)
@@ -106,11 +120,18 @@ def flow_shift(schedule: NoiseSchedule, steps: int, shift: float = 3.0) -> Tenso
     """
     if schedule.t_max > 1:
         raise ValueError(f"a shifted grid needs times in [0, 1], got t_max = {schedule.t_max:g}")
-    return ramp(schedule, steps, lambda t: t / (shift - (shift - 1) * t), lambda u: shift * u / (1 + (shift - 1) * u))
+    return ramp(
+        schedule,
+        steps,
+        lambda t: t / (shift - (shift - 1) * t),
+        lambda u: shift * u / (1 + (shift - 1) * u),
+    )
 
 
 def resolution(schedule: NoiseSchedule, steps: int, tokens: float = 4096) -> Tensor:
-    """FLUX's resolution-dependent shift exp(mu), mu linear from 0.5 at 256 image tokens to 1.15 at 4096."""
+    """FLUX's resolution-dependent shift exp(mu), mu linear from 0.5 at 256 image tokens to 1.15 at
+    4096.
+    """
     mu = 0.5 + (1.15 - 0.5) * (tokens - 256) / (4096 - 256)
     return flow_shift(schedule, steps, math.exp(mu))
 
@@ -123,9 +144,13 @@ def listed(schedule: NoiseSchedule, times: Sequence[float]) -> Tensor:
     """
     tau = torch.tensor(list(times), dtype=TIME_DTYPE)
     if len(tau) < 2 or not bool((tau.diff() < 0).all()):
-        raise ValueError(f"times must be at least two strictly decreasing numbers, got {list(times)}")
+        raise ValueError(
+            f"times must be at least two strictly decreasing numbers, got {list(times)}"
+        )
     if tau[0] > schedule.t_max or tau[-1] < schedule.t_min:
-        raise ValueError(f"times must lie in [{schedule.t_min:g}, {schedule.t_max:g}], got {list(times)}")
+        raise ValueError(
+            f"times must lie in [{schedule.t_min:g}, {schedule.t_max:g}], got {list(times)}"
+        )
     return tau[None]
 
 
@@ -146,7 +171,8 @@ NAMES = (*GRIDS, LIST)
 
 
 def named(spec: str) -> Grid:
-    """The grid that ``name`` or ``name:parameter`` means, for example ``polynomial:3`` or ``list:80,10,1,0.002``.
+    """The grid that ``name`` or ``name:parameter`` means, for example ``polynomial:3`` or
+    ``list:80,10,1,0.002``.
 
     Raises:
         ValueError: if the name is unknown, or the parameter no positive number or list of numbers.
@@ -158,35 +184,49 @@ def named(spec: str) -> Grid:
         return partial(_given, times=_times(parameter, spec))
     if not parameter:
         return GRIDS[name]
-    keywords = {"polynomial": "rho", "vp_time": "rho", "flow_shift": "shift", "resolution": "tokens"}
+    keywords = {
+        "polynomial": "rho",
+        "vp_time": "rho",
+        "flow_shift": "shift",
+        "resolution": "tokens",
+    }
     if name not in keywords:
         raise ValueError(f"grid {name} takes no parameter, got {spec!r}")
     return partial(GRIDS[name], **{keywords[name]: _positive(parameter, spec)})
 
 
-def spelled_out(spec: str, schedule: NoiseSchedule) -> str:
+def resolve_grid(spec: str, schedule: NoiseSchedule) -> str:
     """What "natural" means for a schedule; any other grid is what it is called.
 
-    EDM's polynomial where sigma spans decades; uniform for flows, and where sigma / alpha has no end.
+    EDM's polynomial where sigma spans decades; uniform for flows, and where sigma / alpha has no
+    end.
     """
     if spec != "natural":
         return spec
-    return "polynomial:7" if schedule.domain == "log_snr" and all(ends(schedule)) else "uniform"
+    return (
+        "polynomial:7" if schedule.domain == "log_snr" and all(end_levels(schedule)) else "uniform"
+    )
 
 
 def _given(schedule: NoiseSchedule, steps: int, times: Sequence[float]) -> Tensor:
     """:func:`listed`, if it begins where the noise is and has so many steps."""
     tau = listed(schedule, times)
     if len(times) != steps + 1:
-        raise ValueError(f"steps must be {len(times) - 1} for a grid of {len(times)} listed times, got {steps}")
-    if not begins(schedule, times[0]):
-        raise ValueError(f"a listed grid must begin at t_max = {schedule.t_max:g}, got {times[0]:g}")
+        raise ValueError(
+            f"steps must be {len(times) - 1} for a grid of {len(times)} listed times, got {steps}"
+        )
+    if not is_start_time(schedule, times[0]):
+        raise ValueError(
+            f"a listed grid must begin at t_max = {schedule.t_max:g}, got {times[0]:g}"
+        )
     return tau
 
 
 def _require_ends(schedule: NoiseSchedule, name: str) -> None:
-    """A grid in sigma / alpha would put nearly all nodes at an end where that is infinite or zero."""
-    alpha, sigma = ends(schedule)
+    """A grid in sigma / alpha would put nearly all nodes at an end where that is infinite or
+    zero.
+    """
+    alpha, sigma = end_levels(schedule)
     if not (alpha > 0 and sigma > 0):
         raise ValueError(
             f"grid {name} needs alpha(t_max) > 0 and sigma(t_min) > 0, got {alpha:g} and {sigma:g}; take "
@@ -239,4 +279,6 @@ class VPClock:
     def time(self, ratio: Tensor) -> Tensor:
         """The inverse of :meth:`ratio`, in the form that does not cancel for small ratios."""
         integral = torch.log1p(ratio**2)
-        return 2 * integral / (self.beta_min + (self.beta_min**2 + 2 * self.beta_d * integral).sqrt())
+        return (
+            2 * integral / (self.beta_min + (self.beta_min**2 + 2 * self.beta_d * integral).sqrt())
+        )

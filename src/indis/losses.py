@@ -1,6 +1,7 @@
 """Losses: distances between a student's and the teacher's end points, one number a sample.
 
-A loss is a function ``(student, teacher) -> (batch,)`` of *decoded* samples in [-1, 1]; the paper uses LPIPS.
+A loss is a function ``(student, teacher) -> (batch,)`` of *decoded* samples in [-1, 1]; the paper
+uses LPIPS.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ def squared_distance(student: Tensor, teacher: Tensor) -> Tensor:
 class FashionPerceptual(nn.Module):
     """A distance in a small Fashion-MNIST classifier: of unit-normalised feature maps, or DISTS.
 
-    ``folder`` holds another classifier than the one that ships (``indis train-model --what features``).
+    ``folder`` holds another classifier than the one that ships (``indis train-model --what
+    features``).
 
     Raises:
         FileNotFoundError: if there is none in it.
@@ -36,7 +38,7 @@ class FashionPerceptual(nn.Module):
 
     def __init__(self, kind: str = "perceptual_distance", folder: Path | None = None) -> None:
         super().__init__()
-        from indis.metrics import features
+        from indis.models import fashion_features as features
 
         self.network = features.load((folder or features.FOLDER) / features.WEIGHTS.name)
         self.distance = getattr(features, kind)
@@ -58,11 +60,14 @@ class LPIPS(nn.Module):
         try:
             import lpips
         except ImportError:
-            raise ImportError("loss 'lpips' needs the lpips package: pip install indis-diffusion[lpips]") from None
+            raise ImportError(
+                "loss 'lpips' needs the lpips package: pip install indis-diffusion[lpips]"
+            ) from None
         self.network = lpips.LPIPS(net=net, verbose=False).eval().requires_grad_(False)
 
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
-        """``(batch,)`` from images ``(batch, 1 or 3, height, width)``; grey is repeated over three channels.
+        """``(batch,)`` from images ``(batch, 1 or 3, height, width)``; grey is repeated over three
+        channels.
 
         Raises:
             ValueError: if the samples are not such images.
@@ -72,11 +77,16 @@ class LPIPS(nn.Module):
 
 def _colour(images: Tensor) -> Tensor:
     if images.dim() != 4 or images.shape[1] not in (1, 3):  # else the network fails deep inside
-        raise ValueError(f"lpips needs images (batch, 1 or 3, height, width), got shape {tuple(images.shape)}")
+        raise ValueError(
+            f"lpips needs images (batch, 1 or 3, height, width), got shape {tuple(images.shape)}"
+        )
     return images.expand(-1, 3, -1, -1)
 
 
-PERCEPTUAL = {"fashion": "perceptual_distance", "fashion-dists": "dists"}  # in features of Fashion-MNIST
+PERCEPTUAL = {
+    "fashion": "perceptual_distance",
+    "fashion-dists": "dists",
+}  # in features of Fashion-MNIST
 LOSSES: dict[str, Callable[[], Loss]] = {
     "mse": lambda: mse,
     "squared": lambda: squared_distance,
@@ -96,5 +106,7 @@ def named(name: str, features: Path | None = None) -> Loss:
     if features is None:
         return LOSSES[name]()
     if name not in PERCEPTUAL:
-        raise ValueError(f"loss must be {' or '.join(PERCEPTUAL)} for features of choice, got {name!r}")
+        raise ValueError(
+            f"loss must be {' or '.join(PERCEPTUAL)} for features of choice, got {name!r}"
+        )
     return FashionPerceptual(PERCEPTUAL[name], features)

@@ -1,9 +1,10 @@
 r"""Noise schedules: what a time t means.
 
-A noisy sample is :math:`x_t = \alpha(t) x_0 + \sigma(t) \epsilon`. A schedule is the pair :math:`(\alpha, \sigma)` on
-``[t_min, t_max]`` together with the log signal-to-noise ratio :math:`\lambda = \log(\alpha / \sigma)`, decreasing in
-t, and its inverse. Every method is elementwise, differentiable, keeps dtype and shape, and never looks at a time's
-value to choose a branch, so each sample of a batch may have its own clock.
+A noisy sample is :math:`x_t = \alpha(t) x_0 + \sigma(t) \epsilon`. A schedule is the pair
+:math:`(\alpha, \sigma)` on ``[t_min, t_max]`` together with the log signal-to-noise ratio
+:math:`\lambda = \log(\alpha / \sigma)`, decreasing in t, and its inverse. Every method is
+elementwise, differentiable, keeps dtype and shape, and never looks at a time's value to choose a
+branch, so each sample of a batch may have its own clock.
 
 ==============  =======================================  =====================================
 schedule        :math:`\alpha, \sigma`                   used by
@@ -44,7 +45,8 @@ _ABOVE_ZERO = 5e-324  # the least positive number
 class NoiseSchedule(Protocol):
     """The contract of a noise schedule; all methods are elementwise on tensors of any shape.
 
-    Optional is ``limit``, the last time at which a network of it is defined, if there is one; see :func:`within`.
+    Optional is ``limit``, the last time at which a network of it is defined, if there is one; see
+    :func:`within`.
     """
 
     @property
@@ -204,7 +206,8 @@ class LinearVP(_VariancePreserving):
 
 @dataclass(frozen=True)
 class ScaledLinearVP(_VariancePreserving):
-    """sqrt(beta) linear in t on [0, 1]; the continuous form of latent diffusion's "scaled_linear" betas.
+    """sqrt(beta) linear in t on [0, 1]; the continuous form of latent diffusion's "scaled_linear"
+    betas.
 
     ``beta_min`` and ``beta_max`` are per unit time, 1000 times the betas of the 1000-step table.
 
@@ -256,7 +259,8 @@ class _Table(ABC):
 
     def log_snr(self, t: Tensor) -> Tensor:
         table = self.table.to(t.device, t.dtype)
-        # The cell is chosen without gradient; the position inside it (or beyond the last one) carries the gradient.
+        # The cell is chosen without gradient; the position inside it (or beyond the last one)
+        # carries the gradient.
         cell = t.detach().floor().long().clamp(0, len(table) - 2)
         low, high = table[cell], table[cell + 1]
         return low + (t - cell) * (high - low)
@@ -271,13 +275,16 @@ class _Table(ABC):
 
 @dataclass(frozen=True)
 class DiscreteVP(_Table):
-    """The table of a discrete-time model, made continuous by interpolating log-SNR linearly between its steps.
+    """The table of a discrete-time model, made continuous by interpolating log-SNR linearly between
+    its steps.
 
-    Times are the model's own step indices 0 ... ``steps - 1`` (float); nothing is rounded, so a time keeps its
-    gradient. ``spacing`` is diffusers' ``beta_schedule``: "scaled_linear" (Stable Diffusion) or "linear" (DDPM).
+    Times are the model's own step indices 0 ... ``steps - 1`` (float); nothing is rounded, so a
+    time keeps its gradient. ``spacing`` is diffusers' ``beta_schedule``: "scaled_linear" (Stable
+    Diffusion) or "linear" (DDPM).
 
     Raises:
-        ValueError: unless 0 <= t_min < t_max <= steps - 1 and 0 < beta_start < beta_end < 1, or for another spacing.
+        ValueError: unless 0 <= t_min < t_max <= steps - 1 and 0 < beta_start < beta_end < 1, or for
+            another spacing.
     """
 
     beta_start: float = 0.00085
@@ -298,18 +305,23 @@ class DiscreteVP(_Table):
         """log-SNR at the integer times, ``(steps,)`` float64, decreasing."""
         power = 2 if self.spacing == "scaled_linear" else 1
         ends = self.beta_start ** (1 / power), self.beta_end ** (1 / power)
-        log_alpha_bar = torch.log1p(-(torch.linspace(*ends, self.steps, dtype=TIME_DTYPE) ** power)).cumsum(0)
+        log_alpha_bar = torch.log1p(
+            -(torch.linspace(*ends, self.steps, dtype=TIME_DTYPE) ** power)
+        ).cumsum(0)
         return -torch.expm1(-log_alpha_bar).log() / 2
 
 
 @dataclass(frozen=True)
 class TableVP(_Table):
-    """Any table of a discrete-time model, such as a diffusers scheduler's ``alphas_cumprod``: alpha^2 at each step.
+    """Any table of a discrete-time model, such as a diffusers scheduler's ``alphas_cumprod``:
+    alpha^2 at each step.
 
-    Times are the model's own step indices, as for :class:`DiscreteVP`. ``t_max`` infinity is the last of them.
+    Times are the model's own step indices, as for :class:`DiscreteVP`. ``t_max`` infinity is the
+    last of them.
 
     Raises:
-        ValueError: unless the table falls strictly inside (0, 1), or for times outside it. A table rescaled to end at
+        ValueError: unless the table falls strictly inside (0, 1), or for times outside it. A table
+            rescaled to end at
             zero ("zero terminal SNR") needs its last step left out.
     """
 
@@ -322,7 +334,9 @@ class TableVP(_Table):
         table = torch.as_tensor(self.alphas_cumprod, dtype=TIME_DTYPE)
         inside = table.ndim == 1 and len(table) > 1 and bool(((table > 0) & (table < 1)).all())
         if not (inside and bool((table.diff() < 0).all())):
-            raise ValueError("alphas_cumprod must be at least two numbers that fall strictly inside (0, 1)")
+            raise ValueError(
+                "alphas_cumprod must be at least two numbers that fall strictly inside (0, 1)"
+            )
         object.__setattr__(self, "alphas_cumprod", tuple(table.tolist()))
         if self.t_max == math.inf:
             object.__setattr__(self, "t_max", len(table) - 1.0)
@@ -335,27 +349,35 @@ class TableVP(_Table):
 
 
 def same_schedule(one: NoiseSchedule, other: NoiseSchedule) -> bool:
-    """Do two schedules mean the same by a time? By value; those of a class that cannot tell only by their class."""
+    """Do two schedules mean the same by a time? By value; those of a class that cannot tell only by
+    their class.
+    """
     if type(one) is not type(other):
         return False
     return one == other or type(one).__eq__ is object.__eq__
 
 
-def begins(schedule: NoiseSchedule, time: float) -> bool:
-    """Is this where sampling begins, whose noise is always that of t_max? Typed and stored times may be rounded."""
+def is_start_time(schedule: NoiseSchedule, time: float) -> bool:
+    """Is this where sampling begins, whose noise is always that of t_max? Typed and stored times
+    may be rounded.
+    """
     return math.isclose(time, schedule.t_max, rel_tol=1e-6)
 
 
-def ends(schedule: NoiseSchedule) -> tuple[float, float]:
-    """alpha(t_max) and sigma(t_min): zero where sampling begins at pure noise, or ends at pure data."""
+def end_levels(schedule: NoiseSchedule) -> tuple[float, float]:
+    """alpha(t_max) and sigma(t_min): zero where sampling begins at pure noise, or ends at pure
+    data.
+    """
     first, last = (torch.tensor(t, dtype=TIME_DTYPE) for t in (schedule.t_max, schedule.t_min))
     return float(schedule.alpha(first)), float(schedule.sigma(last))
 
 
-def within(schedule: NoiseSchedule, tau: Tensor, dtau: Tensor) -> Tensor:
-    """The time shift ``dtau`` of nodes ``tau`` (any shape), cut where it would lead to times without a network.
+def limit_shift(schedule: NoiseSchedule, tau: Tensor, dtau: Tensor) -> Tensor:
+    """The time shift ``dtau`` of nodes ``tau`` (any shape), cut where it would lead to times
+    without a network.
 
-    That is at t <= 0, and beyond a schedule's ``limit``; half of the way there from its range is as far as it may lead.
+    That is at t <= 0, and beyond a schedule's ``limit``; half of the way there from its range is as
+    far as it may lead.
     """
     latest = max(schedule.t_max, (schedule.t_max + getattr(schedule, "limit", math.inf)) / 2)
     shift = torch.maximum(dtau, schedule.t_min / 2 - tau)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from indis.storage import load_checkpoint, save_tensors, section
-from indis.training import Fit, Progress, Tuning, require_same
+from indis.tuning import Fit, Progress, Tuning, require_same
 
 TRIAL = 0.25  # of the iterations; on the image bench optima are apart by then
 
@@ -17,8 +17,8 @@ TRIAL = 0.25  # of the iterations; on the image bench optima are apart by then
 class Starts(Tuning):
     """Several beginnings of one fit: which optimum a fit falls into is chance, and shows early.
 
-    Each run works for the part :data:`TRIAL` of its iterations; then the one with the best held-out loss goes on as if
-    it had been alone.
+    Each run works for the part :data:`TRIAL` of its iterations; then the one with the best held-out
+    loss goes on as if it had been alone.
 
     Raises:
         ValueError: if the runs are not descents that a seed changes.
@@ -27,7 +27,9 @@ class Starts(Tuning):
     def __init__(self, runs: Sequence[Tuning]) -> None:
         self.runs = [run for run in runs if isinstance(run, Fit)]
         if len(self.runs) < len(runs):
-            raise ValueError(f"starts must be 1 for what is computed once, with no seed to change, got {len(runs)}")
+            raise ValueError(
+                f"starts must be 1 for what is computed once, with no seed to change, got {len(runs)}"
+            )
         first = self.runs[0]
         self.sampler, self.denoiser, self.loss = first.sampler, first.denoiser, first.loss
         self.train, self.heldout, self.config = first.train, first.heldout, first.config
@@ -71,8 +73,16 @@ class Starts(Tuning):
     def save(self, path: Path, meta: Any = None) -> None:
         """Write a checkpoint of all runs that :meth:`resume` continues from, bit for bit."""
         states = [run._state() for run in self.runs]
-        tensors = {f"{i}.{name}": value for i, (parts, _) in enumerate(states) for name, value in parts.items()}
-        save_tensors(path, tensors, {"config": self._identity(), "meta": meta, "runs": [n for _, n in states]})
+        tensors = {
+            f"{i}.{name}": value
+            for i, (parts, _) in enumerate(states)
+            for name, value in parts.items()
+        }
+        save_tensors(
+            path,
+            tensors,
+            {"config": self._identity(), "meta": meta, "runs": [n for _, n in states]},
+        )
 
     def resume(self, path: Path, meta: Any = None) -> None:
         """Continue from a checkpoint of the same configuration (``meta`` included).
@@ -88,7 +98,10 @@ class Starts(Tuning):
 
     def _told(self, state: Progress) -> Progress:
         """A run's progress in the numbers of all."""
-        self.step, self.best = sum(run.step for run in self.runs), min(run.best for run in self.runs)
+        self.step, self.best = (
+            sum(run.step for run in self.runs),
+            min(run.best for run in self.runs),
+        )
         return replace(state, step=self.step, iterations=self.iterations, best=self.best)
 
     def _identity(self) -> dict[str, Any]:

@@ -1,7 +1,9 @@
-"""Files that are never half-written and never executable: safetensors and JSON, written aside and renamed.
+"""Files that are never half-written and never executable: safetensors and JSON, written aside and
+renamed.
 
-Everything the library stores goes through this module: shards, checkpoints, artifacts, results. A reader therefore sees
-either the previous file or the new one, and an interrupted run can always resume.
+Everything the library stores goes through this module: shards, checkpoints, artifacts, results. A
+reader therefore sees either the previous file or the new one, and an interrupted run can always
+resume.
 """
 
 from __future__ import annotations
@@ -22,13 +24,16 @@ from torch import Tensor
 
 
 def write_aside(path: Path, write: Callable[[Path], object]) -> None:
-    """Let ``write`` fill a temporary file next to ``path``, then rename it into place (atomic on one file system)."""
+    """Let ``write`` fill a temporary file next to ``path``, then rename it into place (atomic on
+    one file system).
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     os.close(handle)
     try:
         write(Path(name))
-        # mkstemp makes the file private; give it the permissions that a plain open() would have given.
+        # mkstemp makes the file private; give it the permissions that a plain open() would have
+        # given.
         os.chmod(name, 0o666 & ~_umask())
         os.replace(name, path)
     finally:
@@ -42,15 +47,22 @@ def _umask() -> int:
 
 
 def as_json(value: Any) -> Any:
-    """What reading finds of a value that was written as JSON: a tuple, for one, comes back as a list."""
+    """What reading finds of a value that was written as JSON: a tuple, for one, comes back as a
+    list.
+    """
     return json.loads(json.dumps(value))
 
 
 def difference(old: Any, new: Any) -> str:
-    """In which fields two values of JSON differ, at most three of them: "steps 6 there, 7 given"."""
+    """In which fields two values of JSON differ, at most three of them: "steps 6 there, 7
+    given".
+    """
     there, given = _flat(as_json(old)), _flat(as_json(new))
     names = [name for name in {**there, **given} if there.get(name) != given.get(name)]
-    told = [f"{name or 'it'} {_short(there.get(name))} there, {_short(given.get(name))} given" for name in names[:3]]
+    told = [
+        f"{name or 'it'} {_short(there.get(name))} there, {_short(given.get(name))} given"
+        for name in names[:3]
+    ]
     return "; ".join(told + ["..."] * (len(names) > 3))
 
 
@@ -58,7 +70,9 @@ def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
     """The leaves of nested objects by their dotted names."""
     if not (isinstance(value, dict) and value):
         return {prefix: value}
-    parts = (_flat(inner, f"{prefix}.{name}" if prefix else str(name)) for name, inner in value.items())
+    parts = (
+        _flat(inner, f"{prefix}.{name}" if prefix else str(name)) for name, inner in value.items()
+    )
     return {name: leaf for part in parts for name, leaf in part.items()}
 
 
@@ -68,7 +82,9 @@ def _short(value: Any) -> str:
 
 
 def save_json(path: Path, value: Any) -> None:
-    """Write JSON with sorted keys left as given, two-space indent and a final newline; NaN is refused."""
+    """Write JSON with sorted keys left as given, two-space indent and a final newline; NaN is
+    refused.
+    """
     text = json.dumps(value, indent=2, allow_nan=False) + "\n"
     write_aside(path, lambda temporary: temporary.write_text(text))
 
@@ -104,7 +120,9 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], Any]:
     try:
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
-            return {name: file.get_tensor(name) for name in list(file.keys())}, json.loads(header.get("meta", "null"))
+            return {name: file.get_tensor(name) for name in list(file.keys())}, json.loads(
+                header.get("meta", "null")
+            )
     except (SafetensorError, json.JSONDecodeError) as error:
         raise ValueError(f"{path} is damaged: {error}") from None
 
@@ -119,13 +137,19 @@ def load_checkpoint(path: Path, *fields: str) -> tuple[dict[str, Tensor], dict[s
     tensors, meta = load_tensors(path)
     absent = [name for name in fields if not isinstance(meta, dict) or name not in meta]
     if absent:
-        raise ValueError(f"{path} is no checkpoint of this version: {', '.join(absent)} missing from its header")
+        raise ValueError(
+            f"{path} is no checkpoint of this version: {', '.join(absent)} missing from its header"
+        )
     return tensors, meta
 
 
 def section(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """The tensors whose names start with ``prefix``, without it."""
-    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+    return {
+        name.removeprefix(prefix): value
+        for name, value in tensors.items()
+        if name.startswith(prefix)
+    }
 
 
 def checksum(path: Path) -> str:
@@ -162,14 +186,22 @@ def digest(value: Any) -> str:
 def pack_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """The state tensors of an optimizer, flat, for a safetensors file."""
     state = optimizer.state_dict()["state"]
-    return {f"optimizer.{i}.{name}": value for i, slots in state.items() for name, value in slots.items()}
+    return {
+        f"optimizer.{i}.{name}": value
+        for i, slots in state.items()
+        for name, value in slots.items()
+    }
 
 
 def unpack_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """Restore what :func:`pack_optimizer` stored; learning rates stay as the optimizer was built."""
+    """Restore what :func:`pack_optimizer` stored; learning rates stay as the optimizer was
+    built.
+    """
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in tensors.items():
         if key.startswith("optimizer."):
             _, index, slot = key.split(".", 2)
             state.setdefault(int(index), {})[slot] = value
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    optimizer.load_state_dict(
+        {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}
+    )

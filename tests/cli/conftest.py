@@ -13,7 +13,8 @@ from indis.cli import main as entry
 
 @pytest.fixture(autouse=True)
 def interruptible():
-    """As in a terminal: a job in the background of a plain shell is started with interrupts ignored."""
+    """As in a terminal: a job in the background of a plain shell is started with interrupts
+    ignored."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)

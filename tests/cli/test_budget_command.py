@@ -1,12 +1,14 @@
-"""What `indis budget` writes is what `sample` and `evaluate` then run: each sample its own number of evaluations."""
+"""What `indis budget` writes is what `sample` and `evaluate` then run: each sample its own number
+of evaluations."""
 
 import pytest
 import torch
 
 from cli.lines import FIT, refused
-from indis import budget, models, noise_from_seeds
+from indis import models, noise_from_seeds
+from indis.bench import budget
+from indis.bench.error_predictor import ErrorPredictor
 from indis.denoise import Counted
-from indis.policies.errors import ErrorPredictor
 from indis.storage import load_json, load_tensors
 from small_cases import same_tensors
 
@@ -22,10 +24,16 @@ def every(indis, work):
 def test_an_artifact_with_a_budget_spends_it(indis, every):
     assert indis(f"{BUDGET} --mean 3 --out bought --json rows.json")[0] == 0
     priced = load_json(every / "rows.json")["rows"][-1]
-    assert indis("evaluate --artifact bought/mean3 --heldout test --loss squared --json row.json")[0] == 0
+    assert (
+        indis("evaluate --artifact bought/mean3 --heldout test --loss squared --json row.json")[0]
+        == 0
+    )
     row = load_json(every / "row.json")["rows"][0]
     assert row["calls"] == row["nfe"]
-    assert (row["nfe"], row["heldout_loss"]) == (priced["nfe"], pytest.approx(priced["heldout_loss"]))
+    assert (row["nfe"], row["heldout_loss"]) == (
+        priced["nfe"],
+        pytest.approx(priced["heldout_loss"]),
+    )
 
     code, said = indis("sample --model toy --artifact bought/mean3 --count 20 --out s.safetensors")
     drawn, _ = load_tensors(every / "s.safetensors")
@@ -38,7 +46,9 @@ def test_an_artifact_with_a_budget_spends_it(indis, every):
 def test_a_budget_of_another_model_is_refused(indis, every):
     assert indis(f"{BUDGET} --mean 3 --out bought")[0] == 0
     for steps in ("", "--steps 2"):
-        said = refused(indis, f"sample --model toy:AB --artifact bought/mean3 {steps} --out s.safetensors")
+        said = refused(
+            indis, f"sample --model toy:AB --artifact bought/mean3 {steps} --out s.safetensors"
+        )
         assert "bought/mean3 was fitted to model toy, got toy-AB" in said
 
 
@@ -48,7 +58,9 @@ def test_endpoints_of_another_model_than_the_artifact_s_are_refused(indis, every
         assert indis(f"{line} --out {name}")[0] == 0
     monkeypatch.setattr(budget, "measure", None)
     line = BUDGET.replace("--data data --heldout test", "--data data-ab --heldout test-ab")
-    assert "every was fitted to model toy, got toy-AB" in refused(indis, f"{line} --mean 3 --out bought")
+    assert "every was fitted to model toy, got toy-AB" in refused(
+        indis, f"{line} --mean 3 --out bought"
+    )
 
 
 @pytest.mark.parametrize(
@@ -62,25 +74,39 @@ def test_heldout_endpoints_of_another_teacher_are_refused(indis, every, monkeypa
     line = "teach --solver euler --grid uniform --count 20 --first-seed 100 --out other"
     assert indis(f"{line} {teacher}")[0] == 0
     monkeypatch.setattr(budget, "measure", None)
-    said = refused(indis, f"{BUDGET.replace('--heldout test', '--heldout other')} --mean 3 --out bought")
+    said = refused(
+        indis, f"{BUDGET.replace('--heldout test', '--heldout other')} --mean 3 --out bought"
+    )
     assert f"heldout must be of the same model and teacher as data, {part}" in said
 
 
 def test_a_budget_is_not_timed_as_if_it_had_none(indis, every):
     assert indis(f"{BUDGET} --mean 3 --out bought")[0] == 0
     said = refused(indis, "overhead --model toy --artifact bought/mean3")
-    assert "artifact must have one number of steps for all samples, got the budget in bought/mean3" in said
-    assert "artifact must be a global plan" in refused(indis, "sight --loss mse --data data --artifact bought/mean3")
+    assert (
+        "artifact must have one number of steps for all samples, got the budget in bought/mean3"
+        in said
+    )
+    assert "artifact must be a global plan" in refused(
+        indis, "sight --loss mse --data data --artifact bought/mean3"
+    )
 
 
 def test_a_number_of_steps_overrides_the_budget(indis, every):
     assert indis(f"{BUDGET} --mean 3 --out bought")[0] == 0
-    assert indis("evaluate --artifact bought/mean3 --steps 2 --heldout test --loss squared --json row.json")[0] == 0
+    assert (
+        indis(
+            "evaluate --artifact bought/mean3 --steps 2 --heldout test --loss squared --json row.json"
+        )[0]
+        == 0
+    )
     assert load_json(every / "row.json")["rows"][0]["nfe"] == 2
 
 
 def test_heldout_endpoints_that_were_measured_are_refused(indis, every):
-    said = refused(indis, f"{BUDGET.replace('--heldout test', '--heldout data')} --out bought --mean 3")
+    said = refused(
+        indis, f"{BUDGET.replace('--heldout test', '--heldout data')} --out bought --mean 3"
+    )
     assert "heldout must hold other seeds than data" in said
 
 
@@ -95,8 +121,12 @@ def test_a_budget_remembers_the_seeds_of_both_fits(indis, every):
     assert "bought/mean3 was fitted on 0 ... 47" in refused(indis, evaluate)
 
 
-@pytest.mark.parametrize(("mean", "part"), [("", "mean must be at least one number"), ("9", "mean must be in 2 ... 4")])
-def test_means_out_of_range_are_refused_before_anything_is_measured(indis, every, monkeypatch, mean, part):
+@pytest.mark.parametrize(
+    ("mean", "part"), [("", "mean must be at least one number"), ("9", "mean must be in 2 ... 4")]
+)
+def test_means_out_of_range_are_refused_before_anything_is_measured(
+    indis, every, monkeypatch, mean, part
+):
     monkeypatch.setattr(budget, "measure", None)
     assert part in refused(indis, f"{BUDGET} --out bought --mean {mean}")
 
@@ -110,10 +140,16 @@ def test_a_mean_that_no_price_reaches_is_said_and_so_is_what_beats_it(indis, eve
 
     monkeypatch.setattr(budget, "foresee", alike)
     code, said = indis(f"{BUDGET} --mean 3 4 --out bought --json rows.json")
-    assert code == 0 and "\nasked for 3, reached 2.00: the predictor tells samples too little apart" in f"\n{said}"
+    assert (
+        code == 0
+        and "\nasked for 3, reached 2.00: the predictor tells samples too little apart"
+        in f"\n{said}"
+    )
     assert "asked for 4, reached" not in said
     rows = load_json(every / "rows.json")["rows"]
     assert [row["nfe"] for row in rows] == [2, 3, 4, 2, 4]
     told = [line for line in said.splitlines() if line.startswith("budget")]
-    assert "; asked for 3, the same 3 for all has a lower loss" in told[0] and "asked" not in told[1]
+    assert (
+        "; asked for 3, the same 3 for all has a lower loss" in told[0] and "asked" not in told[1]
+    )
     assert not [line for line in said.splitlines() if line.startswith("fixed") and "asked" in line]

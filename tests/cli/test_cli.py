@@ -12,21 +12,31 @@ import pytest
 import torch
 
 from cli.lines import FIT, STUDENT, TEACH, refused
-from indis import Fixed, Global, Sampler, __version__, artifact, heuristic, losses, models, noise_from_seeds
+from indis import (
+    Fixed,
+    Global,
+    Sampler,
+    __version__,
+    artifact,
+    heuristic,
+    losses,
+    models,
+    noise_from_seeds,
+)
+from indis.bench.train_fashion import Trainer
 from indis.cli import main as entry
-from indis.cli.budget import Budget
+from indis.cli.bench.budget import Budget
+from indis.cli.bench.toy import ToyCommand
+from indis.cli.bench.train import TrainModel
 from indis.cli.console import Reporting
 from indis.cli.sample import save_grid
-from indis.cli.toy import ToyCommand
-from indis.cli.train_model import TrainModel
+from indis.endpoints import load_endpoints
 from indis.grids import NAMES
 from indis.losses import squared_distance
 from indis.methods import METHODS
-from indis.models.fashion_training import Trainer
 from indis.solvers import SOLVERS, Euler
 from indis.storage import load_json, load_tensors
-from indis.teacher import load_endpoints
-from indis.training import Fit, Search
+from indis.tuning import Fit, Search
 from small_cases import contents
 
 
@@ -41,7 +51,9 @@ def test_from_seeds_to_numbers(indis, work):
     assert outcome["parameters"] == (2 * 8 + 8) + (8 * 8 + 8) + 9 * (8 + 1)
     assert outcome["model"] == "toy" and outcome["teacher"] == meta["provenance"]
 
-    code, said = indis("sample --model toy --artifact fitted --first-seed 7 --count 3 --out s.safetensors")
+    code, said = indis(
+        "sample --model toy --artifact fitted --first-seed 7 --count 3 --out s.safetensors"
+    )
     assert code == 0 and "3 samples with 3 evaluations each" in said
     drawn, _ = load_tensors(work / "s.safetensors")
     sampler = artifact.load(work / "fitted")
@@ -50,10 +62,18 @@ def test_from_seeds_to_numbers(indis, work):
     torch.testing.assert_close(drawn["samples"], expected, rtol=0, atol=1e-5)
 
     rows = {}
-    for name, which in (("fitted", "--artifact fitted"), ("plain", "--steps 3 --solver euler --grid uniform")):
+    for name, which in (
+        ("fitted", "--artifact fitted"),
+        ("plain", "--steps 3 --solver euler --grid uniform"),
+    ):
         assert indis(f"evaluate {which} --heldout test --loss squared --json {name}.json")[0] == 0
         rows[name] = load_json(work / f"{name}.json")["rows"][0]
-        assert (rows[name]["model"], rows[name]["steps"], rows[name]["nfe"], rows[name]["pairs"]) == ("toy", 3, 3, 20)
+        assert (
+            rows[name]["model"],
+            rows[name]["steps"],
+            rows[name]["nfe"],
+            rows[name]["pairs"],
+        ) == ("toy", 3, 3, 20)
         assert rows[name]["heldout_loss"] == pytest.approx(2 * rows[name]["teacher_mse"])
     assert rows["fitted"]["heldout_loss"] < 0.7 * rows["plain"]["heldout_loss"]
     assert "fd" not in rows["plain"]
@@ -64,24 +84,36 @@ def test_labels_are_taken_in_turn_by_the_seeds(indis, work):
     assert indis(f"sample --label 3 5 {options} two.safetensors")[0] == 0
     assert indis(f"sample --label 5 {options} one.safetensors")[0] == 0
     assert indis(f"sample {options} own.safetensors")[0] == 0
-    two, one, own = (load_tensors(work / f"{name}.safetensors")[0]["samples"] for name in ("two", "one", "own"))
+    two, one, own = (
+        load_tensors(work / f"{name}.safetensors")[0]["samples"] for name in ("two", "one", "own")
+    )
     model = models.load("fashion")
     sampler = heuristic(model, solver="ipndm:3", grid="uniform", steps=1)
     noise = noise_from_seeds([7, 8, 9], model.shape)
-    torch.testing.assert_close(two, sampler(model, noise, model.labelled([5, 3, 5])), rtol=0, atol=1e-5)
-    torch.testing.assert_close(own, sampler(model, noise, model.labelled([7, 8, 9])), rtol=0, atol=1e-5)
+    torch.testing.assert_close(
+        two, sampler(model, noise, model.labelled([5, 3, 5])), rtol=0, atol=1e-5
+    )
+    torch.testing.assert_close(
+        own, sampler(model, noise, model.labelled([7, 8, 9])), rtol=0, atol=1e-5
+    )
     torch.testing.assert_close(two[::2], one[::2], rtol=0, atol=1e-5)
     assert (two[1] - one[1]).abs().max() > 0.1
 
 
 def test_the_analytic_first_step_costs_one_evaluation_less(indis, work):
-    assert indis("evaluate --heldout test --loss mse --steps 4 --grid uniform --afs --json row.json")[0] == 0
+    assert (
+        indis("evaluate --heldout test --loss mse --steps 4 --grid uniform --afs --json row.json")[
+            0
+        ]
+        == 0
+    )
     row = load_json(work / "row.json")["rows"][0]
     assert (row["nfe"], row["calls"]) == (3, 3)
 
 
 def test_evaluations_at_the_same_time_count_once_as_in_a_comparison(indis, work):
-    # Two steps of a node and two midpoints that are asked together: 2 * 3 calls, 2 * 2 one after another.
+    # Two steps of a node and two midpoints that are asked together: 2 * 3 calls, 2 * 2 one after
+    # another.
     plain = "--model toy --solver midpoint:2 --grid uniform --steps 6"
     code, said = indis(f"evaluate {plain} --heldout test --loss mse --json row.json")
     row = load_json(work / "row.json")["rows"][0]
@@ -96,7 +128,10 @@ def test_a_list_of_times_is_a_grid_for_solvers_teachers_and_fits(indis, work):
     plain = f"--model toy --solver euler --grid {times} --steps 3"
     assert indis(f"sample {plain} --count 2 --out s.safetensors")[0] == 0
     drawn, _ = load_tensors(work / "s.safetensors")
-    model, tau = models.load("toy"), torch.tensor([[0.987654, 0.6, 0.3, 0.00199602]], dtype=torch.float64)
+    model, tau = (
+        models.load("toy"),
+        torch.tensor([[0.987654, 0.6, 0.3, 0.00199602]], dtype=torch.float64),
+    )
     expected = Sampler(Fixed(tau), Euler())(model, noise_from_seeds([0, 1], (2,)))
     torch.testing.assert_close(drawn["samples"], expected, rtol=0, atol=1e-6)
     assert indis(f"teach {plain} --count 4 --out taught")[0] == 0
@@ -110,7 +145,7 @@ def test_an_artifact_tells_how_it_was_made_without_naming_this_machine(work):
     text = (work / "fitted" / "config.json").read_text()
     provenance = json.loads(text)["provenance"]
     assert provenance["command"].startswith("indis fit --data data --out fitted")
-    assert provenance["config"]["fit"]["lr"] == 0.1
+    assert provenance["config"]["recipe"]["lr"] == 0.1
     assert '"/' not in text and str(Path.home()) + "/" not in text
 
 
@@ -125,10 +160,12 @@ def test_teaching_and_fitting_again_change_nothing(indis, work):
 def test_a_fit_may_begin_several_times(indis, work):
     several = f"fit --data data --out several {FIT} --fit.starts 2"
     assert indis(several)[0] == 0
-    assert artifact.load_config(work / "several")["provenance"]["config"]["fit"]["starts"] == 2
+    assert artifact.load_config(work / "several")["provenance"]["config"]["recipe"]["starts"] == 2
     before = contents(work / "several")
     code, said = indis(several)
-    assert code == 0 and "resuming at iteration 10 of 10" in said  # a quarter of 8 for the other one
+    assert (
+        code == 0 and "resuming at iteration 10 of 10" in said
+    )  # a quarter of 8 for the other one
     assert contents(work / "several") == before
 
 
@@ -139,7 +176,9 @@ def test_an_interrupted_fit_says_so_and_goes_on_to_the_same_weights(indis, work,
         for state in run(self):
             yield state
             if state.step == 4:
-                signal.raise_signal(signal.SIGINT)  # what Ctrl-C does, in the middle of the fifth iteration
+                signal.raise_signal(
+                    signal.SIGINT
+                )  # what Ctrl-C does, in the middle of the fifth iteration
 
     monkeypatch.setattr(Fit, "run", interrupted)
     code, said = indis(f"fit --data data --out again {FIT}")
@@ -149,7 +188,9 @@ def test_an_interrupted_fit_says_so_and_goes_on_to_the_same_weights(indis, work,
     monkeypatch.setattr(Fit, "run", run)
     code, said = indis(f"fit --data data --out again {FIT}")
     assert code == 0 and "resuming at iteration 5 of 8" in said
-    assert (work / "again/policy.safetensors").read_bytes() == (work / "fitted/policy.safetensors").read_bytes()
+    assert (work / "again/policy.safetensors").read_bytes() == (
+        work / "fitted/policy.safetensors"
+    ).read_bytes()
     assert load_json(work / "again" / "curve.json") == load_json(work / "fit.json")["curve"]
 
 
@@ -166,12 +207,22 @@ def test_a_second_interrupt_and_one_of_a_search_stop_at_once(indis, work, monkey
     monkeypatch.setattr(Fit, "run", pressed(2))
     assert indis(f"fit --data data --out again {FIT}")[0] == 130
     monkeypatch.setattr(Search, "run", pressed(1))
-    assert indis("fit --method gits --data data --out again --steps 3 --loss squared --fit.holdout 16")[0] == 130
+    assert (
+        indis(
+            "fit --method gits --data data --out again --steps 3 --loss squared --fit.holdout 16"
+        )[0]
+        == 130
+    )
     assert contents(work / "again") == {}
 
 
 @pytest.mark.parametrize(
-    "line", ["toy --quick", "budget --artifact x --data x --heldout x --out x", "train-model --what features --out x"]
+    "line",
+    [
+        "toy --quick",
+        "budget --artifact x --data x --heldout x --out x",
+        "train-model --what features --out x",
+    ],
 )
 def test_commands_that_keep_nothing_say_so(indis, monkeypatch, line):
     def interrupted(self):
@@ -193,7 +244,10 @@ def test_a_fit_that_stops_being_finite_keeps_its_best_checkpoint(indis, work, mo
     monkeypatch.setitem(losses.LOSSES, "squared", lambda: spoiled)
     line = f"fit --data data --out broken {FIT} --fit.iterations 20 --fit.validate-every 2"
     code, said = indis(line)
-    assert (code, said.splitlines()[-1]) == (2, "indis: error: the loss or its gradient is not finite at iteration 7")
+    assert (code, said.splitlines()[-1]) == (
+        2,
+        "indis: error: the loss or its gradient is not finite at iteration 7",
+    )
     monkeypatch.undo()
     monkeypatch.chdir(work)
     code, said = indis(line)
@@ -204,15 +258,23 @@ def test_an_interrupt_before_anything_is_finished_says_so(indis, work, monkeypat
     def interrupted(*arguments, **keywords):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("indis.teacher.gather", interrupted)  # within the first shard
+    monkeypatch.setattr("indis.endpoints.gather", interrupted)  # within the first shard
     monkeypatch.setattr(TrainModel, "_denoiser", interrupted)
     monkeypatch.setattr(Fit, "run", interrupted)
     monkeypatch.setattr(ToyCommand, "run", interrupted)
-    monkeypatch.setattr("indis.cli.demo.Demo._toy", interrupted)
-    commands = ("train-model", f"{TEACH} --count 48", "compare --model toy", f"fit --data data {FIT}", "demo")
+    monkeypatch.setattr("indis.cli.bench.demo.Demo._toy", interrupted)
+    commands = (
+        "train-model",
+        f"{TEACH} --count 48",
+        "compare --model toy",
+        f"fit --data data {FIT}",
+        "demo",
+    )
     for line in commands:
         code, said = indis(f"{line} --out new")
-        assert code == 130 and said.endswith("indis: interrupted; nothing was finished yet, it begins again\n"), line
+        assert code == 130 and said.endswith(
+            "indis: interrupted; nothing was finished yet, it begins again\n"
+        ), line
     assert not (work / "new").exists()
     code, said = indis(f"{TEACH} --count 64 --out data")
     assert code == 130 and "what was finished is kept" in said
@@ -221,7 +283,7 @@ def test_an_interrupt_before_anything_is_finished_says_so(indis, work, monkeypat
 def test_an_interrupted_training_keeps_the_step_that_it_was_in(indis, tmp_path, monkeypatch):
     pytest.importorskip("diffusers")
     images = torch.zeros(4, 1, 28, 28, dtype=torch.uint8), torch.zeros(4, dtype=torch.int64)
-    monkeypatch.setattr("indis.cli.train_model.read", lambda split, folder: images)
+    monkeypatch.setattr("indis.cli.bench.train.read", lambda split, folder: images)
     monkeypatch.chdir(tmp_path)
     run, line = Trainer.run, "train-model --images 3 --batch 1 --warmup 1"
     assert indis(f"{line} --out whole")[0] == 0
@@ -238,7 +300,9 @@ def test_an_interrupted_training_keeps_the_step_that_it_was_in(indis, tmp_path, 
     monkeypatch.setattr(Trainer, "run", run)
     code, said = indis(f"{line} --out again")
     assert code == 0 and "resuming at step 2 of 3" in said
-    weights = [(tmp_path / name / "fashion.safetensors").read_bytes() for name in ("whole", "again")]
+    weights = [
+        (tmp_path / name / "fashion.safetensors").read_bytes() for name in ("whole", "again")
+    ]
     assert weights[0] == weights[1]
 
 
@@ -255,9 +319,12 @@ def test_a_fit_says_where_it_began_and_which_iteration_was_best(indis, work):
 def test_a_fit_that_was_never_better_than_its_start_says_so(indis, work):
     code, said = indis(f"fit --data data --out worse {FIT} --fit.lr 1e3 --json worse.json")
     told = load_json(work / "worse.json")
-    assert code == 0 and told["heldout_loss"] == told["untuned_loss"] < min(value for _, value in told["curve"])
+    assert code == 0 and told["heldout_loss"] == told["untuned_loss"] < min(
+        value for _, value in told["curve"]
+    )
     assert (
-        f"held-out squared {told['untuned_loss']:.5f} at iteration 0: nothing was better than the start, with" in said
+        f"held-out squared {told['untuned_loss']:.5f} at iteration 0: nothing was better than the start, with"
+        in said
     )
 
 
@@ -291,7 +358,10 @@ def test_phi_can_start_at_a_fitted_global_plan(indis, work):
     assert indis(f"fit --data data --out god {FIT} --no-per-instance")[0] == 0
     assert indis(f"fit --data data --out phi {FIT} --start god --fit.lr 1e-9")[0] == 0
     assert indis(f"fit --data data --out base {FIT} --fit.lr 1e-9")[0] == 0
-    told = [artifact.load_config(work / name)["provenance"]["heldout_loss"] for name in ("god", "phi", "base")]
+    told = [
+        artifact.load_config(work / name)["provenance"]["heldout_loss"]
+        for name in ("god", "phi", "base")
+    ]
     assert told[1] == pytest.approx(told[0], rel=1e-4)
     assert told[1] < 0.9 * told[2]
 
@@ -338,7 +408,10 @@ def test_pictures_are_laid_out_ten_a_row_and_enlarged(tmp_path):
     save_grid(samples, tmp_path / "s.png")
     picture = image.open(tmp_path / "s.png").convert("RGB")
     assert picture.size == (10 * 5 * 3, 2 * 4 * 3)
-    centres = [picture.getpixel((15 * column + 7, 12 * row + 6)) for row, column in ((0, 0), (0, 9), (1, 1), (1, 5))]
+    centres = [
+        picture.getpixel((15 * column + 7, 12 * row + 6))
+        for row, column in ((0, 0), (0, 9), (1, 1), (1, 5))
+    ]
     assert [c[0] for c in centres] == [0, 209, 255, 0]
     assert all(c[0] == c[1] == c[2] for c in centres)
     assert list(contents(tmp_path)) == ["s.png"]
@@ -370,7 +443,9 @@ def test_no_option_goes_without_a_word(capsys, monkeypatch, line):
 def test_the_help_names_every_solver_grid_and_kind_of_artifact(capsys, monkeypatch, command):
     words = set(re.findall(r"[-\w]+", " ".join(explained(capsys, monkeypatch, command))))
     assert set(SOLVERS) | set(NAMES) <= words
-    assert command in ("teach", "fit") or {"fashion-nfe3", "-nfe5", "-nfe7", "-god", "-local"} <= words
+    assert (
+        command in ("teach", "fit") or {"fashion-nfe3", "-nfe5", "-nfe7", "-god", "-local"} <= words
+    )
 
 
 def test_the_version_is_the_package_s(capsys):
@@ -382,4 +457,6 @@ def test_in_a_log_file_long_work_says_where_it_is(indis, work, monkeypatch):
     monkeypatch.setattr(Reporting, "INTERVAL", 0.0)
     code, said = indis(f"fit --data data --out slow {FIT}")
     assert code == 0
-    assert [line.rsplit(": ")[-1] for line in said.splitlines()[:-1]] == [f"{n} of 8" for n in range(1, 9)]
+    assert [line.rsplit(": ")[-1] for line in said.splitlines()[:-1]] == [
+        f"{n} of 8" for n in range(1, 9)
+    ]

@@ -1,9 +1,10 @@
-"""``indis compare``: what is computed again, and that a refusal costs nothing of what was computed before."""
+"""``indis compare``: what is computed again, and that a refusal costs nothing of what was computed
+before."""
 
 import pytest
 
+from indis.bench.suite import ToyBench
 from indis.storage import load_json, save_json
-from indis.studies.bench import ToyBench
 
 SIZES = "--endpoints 64 --heldout 64 --samples 64 --iterations 2 --batch 8 --holdout 8 --validate-every 1"
 LINE = f"compare --steps 2 --grids uniform --out run {SIZES}"
@@ -46,10 +47,17 @@ def test_a_refusal_costs_no_finished_cell(indis, compared, arguments, part):
     before = {path: path.read_bytes() for path in compared.parent.rglob("*") if path.is_file()}
     code, said = indis(f"{LINE} {arguments} --no-resume")
     assert code == 2 and part in said
-    assert {path: path.read_bytes() for path in compared.parent.rglob("*") if path.is_file()} == before
+    assert {
+        path: path.read_bytes() for path in compared.parent.rglob("*") if path.is_file()
+    } == before
 
 
 def test_without_a_holdout_a_comparison_runs_to_its_end(indis, compared):
     line = LINE.replace("--holdout 8", "--holdout 0")
     assert indis(f"{line} --model toy --methods god")[0] == 0
-    assert load_json(compared.parent / "artifacts/god-nfe2-s0/config.json")["provenance"]["validation_loss"] is None
+    assert (
+        load_json(compared.parent / "artifacts/god-nfe2-s0/config.json")["provenance"][
+            "validation_loss"
+        ]
+        is None
+    )

@@ -1,4 +1,5 @@
-"""What the commands that make files say in JSON: counts, paths and numbers, none of which is left to be guessed."""
+"""What the commands that make files say in JSON: counts, paths and numbers, none of which is left
+to be guessed."""
 
 from pathlib import Path
 
@@ -6,10 +7,11 @@ import pytest
 import torch
 
 from cli.lines import TEACH
-from indis.cli import demo, train_model
-from indis.metrics.features_training import FeatureTrainer
-from indis.models.fashion_training import Trainer
-from indis.report import page
+from indis.bench.report import page
+from indis.bench.train_fashion import Trainer
+from indis.bench.train_features import FeatureTrainer
+from indis.cli.bench import demo
+from indis.cli.bench import train as train_model
 from indis.storage import checksum, load_json
 
 
@@ -22,7 +24,12 @@ def test_a_teacher_tells_its_seeds_and_its_cost(indis, work):
 
 def test_samples_tell_which_they_are_and_what_they_cost(indis, work):
     plain = "--solver midpoint:2 --grid uniform --steps 6"
-    assert indis(f"sample --model toy {plain} --count 3 --first-seed 5 --out s.safetensors --json s.json")[0] == 0
+    assert (
+        indis(
+            f"sample --model toy {plain} --count 3 --first-seed 5 --out s.safetensors --json s.json"
+        )[0]
+        == 0
+    )
     assert load_json(work / "s.json") == {
         "out": "s.safetensors",
         "model": "toy",
@@ -36,19 +43,41 @@ def test_samples_tell_which_they_are_and_what_they_cost(indis, work):
         "nfe": 4,
         "calls": 6,
     }
-    assert indis("sample --model toy --artifact fitted --count 3 --out s.safetensors --json s.json")[0] == 0
+    assert (
+        indis("sample --model toy --artifact fitted --count 3 --out s.safetensors --json s.json")[0]
+        == 0
+    )
     told = load_json(work / "s.json")
-    assert (told["artifact"], told["nfe"], told["calls"]) == ("fitted", 3, 3) and "solver" not in told
+    assert (told["artifact"], told["nfe"], told["calls"]) == (
+        "fitted",
+        3,
+        3,
+    ) and "solver" not in told
 
 
 def test_an_evaluation_tells_what_it_is_of(indis, work):
     assert indis("evaluate --artifact fitted --heldout test --loss squared --json row.json")[0] == 0
     (told,) = load_json(work / "row.json")["rows"]
-    assert (told["artifact"], told["heldout"], told["loss"], told["features"]) == ("fitted", "test", "squared", None)
+    assert (told["artifact"], told["heldout"], told["loss"], told["features"]) == (
+        "fitted",
+        "test",
+        "squared",
+        None,
+    )
     assert told["pairs"] == 20 and "solver" not in told
-    assert indis("evaluate --heldout test --loss mse --solver euler --grid uniform --steps 4 --json row.json")[0] == 0
+    assert (
+        indis(
+            "evaluate --heldout test --loss mse --solver euler --grid uniform --steps 4 --json row.json"
+        )[0]
+        == 0
+    )
     (told,) = load_json(work / "row.json")["rows"]
-    assert (told["artifact"], told["solver"], told["grid"], told["steps"]) == (None, "euler", "uniform", 4)
+    assert (told["artifact"], told["solver"], told["grid"], told["steps"]) == (
+        None,
+        "euler",
+        "uniform",
+        4,
+    )
     assert (told["analytic_first"], told["loss"]) == (False, "mse")
 
 
@@ -56,7 +85,10 @@ def test_a_report_shows_an_evaluation_like_a_comparison(indis, work):
     short = "--fit.iterations 2 --fit.holdout 8 --fit.batch 8 --fit.seed 3"
     fit = f"fit --method epd --data data --out epd --steps 2 --grid uniform --loss squared {short}"
     assert indis(fit)[0] == 0
-    assert indis("evaluate --artifact epd --heldout test --loss squared --json epd/results.json")[0] == 0
+    assert (
+        indis("evaluate --artifact epd --heldout test --loss squared --json epd/results.json")[0]
+        == 0
+    )
     (row,) = load_json(work / "epd" / "results.json")["rows"]
     assert (row["method"], row["steps"], row["nfe"], row["calls"]) == ("epd", 2, 3, 5)
     assert (row["afs"], row["seed"], row["parameters"] > 4) == (True, 3, True)
@@ -66,12 +98,17 @@ def test_a_report_shows_an_evaluation_like_a_comparison(indis, work):
     assert indis(f"evaluate --heldout test --loss mse {plain} --json fitted/results.json")[0] == 0
     (row,) = load_json(work / "fitted" / "results.json")["rows"]
     assert (row["method"], row["seed"], row["parameters"], row["steps"]) == ("uniform", None, 0, 4)
-    assert indis("report --run fitted")[0] == 0 and "uniform" in (work / "fitted" / "report.html").read_text()
+    assert (
+        indis("report --run fitted")[0] == 0
+        and "uniform" in (work / "fitted" / "report.html").read_text()
+    )
 
 
 def test_many_batches_of_samples_say_where_they_are(indis, work, monkeypatch):
     monkeypatch.setattr("indis.cli.console.Reporting.INTERVAL", 0.0)
-    code, said = indis("sample --model toy --steps 1 --solver euler --grid uniform --count 600 --out s.safetensors")
+    code, said = indis(
+        "sample --model toy --steps 1 --solver euler --grid uniform --count 600 --out s.safetensors"
+    )
     assert code == 0
     assert [line for line in said.splitlines() if line.startswith("samples: ")] == [
         f"samples: {done} of 600" for done in (250, 500, 600)
@@ -141,7 +178,12 @@ def test_the_folder_of_a_training_is_a_model(indis, untrained):
     pytest.importorskip("diffusers")
     assert indis("train-model --out run --images 5 --batch 1")[0] == 0
     assert indis("sample --model fashion:run --steps 1 --count 2 --out folder.safetensors")[0] == 0
-    assert indis("sample --model fashion:run/fashion.safetensors --steps 1 --count 2 --out file.safetensors")[0] == 0
+    assert (
+        indis(
+            "sample --model fashion:run/fashion.safetensors --steps 1 --count 2 --out file.safetensors"
+        )[0]
+        == 0
+    )
     assert Path("folder.safetensors").read_bytes() == Path("file.safetensors").read_bytes()
     assert indis("train-model --out more --images 5 --batch 1 --seed 1 --init run")[0] == 0
     assert checksum(Path("more/fashion.safetensors")) == checksum(Path("run/fashion.safetensors"))

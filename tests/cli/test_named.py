@@ -3,7 +3,7 @@
 import shutil
 
 from cli.lines import FIT, refused
-from indis.cli import overhead
+from indis.cli.bench import overhead
 
 GOD = FIT.replace("--width 8 --depth 1", "")
 
@@ -12,13 +12,17 @@ def test_a_loss_of_images_is_named_where_points_are_judged(indis, work):
     assert indis(f"fit --data data --out every {FIT.replace('--steps 3', '--steps 2-3')}")[0] == 0
     assert indis(f"fit --method god --data data --out god {GOD}")[0] == 0
     for line in ("budget --artifact every --heldout test --out x --mean 3", "sight --artifact god"):
-        assert "loss must suit model toy, got fashion" in refused(indis, f"{line} --data data --loss fashion")
+        assert "loss must suit model toy, got fashion" in refused(
+            indis, f"{line} --data data --loss fashion"
+        )
 
 
 def test_of_a_folder_of_artifacts_those_in_it_are_named(indis, work):
     for name in ("mean4", "mean5"):
         shutil.copytree("fitted", f"bought/{name}")
-    told = "artifact must be one folder, got bought, which holds several: bought/mean4, bought/mean5"
+    told = (
+        "artifact must be one folder, got bought, which holds several: bought/mean4, bought/mean5"
+    )
     for line in (
         "sample --model toy --out s.safetensors",
         "evaluate --heldout test --loss mse",

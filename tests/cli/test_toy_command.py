@@ -39,7 +39,9 @@ def test_the_toy_study_writes_the_documented_cells(toy_run):
     keys = ["policy", "freedoms", "steps", "nfe", "split", *judged, *made]
     learned = "tau+dtau+gamma"
     rows = [("uniform", "tau", 0), ("global", learned, 9), ("instance", learned, None)]
-    expected = [(p, f, s) for p, f, _ in rows for s in ("train", "heldout")] + [("oracle", learned, "train")]
+    expected = [(p, f, s) for p, f, _ in rows for s in ("train", "heldout")] + [
+        ("oracle", learned, "train")
+    ]
     assert [(c["policy"], c["freedoms"], c["split"]) for c in result["cells"]] == expected
     for cell in result["cells"]:
         assert list(cell) == keys
@@ -52,7 +54,11 @@ def test_the_toy_study_writes_the_documented_cells(toy_run):
 def test_the_toy_study_prints_what_it_stores(capsys):
     sizes = "--priors 40 --reference 500 --width 8 --depth 1 --global-iterations 3 --instance-iterations 3"
     assert entry.run(f"toy --steps 3 --freedoms tau --probes 20 {sizes}".split()) == 0
-    head, *rows = [line.split() for line in capsys.readouterr().err.splitlines() if line.startswith(("policy", *NAMES))]
+    head, *rows = [
+        line.split()
+        for line in capsys.readouterr().err.splitlines()
+        if line.startswith(("policy", *NAMES))
+    ]
     assert head[-1] == "params"
     counts = {row[0]: int(row[-1]) for row in rows}
     # phi: one hidden layer, the mixing layer, the head for three rows of three logits.
@@ -69,7 +75,9 @@ def test_two_processes_find_what_one_finds(tmp_path):
         cells = load_json(folder / "toy.json")["cells"]
         found.append([{k: v for k, v in cell.items() if k != "fit_seconds"} for cell in cells])
     assert found[0] == found[1] and [c["steps"] for c in found[0]] == [2] * 7 + [3] * 7
-    (one, _), (two, _) = (load_tensors(tmp_path / name / "toy_scatter.safetensors") for name in "12")
+    (one, _), (two, _) = (
+        load_tensors(tmp_path / name / "toy_scatter.safetensors") for name in "12"
+    )
     assert set(one) == set(two) and all(torch.equal(one[name], two[name]) for name in one)
 
 

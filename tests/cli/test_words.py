@@ -40,6 +40,13 @@ def test_words_that_no_command_knows_are_one_sentence(indis, work, monkeypatch, 
 
 
 def test_a_box_that_says_something_new_is_cut_to_its_first_paragraph(monkeypatch):
-    box = ["Odd", "", "Something", "else is odd.", "─────", "For full helptext, run indis toy --help"]
+    box = [
+        "Odd",
+        "",
+        "Something",
+        "else is odd.",
+        "─────",
+        "For full helptext, run indis toy --help",
+    ]
     monkeypatch.setattr(refusals, "_box", lambda kind, name, words: box)
     assert refusals.explained(None, "toy", ["3"]) == "Something else is odd: see indis toy --help"

@@ -1,10 +1,10 @@
 """A small instance of every method, tuned on the toy in a second or two."""
 
 from indis.methods import METHODS, Method
-from indis.training import FitConfig
+from indis.tuning import Recipe
 
-SMALL = FitConfig(iterations=40, batch=32, lr=0.05, holdout=32, validate_every=10)
-TOY = {"solver": "euler", "grid": "uniform", "loss": "squared", "fit": SMALL}
+SMALL = Recipe(iterations=40, batch=32, lr=0.05, holdout=32, validate_every=10)
+TOY = {"solver": "euler", "grid": "uniform", "loss": "squared", "recipe": SMALL}
 
 UNIPC = TOY | {"solver": "unipc:3:bh1"}
 

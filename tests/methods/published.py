@@ -1,4 +1,5 @@
-"""The samplers of AMED, EPD and AdaSDE as their papers write them, in sigma = t with a data prediction D(x, t)."""
+"""The samplers of AMED, EPD and AdaSDE as their papers write them, in sigma = t with a data
+prediction D(x, t)."""
 
 import torch
 
@@ -6,7 +7,12 @@ from indis import EDM, UNCONDITIONAL, Form
 from problems import Gaussian, seeded
 
 SCHEDULE = EDM(0.05, 10.0)
-ADAMS = {1: [1], 2: [3 / 2, -1 / 2], 3: [23 / 12, -16 / 12, 5 / 12], 4: [55 / 24, -59 / 24, 37 / 24, -9 / 24]}
+ADAMS = {
+    1: [1],
+    2: [3 / 2, -1 / 2],
+    3: [23 / 12, -16 / 12, 5 / 12],
+    4: [55 / 24, -59 / 24, 37 / 24, -9 / 24],
+}
 
 
 def problem(native=Form.NOISE):

@@ -18,8 +18,8 @@ from indis import (
     prior,
     solve,
 )
-from indis.discretization import Churn
 from indis.methods import EPD, METHODS, AdaSDE
+from indis.plan import Churn
 from indis.policies.churn import Churned, fresh_noise
 from indis.solvers.loop import inflate
 from methods.published import SCHEDULE, fill, first_slope, problem, slope
@@ -33,7 +33,10 @@ def published(x, base, free, *, analytic, churn, noise):
     """x-hat = x + sqrt(t-hat^2 - t^2) z after the first step, then a midpoint step from t-hat."""
     free = {name: value.detach().double() for name, value in free.items()}
     r = 1e-3 + (1 - 2e-3) * torch.sigmoid(free["r"][:, 0])
-    s_dir, s_time = 1 + 0.05 * torch.tanh(free["s_dir"][:, 0] / 2), 1 + 0.2 * torch.tanh(free["s_time"][:, 0] / 2)
+    s_dir, s_time = (
+        1 + 0.05 * torch.tanh(free["s_dir"][:, 0] / 2),
+        1 + 0.2 * torch.tanh(free["s_time"][:, 0] / 2),
+    )
     gamma = 2e-4 + (churn - 2e-4) * torch.sigmoid((free["churn"][0] + 0.811) / 2)
     for n, (t, s) in enumerate(pairwise(base)):
         if n:
@@ -53,7 +56,9 @@ def test_a_learned_table_takes_the_published_step(analytic, native):
     x, base = prior(SCHEDULE, NOISE), grids.vp_time(SCHEDULE, 4)[0]
     expected = published(x, base, sampler.policy.free, analytic=analytic, churn=0.3, noise=NOISE)
     # 0.811 is rounded, as published
-    torch.testing.assert_close(sampler(problem(native), NOISE).detach(), expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        sampler(problem(native), NOISE).detach(), expected, rtol=1e-4, atol=1e-4
+    )
     other = published(x, base, sampler.policy.free, analytic=analytic, churn=0.3, noise=-NOISE)
     assert float((other - expected).abs().max()) > 0.05
 
@@ -68,7 +73,9 @@ def test_no_churn_is_the_deterministic_form_bit_for_bit():
     assert torch.equal(sampler(problem(), NOISE), plain)
     assert isinstance(sampler.policy.frozen(), Fixed)
     untouched, epd = AdaSDE(steps=3, churn=0), EPD(steps=3, solver="midpoint")
-    assert torch.equal(untouched.untrained(problem())(problem(), NOISE), epd.untrained(problem())(problem(), NOISE))
+    assert torch.equal(
+        untouched.untrained(problem())(problem(), NOISE), epd.untrained(problem())(problem(), NOISE)
+    )
 
 
 def test_churn_is_kept_when_a_table_is_frozen():
@@ -81,7 +88,9 @@ def test_the_first_step_has_no_churn_and_later_ones_begin_at_sixty_percent_of_th
     policy = AdaSDE(steps=4, churn=0.02).untrained(problem()).policy
     assert policy.free["churn"].shape == (1, 3)
     found = policy(NOISE).tau.detach() / policy.base[:, 1:-1] - 1
-    torch.testing.assert_close(found, torch.full_like(found, 2e-4 + 0.6 * (0.02 - 2e-4)), rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(
+        found, torch.full_like(found, 2e-4 + 0.6 * (0.02 - 2e-4)), rtol=1e-9, atol=1e-12
+    )
     assert set(AdaSDE(steps=1).untrained(problem()).policy.free) == {"r", "s_dir", "s_time"}
 
 
@@ -89,10 +98,14 @@ def test_midpoints_are_counted_from_where_churn_leaves_the_state():
     policy = AdaSDE(steps=3, churn=1.0).untrained(problem()).policy
     plan = policy(NOISE)
     starts, stops = plan.tau[0], policy.base[0, 2:]
-    torch.testing.assert_close(plan.plan.tau[0, [3, 5]], (starts * stops).sqrt(), rtol=1e-12, atol=0)
+    torch.testing.assert_close(
+        plan.plan.tau[0, [3, 5]], (starts * stops).sqrt(), rtol=1e-12, atol=0
+    )
 
 
-@pytest.mark.parametrize("schedule", [EDM(0.05, 10.0), LinearVP(t_min=0.02), RectifiedFlow(0.02, 0.95)], ids=repr)
+@pytest.mark.parametrize(
+    "schedule", [EDM(0.05, 10.0), LinearVP(t_min=0.02), RectifiedFlow(0.02, 0.95)], ids=repr
+)
 def test_a_churned_state_has_the_variance_of_its_new_time(schedule):
     count, variance = 200_000, 0.25
     tau, later = (torch.tensor([t], dtype=torch.float64) for t in (0.4, 0.55))
@@ -101,14 +114,26 @@ def test_a_churned_state_has_the_variance_of_its_new_time(schedule):
     up = inflate(x, tau, Churn(later, seeded(count, 1, seed=3)), schedule)
     expected = schedule.alpha(later) ** 2 * variance + schedule.sigma(later) ** 2
     assert up.var().item() == pytest.approx(expected.item(), rel=0.02)
-    assert (up * clean).mean().item() == pytest.approx((schedule.alpha(later) * variance).item(), rel=0.05)
+    assert (up * clean).mean().item() == pytest.approx(
+        (schedule.alpha(later) * variance).item(), rel=0.05
+    )
 
 
 def test_churn_inflates_the_noise_to_signal_ratio_of_every_schedule():
     for schedule in (EDM(0.05, 10.0), LinearVP(t_min=0.02), RectifiedFlow(0.02, 0.95)):
-        policy = AdaSDE(steps=3, churn=0.5, grid="log_snr").untrained(Gaussian(schedule, Form.NOISE)).policy
-        ratio = (schedule.log_snr(policy.base[:, 1:-1]) - schedule.log_snr(policy(NOISE).tau)).exp().detach()
-        torch.testing.assert_close(ratio, torch.full_like(ratio, 1 + 2e-4 + 0.6 * (0.5 - 2e-4)), rtol=1e-9, atol=0)
+        policy = (
+            AdaSDE(steps=3, churn=0.5, grid="log_snr")
+            .untrained(Gaussian(schedule, Form.NOISE))
+            .policy
+        )
+        ratio = (
+            (schedule.log_snr(policy.base[:, 1:-1]) - schedule.log_snr(policy(NOISE).tau))
+            .exp()
+            .detach()
+        )
+        torch.testing.assert_close(
+            ratio, torch.full_like(ratio, 1 + 2e-4 + 0.6 * (0.5 - 2e-4)), rtol=1e-9, atol=0
+        )
 
 
 def test_fresh_noise_belongs_to_the_sample_and_to_the_step():

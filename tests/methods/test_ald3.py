@@ -1,14 +1,25 @@
-"""ALD3's one-shot predictor: softplus fractions of a sample's own, monotone whatever the network says."""
+"""ALD3's one-shot predictor: softplus fractions of a sample's own, monotone whatever the network
+says."""
 
 import math
 
 import pytest
 import torch
 
-from indis import EDM, Discretization, FitConfig, RectifiedFlow, artifact, grids, prior, solve, solvers
-from indis.discretization import Bounds
+from indis import (
+    EDM,
+    Discretization,
+    Recipe,
+    RectifiedFlow,
+    artifact,
+    grids,
+    prior,
+    solve,
+    solvers,
+)
 from indis.losses import squared_distance
 from indis.methods import ALD3
+from indis.plan import Bounds
 from indis.policies import OneShot
 from problems import Bumpy, GoldenMixture, seeded
 from small_cases import sentence, toy, toy_pairs
@@ -21,7 +32,9 @@ FLOOR = Bounds().floor
 def one_shot(base="log_snr", domain="log_snr", schedule=None, shape=(3,), seed=0, std=0.0):
     schedule = schedule or EDM()
     torch.manual_seed(seed)
-    policy = OneShot(grids.named(base)(schedule, STEPS), schedule, Bounds(domain=domain), shape=shape, width=16)
+    policy = OneShot(
+        grids.named(base)(schedule, STEPS), schedule, Bounds(domain=domain), shape=shape, width=16
+    )
     if std:
         torch.nn.init.normal_(policy.head.weight, std=std)
     return policy
@@ -49,7 +62,9 @@ def test_fractions_are_normalised_softplus_of_outputs_about_the_base(base):
     level = [-math.log(t) for t in grids.named(base)(EDM(), STEPS)[0].tolist()]
     span = level[-1] - level[0]
     even = [(b - a) / span for a, b in zip(level, level[1:], strict=False)]
-    own = [math.log(math.expm1(STEPS * f)) for f in even]  # the z at which softplus gives the base's fractions
+    own = [
+        math.log(math.expm1(STEPS * f)) for f in even
+    ]  # the z at which softplus gives the base's fractions
     share = [math.log1p(math.exp(o + z)) for o, z in zip(outputs, own, strict=True)]
     kept = FLOOR * STEPS
     share = [(1 - kept) * s / sum(share) + kept * f for s, f in zip(share, even, strict=True)]
@@ -69,7 +84,9 @@ def test_extreme_outputs_leave_a_sound_plan_and_finite_gradients(problem, size):
             policy.head.bias.copy_(size * torch.tensor(row))
         plan = policy(seeded(2, *problem.shape, dtype=torch.float32)).check(schedule)
         assert torch.equal(plan.tau[:, [0, -1]], policy.base[:, [0, -1]].expand(2, 2))
-        end = solve(problem, prior(schedule, seeded(2, *problem.shape)), plan, solvers.named("unipc:3:bh1"))
+        end = solve(
+            problem, prior(schedule, seeded(2, *problem.shape)), plan, solvers.named("unipc:3:bh1")
+        )
         end.sum().backward()
         assert end.isfinite().all()
         assert all(p.grad.isfinite().all() for p in policy.parameters())
@@ -88,7 +105,9 @@ def test_a_sample_gets_the_same_plan_in_any_batch(shape):
     policy, noise = one_shot(shape=shape, std=0.5), seeded(4, *shape, seed=3, dtype=torch.float32)
     together = policy(noise).tau.detach()
     for i in range(4):
-        torch.testing.assert_close(policy(noise[i : i + 1]).tau.detach(), together[i : i + 1], rtol=1e-5, atol=0)
+        torch.testing.assert_close(
+            policy(noise[i : i + 1]).tau.detach(), together[i : i + 1], rtol=1e-5, atol=0
+        )
     assert float(together.diff(dim=0)[:, 1:-1].abs().min()) > 1e-6
 
 
@@ -105,18 +124,25 @@ def test_it_comes_back_from_disk_as_it_was(tmp_path):
 def test_its_weights_are_drawn_from_the_fits_seed_and_disturb_nobodys_random_numbers():
     torch.manual_seed(5)
     before = torch.get_rng_state()
-    first, second, other = (ALD3(3, fit=FitConfig(seed=s)).untrained(GOLDEN).policy for s in (0, 0, 1))
+    first, second, other = (
+        ALD3(3, recipe=Recipe(seed=s)).untrained(GOLDEN).policy for s in (0, 0, 1)
+    )
     assert torch.equal(torch.get_rng_state(), before)
     assert torch.equal(first.mix.weight, second.mix.weight)
     assert not torch.equal(first.mix.weight, other.mix.weight)
 
 
 def test_all_of_the_network_learns_at_the_published_rate():
-    method = ALD3(3, grid="uniform", width=16, fit=FitConfig(iterations=1, batch=64, lr=5e-4, holdout=0))
+    method = ALD3(
+        3, grid="uniform", width=16, recipe=Recipe(iterations=1, batch=64, lr=5e-4, holdout=0)
+    )
     process = method.tuning(toy(), toy_pairs(), squared_distance)
     before = {k: v.clone() for k, v in process.sampler.policy.state_dict().items()}
     list(process.run())
-    moved = {k: (v - before[k]).abs().max().item() for k, v in process.sampler.policy.state_dict().items()}
+    moved = {
+        k: (v - before[k]).abs().max().item()
+        for k, v in process.sampler.policy.state_dict().items()
+    }
     assert moved["head.weight"] == pytest.approx(5e-4, rel=1e-2)
     assert moved["head.bias"] == pytest.approx(5e-4, rel=1e-2)
 

@@ -1,4 +1,5 @@
-"""AMED-Solver and AMED-Plugin: the published steps, what the network reads, and when it reads nothing."""
+"""AMED-Solver and AMED-Plugin: the published steps, what the network reads, and when it reads
+nothing."""
 
 from itertools import pairwise
 
@@ -6,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from indis import Counted, Discretization, FitConfig, Form, Sampler, grids, models, prior, solve
+from indis import Counted, Discretization, Form, Recipe, Sampler, grids, models, prior, solve
 from indis.methods import AMED, METHODS, AMEDPlugin
 from indis.policies import MidpointPredictor
 from indis.policies.predictor import pooled
@@ -19,14 +20,17 @@ NOISE = seeded(4, 3, seed=9)
 
 
 class Thinking(Gaussian):
-    """A Gaussian's denoiser with a bottleneck of its own: a function of the state, times ``mood``."""
+    """A Gaussian's denoiser with a bottleneck of its own: a function of the state, times
+    ``mood``."""
 
     def __init__(self, native=Form.NOISE, mood=1.0):
         super().__init__(SCHEDULE, native)
         self.mood, self.thought, self.reads = mood, None, 0
 
     def __call__(self, x, t, condition):
-        self.thought = self.mood * torch.stack([x.detach().sum(1), t.expand(len(x)).to(x.dtype)], dim=1)
+        self.thought = self.mood * torch.stack(
+            [x.detach().sum(1), t.expand(len(x)).to(x.dtype)], dim=1
+        )
         return super().__call__(x, t, condition)
 
     def bottleneck(self):
@@ -48,7 +52,9 @@ def column(values):
 
 def decided(policy, x, t, s, *, analytic):
     """r, s_dir, s_time for each row from the features of the evaluation at (x, t)."""
-    features = torch.zeros(len(x), 2) if analytic else torch.stack([x.sum(1), t.expand(len(x))], dim=1)
+    features = (
+        torch.zeros(len(x), 2) if analytic else torch.stack([x.sum(1), t.expand(len(x))], dim=1)
+    )
     return column(policy.predict(features, t[None], s[None]))
 
 
@@ -63,7 +69,8 @@ def published_solver(policy, x, base, *, analytic):
 
 
 def published_plugin(policy, x, base, *, analytic, order):
-    """Adams-Bashforth to the midpoint and again to the node; both slopes enter the history as they are."""
+    """Adams-Bashforth to the midpoint and again to the node; both slopes enter the history as they
+    are."""
     history = []
     for n, (t, s) in enumerate(pairwise(base)):
         r, s_dir, s_time = decided(policy, x, t, s, analytic=analytic and n == 0)
@@ -88,15 +95,21 @@ def test_the_solver_takes_the_published_step(analytic, native):
 @pytest.mark.parametrize("order", [1, 3, 4])
 @pytest.mark.parametrize("analytic", [False, True])
 def test_the_plugin_takes_the_published_steps(analytic, order):
-    sampler = learned(AMEDPlugin(solver=f"ipndm:{order}", steps=3, analytic_first=analytic, s_dir=0.2, s_time=0.3))
+    sampler = learned(
+        AMEDPlugin(solver=f"ipndm:{order}", steps=3, analytic_first=analytic, s_dir=0.2, s_time=0.3)
+    )
     x, base = prior(SCHEDULE, NOISE), grids.polynomial(SCHEDULE, 3)[0]
     expected = published_plugin(sampler.policy, x, base, analytic=analytic, order=order)
-    torch.testing.assert_close(sampler(Thinking(), NOISE).detach(), expected, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(
+        sampler(Thinking(), NOISE).detach(), expected, rtol=1e-10, atol=1e-10
+    )
 
 
 def test_the_plugin_of_dpm_solver_pp_scales_the_second_of_its_two_steps():
     """First order, by hand: x goes to (s / m) x + s_dir (1 - s / m) D."""
-    sampler = learned(AMEDPlugin(solver="dpmpp:1", steps=2, analytic_first=False, s_dir=0.2, s_time=0.3))
+    sampler = learned(
+        AMEDPlugin(solver="dpmpp:1", steps=2, analytic_first=False, s_dir=0.2, s_time=0.3)
+    )
     x, denoise = prior(SCHEDULE, NOISE), Gaussian(SCHEDULE, Form.DATA)
     for t, s in pairwise(grids.polynomial(SCHEDULE, 2)[0]):
         r, s_dir, s_time = decided(sampler.policy, x, t, s, analytic=False)
@@ -106,12 +119,26 @@ def test_the_plugin_of_dpm_solver_pp_scales_the_second_of_its_two_steps():
     torch.testing.assert_close(sampler(Thinking(), NOISE).detach(), x, rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.parametrize("config", [AMED(steps=3), AMEDPlugin(steps=3), AMEDPlugin(steps=3, solver="dpmpp:2")])
+@pytest.mark.parametrize(
+    "config", [AMED(steps=3), AMEDPlugin(steps=3), AMEDPlugin(steps=3, solver="dpmpp:2")]
+)
 def test_an_untrained_network_is_the_plain_solver_on_midpoints(config):
     sampler = config.untrained(Thinking())
     base = sampler.policy.base
-    nodes = torch.cat([torch.stack([base[:, :-1], (base[:, :-1] * base[:, 1:]).sqrt()], 2).flatten(1), base[:, -1:]], 1)
-    plain = solve(Thinking(), prior(SCHEDULE, NOISE), Discretization.plain(nodes), sampler.solver, analytic_first=True)
+    nodes = torch.cat(
+        [
+            torch.stack([base[:, :-1], (base[:, :-1] * base[:, 1:]).sqrt()], 2).flatten(1),
+            base[:, -1:],
+        ],
+        1,
+    )
+    plain = solve(
+        Thinking(),
+        prior(SCHEDULE, NOISE),
+        Discretization.plain(nodes),
+        sampler.solver,
+        analytic_first=True,
+    )
     torch.testing.assert_close(sampler(Thinking(), NOISE).detach(), plain, rtol=1e-12, atol=1e-12)
 
 
@@ -132,7 +159,10 @@ def test_each_sample_has_its_own_midpoints():
     answer = denoiser(x, tau.expand(4), None)
     midpoints = plan.decide(0, x, answer).tau
     assert midpoints.shape == (4,) and midpoints.unique().numel() == 4
-    assert bool((midpoints < sampler.policy.base[0, 0]).all() and (midpoints > sampler.policy.base[0, 1]).all())
+    assert bool(
+        (midpoints < sampler.policy.base[0, 0]).all()
+        and (midpoints > sampler.policy.base[0, 1]).all()
+    )
 
 
 @pytest.mark.parametrize("config", [AMED(steps=3), AMEDPlugin(steps=3)])
@@ -163,14 +193,18 @@ def test_a_denoiser_without_a_bottleneck_is_told_what_would_do():
         sentence(error)
 
 
-@pytest.mark.parametrize("config", [AMED(steps=2, features="answer"), AMEDPlugin(steps=2, features="answer")])
+@pytest.mark.parametrize(
+    "config", [AMED(steps=2, features="answer"), AMEDPlugin(steps=2, features="answer")]
+)
 def test_the_answer_itself_serves_any_denoiser(config):
     for denoiser in (TinyClasses(), problem()):
         sampler = learned(config, denoiser)
         noise = seeded(3, *denoiser.shape, seed=1, dtype=torch.float32)
         end = sampler(denoiser, noise, denoiser.condition([0, 1, 2])).detach()
         assert bool(end.isfinite().all())
-        expected = sampler.policy.predict(pooled(noise), sampler.policy.base[:, 0], sampler.policy.base[:, 1])[0]
+        expected = sampler.policy.predict(
+            pooled(noise), sampler.policy.base[:, 0], sampler.policy.base[:, 1]
+        )[0]
         plan = sampler.policy(noise)
         plan.attach(denoiser, analytic_first=False)
         found = plan.decide(0, noise, noise).tau.log()
@@ -195,12 +229,16 @@ def test_pooled_answers_are_at_most_sixty_four_numbers():
 
 
 def test_the_predictor_is_the_published_network():
-    """Features -> 128 -> SiLU -> 4; sin and cos of each time at 1 ... 1e-4 -> 8 -> SiLU; 20 -> one number a head."""
+    """Features -> 128 -> SiLU -> 4; sin and cos of each time at 1 ... 1e-4 -> 8 -> SiLU; 20 -> one
+    number a head."""
     policy = learned(AMED(steps=3, s_dir=0.01, s_time=0.2)).policy
     features = seeded(4, 2, seed=1, dtype=torch.float32)
     start, stop = policy.base[:, 0], policy.base[:, 1]
     found = column(policy.predict(features, start, stop))
-    code = F.linear(F.silu(F.linear(features, policy.code[0].weight, policy.code[0].bias)), policy.code[2].weight)
+    code = F.linear(
+        F.silu(F.linear(features, policy.code[0].weight, policy.code[0].bias)),
+        policy.code[2].weight,
+    )
     code = code + policy.code[2].bias
     parts = [code]
     for t in (start, stop):
@@ -208,10 +246,17 @@ def test_the_predictor_is_the_published_network():
         waves = torch.cat([angles.sin(), angles.cos()]).float()
         parts.append(F.silu(policy.embedding(waves)).expand(4, 8))
     r, s_dir, s_time = policy.head(torch.cat(parts, 1)).detach().double().split(1, 1)
-    expected = 1e-3 + (1 - 2e-3) * r.sigmoid(), 0.99 + 0.02 * s_dir.sigmoid(), 0.8 + 0.4 * s_time.sigmoid()
+    expected = (
+        1e-3 + (1 - 2e-3) * r.sigmoid(),
+        0.99 + 0.02 * s_dir.sigmoid(),
+        0.8 + 0.4 * s_time.sigmoid(),
+    )
     for a, b in zip(found, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
-    assert AMED(s_time=0.2).untrained(toy()).policy.parameter_count() == (4 * 128 + 128) + (128 * 4 + 4) + 72 + 3 * 21
+    assert (
+        AMED(s_time=0.2).untrained(toy()).policy.parameter_count()
+        == (4 * 128 + 128) + (128 * 4 + 4) + 72 + 3 * 21
+    )
 
 
 def test_features_of_another_size_are_refused():
@@ -240,7 +285,10 @@ def test_initial_weights_follow_the_seed_and_leave_the_callers_generator_alone()
     torch.manual_seed(5)
     weights = [AMED().untrained(Thinking()).policy.code[0].weight]
     assert torch.equal(torch.rand(1), expected)
-    weights += [AMED(fit=FitConfig(seed=seed)).untrained(Thinking()).policy.code[0].weight for seed in (0, 1)]
+    weights += [
+        AMED(recipe=Recipe(seed=seed)).untrained(Thinking()).policy.code[0].weight
+        for seed in (0, 1)
+    ]
     assert torch.equal(weights[0], weights[1])
     assert not torch.equal(weights[0], weights[2])
 
@@ -265,7 +313,9 @@ def test_checkpointing_a_network_with_a_bottleneck_changes_neither_values_nor_gr
     for plain, recomputed in zip(*results, strict=True):
         assert torch.equal(plain, recomputed)
     with torch.inference_mode():
-        torch.testing.assert_close(sampler(model, noise, condition), results[0][0], rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(
+            sampler(model, noise, condition), results[0][0], rtol=1e-4, atol=1e-4
+        )
     assert bool((results[0][1] != 0).any())
 
 

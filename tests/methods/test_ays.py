@@ -1,4 +1,5 @@
-"""AYS: the published tables to the digit, the bound and its minimum for Gaussian data in closed form, the search."""
+"""AYS: the published tables to the digit, the bound and its minimum for Gaussian data in closed
+form, the search."""
 
 from itertools import pairwise
 
@@ -11,9 +12,9 @@ from indis import (
     Counted,
     DiscreteVP,
     Endpoints,
-    FitConfig,
     Form,
     LinearVP,
+    Recipe,
     RectifiedFlow,
     ScaledLinearVP,
     grids,
@@ -43,7 +44,8 @@ def noise_levels(schedule, tau):
 
 
 def lemma(log_snr):
-    """E |D_i - D_j|^2 a dimension for Gaussian data (Lemma 3.3): c^4 |1 / (s_i^2 + c^2) - 1 / (s_j^2 + c^2)|."""
+    """E |D_i - D_j|^2 a dimension for Gaussian data (Lemma 3.3): c^4 |1 / (s_i^2 + c^2) - 1 /
+    (s_j^2 + c^2)|."""
     known = 1 / ((-2 * log_snr).exp() + SPREAD**2)
     return SPREAD**4 * (known[:, None] - known).abs()
 
@@ -56,7 +58,9 @@ def published(table, steps):
 @pytest.mark.parametrize("table", list(TABLES))
 def test_ten_steps_have_the_published_noise_levels(table):
     levels = noise_levels(MODELS[table], published(table, 10))
-    assert torch.allclose(levels[1:-1], torch.tensor(TABLES[table][1:-1], dtype=torch.float64), rtol=1e-9)
+    assert torch.allclose(
+        levels[1:-1], torch.tensor(TABLES[table][1:-1], dtype=torch.float64), rtol=1e-9
+    )
     schedule = MODELS[table]
     assert published(table, 10)[0, [0, -1]].tolist() == [schedule.t_max, schedule.t_min]
 
@@ -69,7 +73,9 @@ def test_ten_steps_have_the_published_noise_levels(table):
     ],
 )
 def test_they_are_the_published_time_steps_of_stable_diffusion(table, times):
-    tau = AYS(table=table, steps=10).best(Gaussian(DiscreteVP(), Form.NOISE), toy_pairs(), losses.mse)
+    tau = AYS(table=table, steps=10).best(
+        Gaussian(DiscreteVP(), Form.NOISE), toy_pairs(), losses.mse
+    )
     assert (tau[0, :-1] - torch.tensor(times)).abs().max() < 1.5
 
 
@@ -104,7 +110,9 @@ def test_a_table_is_refused_for_a_model_with_other_noise_levels():
 def test_denoised_samples_change_along_the_forward_path_as_the_lemma_says(schedule, native):
     problem = gaussian(schedule, native, dims=8)
     tau = grids.log_snr(schedule, 6)[0]
-    answers = denoised(problem, from_data(problem, 4000), tau, torch.Generator().manual_seed(0)) / 8**0.5
+    answers = (
+        denoised(problem, from_data(problem, 4000), tau, torch.Generator().manual_seed(0)) / 8**0.5
+    )
     change = (answers[:, None] - answers).square().sum(-1).mean(-1)
     assert torch.allclose(change, lemma(schedule.log_snr(tau)), rtol=0.06, atol=1e-5)
 
@@ -122,7 +130,8 @@ def test_the_bound_of_an_interval_is_the_integral_of_the_paper():
 
 
 def test_the_search_ends_where_the_bound_of_gaussian_data_is_least():
-    # Setting the slope of the two bounds around a node to zero gives a quadratic equation for its v = t^2.
+    # Setting the slope of the two bounds around a node to zero gives a quadratic equation for its v
+    # = t^2.
     schedule = EDM(0.05, 20.0)
     fine = grids.log_snr(schedule, 400)[0]
     log_snr = schedule.log_snr(fine)
@@ -144,7 +153,9 @@ def test_every_sweep_lowers_the_bound_and_the_last_leaves_no_better_place():
     assert all(b - a >= 2 for path in paths for a, b in pairwise(path))
     last = paths[-1]
     for i in range(1, 4):
-        for place in range(max(last[i - 1] + 2, last[i] - 4), min(last[i + 1] - 2, last[i] + 4) + 1):
+        for place in range(
+            max(last[i - 1] + 2, last[i] - 4), min(last[i + 1] - 2, last[i] + 4) + 1
+        ):
             moved = [*last[:i], place, *last[i + 1 :]]
             assert sum(cost[a][b] for a, b in pairwise(moved)) >= totals[-1]
 
@@ -158,7 +169,9 @@ def test_a_sweep_moves_no_node_farther_than_its_reach():
 def test_halving_keeps_nodes_and_puts_the_best_one_into_every_interval():
     cost = seeded(41, 41).abs().cumsum(1).tolist()
     once, twice = (halved(cost, [0, 8, 21, 40], times) for times in (1, 2))
-    assert once[::2] == [0, 8, 21, 40] and len(twice) == 13 and all(b > a for a, b in pairwise(twice))
+    assert (
+        once[::2] == [0, 8, 21, 40] and len(twice) == 13 and all(b > a for a, b in pairwise(twice))
+    )
     for a, middle, b in zip(once[::2], once[1::2], once[2::2], strict=False):
         assert middle == min(range(a + 1, b), key=lambda p: cost[a][p] + cost[p][b])
     assert halved(cost, [0, 8, 40], 0) == [0, 8, 40]
@@ -172,7 +185,11 @@ def judged(method, loss, monkeypatch):
     found = method.best(toy(), data, loss)
     monkeypatch.undo()
     with torch.no_grad():
-        return found, tried, [loss(method.on(tau)(toy(), data.noise), data.target).mean().item() for tau in tried]
+        return (
+            found,
+            tried,
+            [loss(method.on(tau)(toy(), data.noise), data.target).mean().item() for tau in tried],
+        )
 
 
 SMALL = {"grid": "uniform", "solver": "euler", "steps": 3, "samples": 64, "fine": 80}
@@ -189,15 +206,21 @@ def test_it_stops_at_the_grid_whose_samples_are_nearest_to_the_teachers(monkeypa
 
 def test_the_search_begins_at_the_heuristic_grid(monkeypatch):
     for grid in ("uniform", "polynomial:7"):
-        method = AYS(**(SMALL | {"grid": grid, "steps": 10, "fine": 400, "halvings": 0, "samples": 2}))
+        method = AYS(
+            **(SMALL | {"grid": grid, "steps": 10, "fine": 400, "halvings": 0, "samples": 2})
+        )
         _, tried, _ = judged(method, losses.squared_distance, monkeypatch)
-        levels = [toy().schedule.log_snr(tau) for tau in (tried[0], grids.named(grid)(toy().schedule, 10))]
+        levels = [
+            toy().schedule.log_snr(tau) for tau in (tried[0], grids.named(grid)(toy().schedule, 10))
+        ]
         cell = (levels[0][0, -1] - levels[0][0, 0]) / 400
         assert (levels[0] - levels[1]).abs().max() <= 0.51 * cell
 
 
 def test_the_seed_decides():
-    grid = [AYS(**SMALL, fit=FitConfig(seed=s)).best(toy(), toy_pairs(), losses.mse) for s in (0, 0, 1)]
+    grid = [
+        AYS(**SMALL, recipe=Recipe(seed=s)).best(toy(), toy_pairs(), losses.mse) for s in (0, 0, 1)
+    ]
     assert torch.equal(grid[0], grid[1]) and not torch.equal(grid[0], grid[2])
 
 

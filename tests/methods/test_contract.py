@@ -1,4 +1,5 @@
-"""What every method promises, whatever it does inside: it helps, it repeats itself, and it is kept as it is."""
+"""What every method promises, whatever it does inside: it helps, it repeats itself, and it is kept
+as it is."""
 
 from dataclasses import replace
 from functools import cache
@@ -72,7 +73,9 @@ def test_by_default_it_begins_at_pure_noise_where_a_flow_does(name):
 @EVERY
 def test_it_repeats_itself(name):
     again = tune(name)[0].sampler
-    assert same_tensors(dict(again.policy.state_dict()), dict(tuned(name)[0].sampler.policy.state_dict()))
+    assert same_tensors(
+        dict(again.policy.state_dict()), dict(tuned(name)[0].sampler.policy.state_dict())
+    )
     assert torch.equal(draw(again), draw(again))
 
 
@@ -80,7 +83,9 @@ def test_it_repeats_itself(name):
 def test_a_row_does_not_depend_on_its_batch(name):
     sampler = tuned(name)[0].sampler
     with torch.no_grad():
-        alone = torch.cat([sampler(toy(), noise_from_seeds([seed], toy().shape)) for seed in UNSEEN[:4]])
+        alone = torch.cat(
+            [sampler(toy(), noise_from_seeds([seed], toy().shape)) for seed in UNSEEN[:4]]
+        )
     assert torch.allclose(alone, draw(sampler)[:4], atol=1e-5)
 
 

@@ -1,4 +1,5 @@
-"""DMN: its bound against the published closed forms and against dense sums, its grids against known minima."""
+"""DMN: its bound against the published closed forms and against dense sums, its grids against known
+minima."""
 
 import math
 import sys
@@ -15,7 +16,9 @@ from small_cases import sentence, toy_pairs
 scipy_optimize = pytest.importorskip("scipy.optimize")
 
 EVERY_SCHEDULE = pytest.mark.parametrize(
-    "schedule", [EDM(), LinearVP(), DiscreteVP(), RectifiedFlow(0.002, 0.988)], ids=lambda s: type(s).__name__
+    "schedule",
+    [EDM(), LinearVP(), DiscreteVP(), RectifiedFlow(0.002, 0.988)],
+    ids=lambda s: type(s).__name__,
 )
 
 
@@ -32,7 +35,8 @@ def weight(log_snr, power):
 
 
 def closed_forms(at, s, order):
-    """J of step s for its nodes, oldest first, from the integrals of e^u, u e^u and u^2 e^u over the step."""
+    """J of step s for its nodes, oldest first, from the integrals of e^u, u e^u and u^2 e^u over
+    the step."""
     e, h, g = math.exp(at[s]), at[s + 1] - at[s], [at[k + 1] - at[k] for k in range(s)]
     h0 = math.exp(h) - 1
     h1 = h * math.exp(h) - h0
@@ -51,7 +55,9 @@ def published_bound(at, power, apart):
     for s in range(steps):
         order = min(s + 1, steps - s, 3)
         nodes = range(s - order + 1, s + 1)
-        terms = [weight(at[n], power) * j for n, j in zip(nodes, closed_forms(at, s, order), strict=True)]
+        terms = [
+            weight(at[n], power) * j for n, j in zip(nodes, closed_forms(at, s, order), strict=True)
+        ]
         if order == 1 or s < apart:
             total += math.hypot(*terms)
         else:
@@ -78,7 +84,9 @@ def test_weights_integrate_the_lagrange_polynomials_of_the_last_nodes(order):
     for own, value in zip(used[0], weights, strict=True):
         factors = [(points - at[n]) / (at[own] - at[n]) for n in used[0] if n != own]
         basis = torch.stack([torch.ones_like(points), *factors]).prod(0)
-        assert value.item() == pytest.approx(torch.trapezoid(points.exp() * basis, points).item(), rel=1e-8)
+        assert value.item() == pytest.approx(
+            torch.trapezoid(points.exp() * basis, points).item(), rel=1e-8
+        )
 
 
 @pytest.mark.parametrize("apart", [0, 3])
@@ -90,7 +98,9 @@ def test_the_slope_that_the_search_follows_is_that_of_the_bound(apart):
 @EVERY_SCHEDULE
 @pytest.mark.parametrize("steps", [1, 2, 3, 5])
 @pytest.mark.parametrize(("init", "power"), [("log_snr", 1), ("uniform", 2)])
-def test_grids_keep_their_ends_decrease_and_never_have_a_greater_bound_than_at_the_start(schedule, steps, init, power):
+def test_grids_keep_their_ends_decrease_and_never_have_a_greater_bound_than_at_the_start(
+    schedule, steps, init, power
+):
     denoiser = Gaussian(schedule, Form.NOISE)
     tau = DMN(steps=steps, init=init, power=power).best(denoiser, toy_pairs(), losses.mse)
     start = grids.named(init)(schedule, steps)
@@ -100,7 +110,8 @@ def test_grids_keep_their_ends_decrease_and_never_have_a_greater_bound_than_at_t
 
 
 def test_two_steps_meet_in_the_middle_where_the_bound_is_symmetric():
-    # With p = 1 the bound of two steps is e^a + e^b - 2 for the two gaps a and b, least where they are equal.
+    # With p = 1 the bound of two steps is e^a + e^b - 2 for the two gaps a and b, least where they
+    # are equal.
     found = minimal(torch.tensor([-4.0, 3.0, 6.0], dtype=torch.float64), power=1, apart=3)
     assert found[1].item() == pytest.approx(1.0, abs=1e-3)
 
@@ -118,13 +129,18 @@ def test_three_steps_are_as_good_as_the_best_of_a_dense_grid(power):
 
 def test_schedules_with_the_same_log_snr_get_the_same_grid():
     edm, flow = EDM(0.002, 80.0), RectifiedFlow(0.002 / 1.002, 80 / 81)
-    found = [DMN(steps=5).best(Gaussian(s, Form.VELOCITY), toy_pairs(), losses.mse)[0] for s in (edm, flow)]
+    found = [
+        DMN(steps=5).best(Gaussian(s, Form.VELOCITY), toy_pairs(), losses.mse)[0]
+        for s in (edm, flow)
+    ]
     assert torch.allclose(edm.log_snr(found[0]), flow.log_snr(found[1]), atol=1e-3)
 
 
 def test_few_steps_are_kept_apart_by_default_and_many_are_not(monkeypatch):
     asked = []
-    monkeypatch.setattr(dmn, "minimal", lambda init, power, apart: asked.append((power, apart)) or init)
+    monkeypatch.setattr(
+        dmn, "minimal", lambda init, power, apart: asked.append((power, apart)) or init
+    )
     for options in ({"steps": 7}, {"steps": 8}, {"steps": 8, "apart": 2, "power": 2}):
         DMN(**options).best(Gaussian(EDM(), Form.NOISE), toy_pairs(), losses.mse)
     assert asked == [(1, 3), (1, 0), (2, 2)]
@@ -160,11 +176,16 @@ def test_bad_input_is_named_with_what_is_accepted(options, words):
     assert all(word in sentence(error) for word in words)
 
 
-@pytest.mark.parametrize("schedule", [RectifiedFlow(0.01, 1.0), RectifiedFlow(0.0, 0.99)], ids=["alpha", "sigma"])
+@pytest.mark.parametrize(
+    "schedule", [RectifiedFlow(0.01, 1.0), RectifiedFlow(0.0, 0.99)], ids=["alpha", "sigma"]
+)
 def test_a_flow_that_reaches_pure_noise_or_pure_data_is_refused(schedule):
     with pytest.raises(ValueError) as error:
         DMN().best(Gaussian(schedule, Form.VELOCITY), toy_pairs(), losses.mse)
-    assert all(word in sentence(error) for word in ("alpha(t_max) > 0", "sigma(t_min) > 0", f"{schedule.t_max:g}"))
+    assert all(
+        word in sentence(error)
+        for word in ("alpha(t_max) > 0", "sigma(t_min) > 0", f"{schedule.t_max:g}")
+    )
 
 
 def test_without_scipy_it_says_what_to_install(monkeypatch):

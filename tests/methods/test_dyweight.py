@@ -1,4 +1,5 @@
-"""DyWeight: the published recursion, written out by hand, is what the plan makes of the one loop."""
+"""DyWeight: the published recursion, written out by hand, is what the plan makes of the one
+loop."""
 
 import math
 
@@ -10,10 +11,10 @@ from indis import (
     UNCONDITIONAL,
     Counted,
     Discretization,
-    FitConfig,
     Fixed,
     Form,
     LinearVP,
+    Recipe,
     RectifiedFlow,
     Sampler,
     grids,
@@ -40,7 +41,11 @@ PROBLEMS = {
 
 
 def policy_for(problem, grid, order=3, **fields):
-    return DyWeight(STEPS, f"ipndm:{order}", grid, **{"analytic_first": False} | fields).untrained(problem).policy
+    return (
+        DyWeight(STEPS, f"ipndm:{order}", grid, **{"analytic_first": False} | fields)
+        .untrained(problem)
+        .policy
+    )
 
 
 def scattered(policy, seed=0, size=0.1):
@@ -52,9 +57,12 @@ def scattered(policy, seed=0, size=0.1):
 
 
 def spread(policy, seed=0):
-    """Random weights and scales with row sums of the published sizes: above one at first, below one later."""
+    """Random weights and scales with row sums of the published sizes: above one at first, below one
+    later."""
     scattered(policy, seed)
-    sums = 0.75 + 0.25 * torch.rand(policy.steps, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    sums = 0.75 + 0.25 * torch.rand(
+        policy.steps, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+    )
     sums[0] += 0.1
     with torch.no_grad():
         policy.scales[0].clamp_(max=0.98)  # a question from before a flow's beginning would be cut
@@ -64,14 +72,17 @@ def spread(policy, seed=0):
 
 
 def recursion(x, grid, weights, scales, slope, tracking=True, analytic_first=False):
-    """The published rule. ``slope(x, clock, told)`` is that of the ODE; returns the end and the effective times."""
+    """The published rule. ``slope(x, clock, told)`` is that of the ODE; returns the end and the
+    effective times."""
     reached, slopes, times = grid[0], [], [grid[0]]
     for k in range(len(grid) - 1):
         first = analytic_first and k == 0
         told = abs(scales[k] * reached)
         slopes.append(x / math.sqrt(1 + reached**2) if first else slope(x, reached, told))
         row = weights[k][: k + 1]
-        x = x + (grid[k + 1] - reached) * sum(w * d for w, d in zip(row, reversed(slopes), strict=False))
+        x = x + (grid[k + 1] - reached) * sum(
+            w * d for w, d in zip(row, reversed(slopes), strict=False)
+        )
         total = sum(row) if tracking else 1.0
         reached = reached + total * (grid[k + 1] - reached)
         times.append(reached)
@@ -161,9 +172,13 @@ def test_in_a_vp_process_the_clock_is_noise_over_signal():
     x = seeded(6, 3)
     expected, times = recursion(x / schedule.alpha(tau[:1]), ratios, *values(policy), slope)
     plan = policy.plan.detach()
-    torch.testing.assert_close(plan.tau[0, 1:-1], torch.cat([time(t) for t in times[1:-1]]), rtol=1e-9, atol=0)
+    torch.testing.assert_close(
+        plan.tau[0, 1:-1], torch.cat([time(t) for t in times[1:-1]]), rtol=1e-9, atol=0
+    )
     end = solve(denoiser, x, plan, solvers.IPNDM(3))
-    torch.testing.assert_close(end, schedule.alpha(plan.tau[:, -1]) * expected, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(
+        end, schedule.alpha(plan.tau[:, -1]) * expected, rtol=1e-9, atol=1e-9
+    )
 
 
 def test_no_question_is_asked_from_before_the_beginning():
@@ -179,8 +194,12 @@ def test_no_question_is_asked_from_before_the_beginning():
 def test_nodes_are_the_effective_times_also_where_they_do_not_end_at_the_schedules_end(seed):
     policy = spread(policy_for(GOLDEN, "polynomial:7"), seed)
     with torch.no_grad():
-        policy.weights[-1, 0] -= policy.weights[-1].sum() - 0.9  # the last row sums to 0.9: the rule stops early
-    _, times = recursion(torch.zeros(1, 3), policy.base[0].tolist(), *values(policy), lambda x, clock, told: x)
+        policy.weights[-1, 0] -= (
+            policy.weights[-1].sum() - 0.9
+        )  # the last row sums to 0.9: the rule stops early
+    _, times = recursion(
+        torch.zeros(1, 3), policy.base[0].tolist(), *values(policy), lambda x, clock, told: x
+    )
     tau = policy.plan.detach().check(EDM()).tau[0]
     torch.testing.assert_close(tau, torch.tensor(times, dtype=torch.float64), rtol=1e-9, atol=0)
     assert float(tau[-1]) > 0.004
@@ -191,18 +210,29 @@ def test_nodes_are_the_effective_times_also_where_they_do_not_end_at_the_schedul
 @ORDERS
 def test_untrained_it_is_ipndm(name, tracking, order):
     denoiser, grid = PROBLEMS[name]
-    sampler = DyWeight(STEPS, f"ipndm:{order}", grid, analytic_first=False, tracking=tracking).untrained(denoiser)
+    sampler = DyWeight(
+        STEPS, f"ipndm:{order}", grid, analytic_first=False, tracking=tracking
+    ).untrained(denoiser)
     plain = Sampler(Fixed(grids.named(grid)(denoiser.schedule, STEPS)), solvers.IPNDM(order))
     noise = seeded(6, *denoiser.shape)
-    torch.testing.assert_close(sampler(denoiser, noise).detach(), plain(denoiser, noise), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(
+        sampler(denoiser, noise).detach(), plain(denoiser, noise), rtol=1e-12, atol=1e-12
+    )
     plan = sampler.policy.plan.detach()
     assert float(plan.dtau.abs().max()) == 0
     assert float(plan.weights.abs().max()) < 1e-11
 
 
 def test_the_rows_are_ipndms():
-    expected = [[1, 0, 0], [3 / 2, -1 / 2, 0], [23 / 12, -16 / 12, 5 / 12], [23 / 12, -16 / 12, 5 / 12]]
-    torch.testing.assert_close(ipndm_rows(4, 3), torch.tensor(expected, dtype=torch.float64), rtol=0, atol=1e-16)
+    expected = [
+        [1, 0, 0],
+        [3 / 2, -1 / 2, 0],
+        [23 / 12, -16 / 12, 5 / 12],
+        [23 / 12, -16 / 12, 5 / 12],
+    ]
+    torch.testing.assert_close(
+        ipndm_rows(4, 3), torch.tensor(expected, dtype=torch.float64), rtol=0, atol=1e-16
+    )
 
 
 def test_a_last_step_that_overshoots_moves_the_state_though_time_cannot_follow():
@@ -214,12 +244,15 @@ def test_a_last_step_that_overshoots_moves_the_state_though_time_cannot_follow()
     assert times[-1] < 0
     plan = policy.plan.detach().check(EDM())
     assert float(plan.tau[0, -1]) == pytest.approx(0.002, rel=1e-9)
-    torch.testing.assert_close(solve(GOLDEN, x, plan, solvers.IPNDM(3)), expected, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(
+        solve(GOLDEN, x, plan, solvers.IPNDM(3)), expected, rtol=1e-9, atol=1e-9
+    )
 
 
 @pytest.mark.parametrize("total", [0.0, 1e-9, -0.3])
 def test_a_step_whose_weights_sum_to_nothing_still_moves_the_state_by_the_rule(total):
-    """Its clock stands still (or would run back), so the loop's unit nearly vanishes and the corrections are large."""
+    """Its clock stands still (or would run back), so the loop's unit nearly vanishes and the
+    corrections are large."""
     policy = policy_for(GOLDEN, "polynomial:7")
     with torch.no_grad():
         policy.weights[1] = torch.tensor([0.7 + total, -0.7, 0.0])
@@ -253,7 +286,9 @@ def test_scales_at_and_below_zero_ask_at_a_time_that_exists():
         plan = policy.plan.detach().check(denoiser.schedule)
         asked = (plan.tau[:, :-1] + plan.dtau)[0]
         assert asked[3] == pytest.approx(plan.tau[0, 3].item(), rel=1e-9)  # |s t|, as published
-        torch.testing.assert_close(asked[1:3], torch.full((2,), denoiser.schedule.t_min / 2).double())
+        torch.testing.assert_close(
+            asked[1:3], torch.full((2,), denoiser.schedule.t_min / 2).double()
+        )
 
 
 def test_gradients_are_those_of_finite_differences():
@@ -291,7 +326,9 @@ def test_it_is_kept_as_a_fixed_plan():
 
 
 def test_the_analytic_first_step_saves_a_call_in_a_fit_too():
-    method = DyWeight(4, grid="uniform", fit=FitConfig(iterations=10, batch=32, holdout=32, validate_every=5))
+    method = DyWeight(
+        4, grid="uniform", recipe=Recipe(iterations=10, batch=32, holdout=32, validate_every=5)
+    )
     before = method.tuning(toy(), toy_pairs(), squared_distance).validate()
     process = method.tuning(toy(), toy_pairs(), squared_distance)
     list(process.run())

@@ -6,7 +6,18 @@ from itertools import pairwise
 import pytest
 import torch
 
-from indis import UNCONDITIONAL, Counted, Discretization, Fixed, Form, Midpoint, RectifiedFlow, grids, prior, solve
+from indis import (
+    UNCONDITIONAL,
+    Counted,
+    Discretization,
+    Fixed,
+    Form,
+    Midpoint,
+    RectifiedFlow,
+    grids,
+    prior,
+    solve,
+)
 from indis.methods import EPD, METHODS, EPDPlugin
 from indis.policies import MidpointBounds, MidpointTable
 from methods.published import SCHEDULE, adams, fill, first_slope, problem, slope
@@ -23,12 +34,15 @@ def learned(config, native=Form.NOISE, seed=3):
 
 
 def table(policy, squash, margin=1e-3):
-    """r, s_dir, s_time, w from a table whose r starts at the middles of K parts; the paper's margin is 0."""
+    """r, s_dir, s_time, w from a table whose r starts at the middles of K parts; the paper's margin
+    is 0."""
     free, points = {k: v.detach().double() for k, v in policy.free.items()}, policy.points
     middles = (2 * torch.arange(points, dtype=torch.float64) + 1) / (2 * points)
     begin = torch.logit((middles - margin) / (1 - 2 * margin))
     r = margin + (1 - 2 * margin) * torch.sigmoid(begin + free["r"])
-    s_dir, s_time = (1 + getattr(policy.bounds, n) * torch.tanh(free[n] / squash) for n in ("s_dir", "s_time"))
+    s_dir, s_time = (
+        1 + getattr(policy.bounds, n) * torch.tanh(free[n] / squash) for n in ("s_dir", "s_time")
+    )
     w = torch.softmax(free["w"], dim=1) if points > 1 else torch.ones_like(r)
     return r, s_dir, s_time, w
 
@@ -63,7 +77,9 @@ def test_an_untrained_table_is_the_composite_midpoint_rule(points):
     plan = sampler.policy(NOISE).check(SCHEDULE).detach()
     base = grids.vp_time(SCHEDULE, 3)
     level = SCHEDULE.log_snr(base)
-    fraction = torch.tensor([0, *((2 * k + 1) / (2 * points) for k in range(points))], dtype=torch.float64)
+    fraction = torch.tensor(
+        [0, *((2 * k + 1) / (2 * points) for k in range(points))], dtype=torch.float64
+    )
     expected = torch.lerp(level[0, :-1, None], level[0, 1:, None], fraction).flatten()
     torch.testing.assert_close(SCHEDULE.log_snr(plan.tau[0, :-1]), expected, rtol=1e-12, atol=1e-12)
     assert torch.equal(plan.dtau, torch.zeros_like(plan.dtau))
@@ -75,11 +91,19 @@ def test_an_untrained_table_is_the_composite_midpoint_rule(points):
 @pytest.mark.parametrize("analytic", [False, True])
 @pytest.mark.parametrize("points", [1, 2, 3])
 def test_a_learned_table_takes_the_published_step(points, analytic, native):
-    config = EPD(solver=f"midpoint:{points}", steps=3, analytic_first=analytic, s_dir=0.1, s_time=0.3)
+    config = EPD(
+        solver=f"midpoint:{points}", steps=3, analytic_first=analytic, s_dir=0.1, s_time=0.3
+    )
     sampler = learned(config, native)
-    base, x, numbers = grids.vp_time(SCHEDULE, 3)[0], prior(SCHEDULE, NOISE), table(sampler.policy, 4)
+    base, x, numbers = (
+        grids.vp_time(SCHEDULE, 3)[0],
+        prior(SCHEDULE, NOISE),
+        table(sampler.policy, 4),
+    )
     expected = published(x, base, numbers, analytic=analytic)
-    torch.testing.assert_close(sampler(problem(native), NOISE).detach(), expected, rtol=1e-11, atol=1e-11)
+    torch.testing.assert_close(
+        sampler(problem(native), NOISE).detach(), expected, rtol=1e-11, atol=1e-11
+    )
     for which in range(3 + (points > 1)):  # and every column of the table matters
         neutral = [v * 0 + v.mean() if i == which else v for i, v in enumerate(numbers)]
         assert float((published(x, base, neutral, analytic=analytic) - expected).abs().max()) > 1e-3
@@ -105,7 +129,9 @@ def test_the_plugin_predicts_its_midpoints_from_the_history_of_the_nodes(order):
 
 def test_a_flow_keeps_the_data_prediction_of_the_shifted_question_too():
     flow = Gaussian(RectifiedFlow(0.02, 0.95), Form.VELOCITY)
-    sampler = EPD(solver="midpoint", steps=2, grid="uniform", analytic_first=False, s_time=0.3).untrained(flow)
+    sampler = EPD(
+        solver="midpoint", steps=2, grid="uniform", analytic_first=False, s_time=0.3
+    ).untrained(flow)
     fill(sampler.policy)
     r, s_dir, s_time, _ = table(sampler.policy, 4)
     x, schedule = prior(flow.schedule, NOISE), flow.schedule
@@ -113,7 +139,9 @@ def test_a_flow_keeps_the_data_prediction_of_the_shifted_question_too():
         m = t + r[n] * (s - t)
         asked = 1 / (1 + (1 - m) / m / s_time[n])  # sigma / alpha is s_time times that of m
         inside = x + (m - t) * flow(x, t.expand(4), UNCONDITIONAL)
-        expected = inside - asked * flow(inside, asked.expand(4), UNCONDITIONAL)  # the data prediction
+        expected = inside - asked * flow(
+            inside, asked.expand(4), UNCONDITIONAL
+        )  # the data prediction
         x = x + (s - t) * s_dir[n] * (inside - expected) / m
     torch.testing.assert_close(sampler(flow, NOISE).detach(), x, rtol=1e-11, atol=1e-11)
 
@@ -169,7 +197,9 @@ def test_midpoints_stay_inside_their_step_for_any_table():
         policy.free["s_time"].copy_(-1e3 * seeded(3, 2, seed=2).abs())
     plan = policy(NOISE)
     inside = plan.tau.detach()[0, :-1].reshape(3, 3)
-    assert bool((inside[:, 1:] < inside[:, :1]).all()) and bool((inside[:, 1:] > plan.tau[0, 3::3, None]).all())
+    assert bool((inside[:, 1:] < inside[:, :1]).all()) and bool(
+        (inside[:, 1:] > plan.tau[0, 3::3, None]).all()
+    )
     asked = (plan.tau[:, :-1] + plan.dtau)[0].reshape(3, 3)[:, 1:]
     torch.testing.assert_close(asked.detach(), 0.95 * inside[:, 1:], rtol=1e-12, atol=0)
 
@@ -190,7 +220,11 @@ def test_gradients_reach_every_number_of_the_table():
 def test_the_domain_of_r_is_the_schedules_unless_it_is_given():
     flow = Gaussian(RectifiedFlow(0.02, 0.95), Form.VELOCITY)
     for domain, middle in ((None, 0.485), ("log_snr", 0.384)):
-        plan = EPD(solver="midpoint", steps=1, grid="uniform", domain=domain).untrained(flow).policy(NOISE)
+        plan = (
+            EPD(solver="midpoint", steps=1, grid="uniform", domain=domain)
+            .untrained(flow)
+            .policy(NOISE)
+        )
         assert plan.tau[0, 1].item() == pytest.approx(middle, abs=1e-3)
 
 

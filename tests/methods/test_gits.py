@@ -1,4 +1,5 @@
-"""GITS against plain loops: what a jump costs, which path is cheapest, which node the analytic step gets."""
+"""GITS against plain loops: what a jump costs, which path is cheapest, which node the analytic step
+gets."""
 
 from itertools import combinations
 
@@ -9,9 +10,9 @@ from indis import (
     EDM,
     UNCONDITIONAL,
     Endpoints,
-    FitConfig,
     Form,
     LinearVP,
+    Recipe,
     RectifiedFlow,
     Sampler,
     grids,
@@ -19,9 +20,9 @@ from indis import (
     solvers,
     trajectory,
 )
-from indis.discretization import Discretization
 from indis.methods import GITS
 from indis.methods.gits import METRICS, cost_matrix, follow, shortest_path
+from indis.plan import Discretization
 from indis.policies import Fixed
 from problems import Bumpy, Gaussian, GoldenMixture, seeded
 from small_cases import sentence
@@ -53,11 +54,14 @@ def plain_miss(metric, jump, state, first, last):
 
 
 def plain_costs(problem, data, tau, solver, metric):
-    """cost[i][j] of x_i + (t_j - t_i) d_i, where time is the clock: EDM in noise form, flows in velocity form."""
+    """cost[i][j] of x_i + (t_j - t_i) d_i, where time is the clock: EDM in noise form, flows in
+    velocity form."""
     states, times = teacher_states(problem, data, tau, solver)
     costs = {}
     for i, j in combinations(range(len(times)), 2):
-        slope = problem(states[i], torch.full((len(data),), times[i], dtype=torch.float64), UNCONDITIONAL)
+        slope = problem(
+            states[i], torch.full((len(data),), times[i], dtype=torch.float64), UNCONDITIONAL
+        )
         jumps = states[i] + (times[j] - times[i]) * slope
         rows = zip(jumps, states[j], states[0], states[-1], strict=True)
         costs[i, j] = sum(plain_miss(metric, *row) for row in rows) / len(data)
@@ -68,7 +72,9 @@ def cheapest(costs, last, steps, coeff, first=1):
     """Of all subsets of inner nodes."""
 
     def price(path):
-        return sum(coeff**k * costs[jump] for k, jump in enumerate(zip(path, path[1:], strict=False)))
+        return sum(
+            coeff**k * costs[jump] for k, jump in enumerate(zip(path, path[1:], strict=False))
+        )
 
     paths = ([0, *inner, last] for inner in combinations(range(1, last), steps - 1))
     return min((p for p in paths if p[1] >= first), key=price)
@@ -95,7 +101,9 @@ def test_a_jump_costs_what_the_plain_formula_says(problem, metric):
 
 def test_a_jump_to_the_next_node_of_an_euler_teacher_is_free():
     problem = GoldenMixture()
-    run = follow(problem, noises(problem), grids.polynomial(problem.schedule, 6), solvers.named("euler"))
+    run = follow(
+        problem, noises(problem), grids.polynomial(problem.schedule, 6), solvers.named("euler")
+    )
     for metric in METRICS:
         cost = cost_matrix(run, metric)
         assert cost.diagonal(1).abs().max() < 1e-9 < cost[0, 2]
@@ -107,7 +115,12 @@ def test_noise_form_is_measured_in_the_variables_of_vp_and_edm_alike():
     problems = [Gaussian(vp, Form.NOISE), Gaussian(EDM(*ends), Form.NOISE)]
     costs = []
     for problem in problems:
-        run = follow(problem, noises(problem), grids.polynomial(problem.schedule, 8), solvers.named("ipndm:4"))
+        run = follow(
+            problem,
+            noises(problem),
+            grids.polynomial(problem.schedule, 8),
+            solvers.named("ipndm:4"),
+        )
         costs.append(cost_matrix(run, "l2"))
     assert torch.allclose(*costs, rtol=1e-6)
 
@@ -140,7 +153,9 @@ def test_the_cheapest_path_is_found_among_costs_of_either_sign(coeff, first):
         values = seeded(9, 9, seed=seed)
         costs = {(i, j): values[i, j].item() for i, j in combinations(range(9), 2)}
         for steps in range(2, 6):
-            assert shortest_path(upper(costs, 9), steps, coeff, first) == cheapest(costs, 8, steps, coeff, first)
+            assert shortest_path(upper(costs, 9), steps, coeff, first) == cheapest(
+                costs, 8, steps, coeff, first
+            )
 
 
 def test_the_coefficient_moves_nodes_to_where_costs_count():
@@ -160,7 +175,9 @@ def test_the_analytic_step_gets_the_node_that_ends_nearest_to_the_teacher(solver
     end = teacher_states(problem, data, tau, "ipndm:4")[0][-1]
 
     def miss(k):
-        sampler = Sampler(Fixed(tau[:, [0, k, *path[1:]]]), solvers.named(solver), analytic_first=True)
+        sampler = Sampler(
+            Fixed(tau[:, [0, k, *path[1:]]]), solvers.named(solver), analytic_first=True
+        )
         return (sampler(problem, data.noise) - end).norm(dim=1).mean()
 
     assert len(range(1, path[1])) > 1
@@ -184,7 +201,7 @@ def test_neither_targets_nor_batches_nor_samples_beyond_the_first_change_the_gri
     moved = Endpoints(data.seeds, data.noise, data.target + 1, data.condition)
     assert torch.equal(GITS(samples=10).best(problem, moved, losses.mse), grid)
     assert torch.equal(GITS(samples=10).best(problem, data[:10], losses.mse), grid)
-    small = GITS(samples=10, fit=FitConfig(batch=9)).best(problem, data, losses.mse)
+    small = GITS(samples=10, recipe=Recipe(batch=9)).best(problem, data, losses.mse)
     assert torch.equal(small, grid)
     assert not torch.equal(GITS(samples=1).best(problem, data, losses.mse), grid)
 

@@ -1,12 +1,23 @@
-"""GOD and INDIS on a problem whose best scale is known: one Euler step, times fixed, and least squares by hand."""
+"""GOD and INDIS on a problem whose best scale is known: one Euler step, times fixed, and least
+squares by hand."""
 
 import pytest
 import torch
 
-from indis import EDM, UNCONDITIONAL, Bounds, Form, IndisConfig, RectifiedFlow, losses, noise_from_seeds, prior
+from indis import (
+    EDM,
+    INDIS,
+    UNCONDITIONAL,
+    Bounds,
+    Form,
+    RectifiedFlow,
+    losses,
+    noise_from_seeds,
+    prior,
+)
+from indis.endpoints import Endpoints
 from indis.methods import ALD3, EPD, LD3, METHODS, Look
-from indis.teacher import Endpoints
-from indis.training import FitConfig
+from indis.tuning import Recipe
 from problems import Gaussian
 from small_cases import sentence
 
@@ -23,15 +34,26 @@ def known(problem, count=64):
     """Noise, and where the exact ODE takes it."""
     seeds = torch.arange(count)
     noise = noise_from_seeds(seeds.tolist(), problem.shape).double()
-    first, last = (torch.tensor(t, dtype=torch.float64) for t in (problem.schedule.t_max, problem.schedule.t_min))
-    return Endpoints(seeds, noise, problem.exact(prior(problem.schedule, noise), first, last), UNCONDITIONAL)
+    first, last = (
+        torch.tensor(t, dtype=torch.float64)
+        for t in (problem.schedule.t_max, problem.schedule.t_min)
+    )
+    return Endpoints(
+        seeds, noise, problem.exact(prior(problem.schedule, noise), first, last), UNCONDITIONAL
+    )
 
 
 def affine(problem, data):
     """The end of one Euler step as offset + gamma * slope, written out for each form's ODE."""
-    x, first, last = prior(problem.schedule, data.noise), problem.schedule.t_max, problem.schedule.t_min
+    x, first, last = (
+        prior(problem.schedule, data.noise),
+        problem.schedule.t_max,
+        problem.schedule.t_min,
+    )
     answer = problem(x, torch.full((len(x),), first, dtype=torch.float64), UNCONDITIONAL)
-    if problem.native is Form.DATA:  # the noise of a scaled data prediction is (x - gamma D) / sigma
+    if (
+        problem.native is Form.DATA
+    ):  # the noise of a scaled data prediction is (x - gamma D) / sigma
         return last / first * x, (1 - last / first) * answer
     return x, (last - first) * answer
 
@@ -42,8 +64,8 @@ def best_gamma(problem, data):
 
 
 def fitted(name, problem, data, *, gamma=0.95, iterations=300):
-    fit = FitConfig(iterations=iterations, batch=len(data), lr=0.1, holdout=0)
-    sizes = {"dtau": 0.0, "gamma": gamma, "fit": fit, "loss": "squared", **SMALL[name]}
+    fit = Recipe(iterations=iterations, batch=len(data), lr=0.1, holdout=0)
+    sizes = {"dtau": 0.0, "gamma": gamma, "recipe": fit, "loss": "squared", **SMALL[name]}
     method = METHODS[name](steps=1, solver="euler", grid="uniform", **sizes)
     process = method.tuning(problem, data, losses.named("squared"))
     list(process.run())
@@ -88,20 +110,34 @@ def test_phi_ends_below_the_least_loss_that_one_scale_for_all_can_have(problem):
     assert least < found < 0.95 * shared
 
 
-@pytest.mark.parametrize("sizes", [{"dtau": -1}, {"weights": -1}, {"gamma": float("nan")}, {"gamma": 1.0}])
+@pytest.mark.parametrize(
+    "sizes", [{"dtau": -1}, {"weights": -1}, {"gamma": float("nan")}, {"gamma": 1.0}]
+)
 def test_bounds_out_of_range_are_refused_where_they_are_given(sizes):
     with pytest.raises(ValueError, match=f"{next(iter(sizes))} must be in ") as error:
-        IndisConfig(**sizes)
+        INDIS(**sizes)
     sentence(error)
 
 
 @pytest.mark.parametrize(
     ("method", "given", "message"),
     [
-        (IndisConfig, {"shift": "sideways"}, "shift must be relative, gap or additive, got 'sideways'"),
-        (IndisConfig, {"domain": "sigma"}, "domain must be time or log_snr, got 'sigma'"),
-        (IndisConfig, {"shift": "gap", "dtau": 1.5}, "dtau must be below 1 for shift 'gap', got 1.5"),
-        (Look, {"look": "first", "analytic_first": True}, "look must be every or never with an analytic first step"),
+        (
+            INDIS,
+            {"shift": "sideways"},
+            "shift must be relative, gap or additive, got 'sideways'",
+        ),
+        (INDIS, {"domain": "sigma"}, "domain must be time or log_snr, got 'sigma'"),
+        (
+            INDIS,
+            {"shift": "gap", "dtau": 1.5},
+            "dtau must be below 1 for shift 'gap', got 1.5",
+        ),
+        (
+            Look,
+            {"look": "first", "analytic_first": True},
+            "look must be every or never with an analytic first step",
+        ),
         (LD3, {"domain": "sigma"}, "domain must be time or log_snr, got 'sigma'"),
         (ALD3, {"domain": "sigma"}, "domain must be time or log_snr, got 'sigma'"),
         (EPD, {"domain": "sigma"}, "domain must be time or log_snr, got 'sigma'"),

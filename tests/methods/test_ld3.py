@@ -1,4 +1,5 @@
-"""LD3: the published formula, two rounds, latents that move only as far as told and only if it helps."""
+"""LD3: the published formula, two rounds, latents that move only as far as told and only if it
+helps."""
 
 import math
 from dataclasses import replace
@@ -7,7 +8,7 @@ import pytest
 import torch
 
 from fits import advance, state
-from indis import EDM, FitConfig, Form, LinearVP, RectifiedFlow, Wrapped, grids, noise_from_seeds
+from indis import EDM, Form, LinearVP, Recipe, RectifiedFlow, Wrapped, grids, noise_from_seeds
 from indis.denoise import convert
 from indis.losses import squared_distance
 from indis.methods import LD3
@@ -17,11 +18,11 @@ from small_cases import same_tensors, sentence, toy, toy_pairs
 GOLDEN = GoldenMixture()
 FLOW = RectifiedFlow(0.02, 0.95)
 STEPS = 4
-SMALL = FitConfig(iterations=14, batch=8, holdout=32, validate_every=1)
+SMALL = Recipe(iterations=14, batch=8, holdout=32, validate_every=1)
 
 
 def start(loss=squared_distance, **changes):
-    method = LD3(**{"steps": 3, "fit": SMALL, "pairs": 24, "radius": 0.05} | changes)
+    method = LD3(**{"steps": 3, "recipe": SMALL, "pairs": 24, "radius": 0.05} | changes)
     return method.tuning(toy(), toy_pairs(), loss)
 
 
@@ -32,7 +33,9 @@ def losses_at(process, latents):
     return squared_distance(end, process.train.target)
 
 
-@pytest.mark.parametrize(("denoiser", "even"), [(GOLDEN, grids.log_snr), (Bumpy(FLOW), grids.uniform)])
+@pytest.mark.parametrize(
+    ("denoiser", "even"), [(GOLDEN, grids.log_snr), (Bumpy(FLOW), grids.uniform)]
+)
 def test_it_starts_even_in_log_snr_for_edm_and_in_time_for_the_rest(denoiser, even):
     plan = LD3(steps=STEPS).untrained(denoiser).policy.plan
     assert torch.equal(plan.tau.detach(), even(denoiser.schedule, STEPS))
@@ -79,14 +82,21 @@ def test_the_second_round_begins_with_rates_and_momentum_afresh():
 
 
 def test_first_steps_have_the_published_sizes():
-    """RMSprop's first step is ten times the rate a stamp; plain descent of a clipped gradient is at most the rate."""
-    process = start(loss=lambda a, b: 1e6 * squared_distance(a, b), fit=replace(SMALL, holdout=0), objective="hard")
+    """RMSprop's first step is ten times the rate a stamp; plain descent of a clipped gradient is at
+    most the rate."""
+    process = start(
+        loss=lambda a, b: 1e6 * squared_distance(a, b),
+        recipe=replace(SMALL, holdout=0),
+        objective="hard",
+    )
     advance(process, 1)
     assert state(process)["stamps"].abs().tolist()[0] == pytest.approx([5e-2] * 3, rel=1e-3)
     advance(process, 4)
     assert float(state(process)["shifts"].norm()) == pytest.approx(0.001 / 3, rel=1e-3)
     wider = start(
-        loss=lambda a, b: 1e6 * squared_distance(a, b), fit=replace(SMALL, holdout=0, clip=0.5), shift_lr=0.06
+        loss=lambda a, b: 1e6 * squared_distance(a, b),
+        recipe=replace(SMALL, holdout=0, clip=0.5),
+        shift_lr=0.06,
     )
     advance(wider, 5)
     assert float(state(wider)["shifts"].norm()) == pytest.approx(0.5 * 0.06 / 3, rel=1e-3)
@@ -112,7 +122,7 @@ def test_rates_do_not_fall_below_the_published_least():
 
 
 def test_with_a_plan_that_stands_still_no_latent_leaves_its_ball_and_no_loss_rises():
-    process = start(fit=replace(SMALL, iterations=30))
+    process = start(recipe=replace(SMALL, iterations=30))
     process._descend = lambda: None
     origin = process.train.noise.clone()
     before = first = losses_at(process, process.latents)
@@ -129,8 +139,9 @@ def test_with_a_plan_that_stands_still_no_latent_leaves_its_ball_and_no_loss_ris
 
 
 def test_a_latent_that_oversteps_stays_where_it_is():
-    """In a ball that never ends the published rate is far too large for some pairs and not for others."""
-    process = start(fit=replace(SMALL, batch=24, holdout=0), radius=1e6, latent_lr=60.0)
+    """In a ball that never ends the published rate is far too large for some pairs and not for
+    others."""
+    process = start(recipe=replace(SMALL, batch=24, holdout=0), radius=1e6, latent_lr=60.0)
     process._descend = lambda: None
     before = losses_at(process, process.latents)
     advance(process, 1)
@@ -156,14 +167,16 @@ def test_a_latent_moves_by_its_own_gradient_whatever_the_batch():
     """With a ball that never ends and a plan that stands still, one step of plain descent."""
     moved = []
     for batch in (8, 24):
-        process = start(fit=replace(SMALL, batch=batch, holdout=0), radius=1e6, latent_lr=0.03)
+        process = start(recipe=replace(SMALL, batch=batch, holdout=0), radius=1e6, latent_lr=0.03)
         process._descend = lambda: None
         advance(process, 24 // batch)
         moved.append(process.latents)
     latent = toy_pairs().noise[:24].clone().requires_grad_()
     squared_distance(process.sampler(toy(), latent), toy_pairs().target[:24]).sum().backward()
     for latents in moved:
-        torch.testing.assert_close(latents, latent.detach() - 0.03 / 3 * latent.grad, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(
+            latents, latent.detach() - 0.03 / 3 * latent.grad, rtol=1e-4, atol=1e-5
+        )
 
 
 def test_the_hard_objective_leaves_the_latents_and_the_soft_one_does_not():
@@ -181,7 +194,9 @@ def test_it_is_judged_on_latents_that_have_not_moved():
     list(process.run())
     with torch.no_grad():
         end = process.sampler(toy(), noise_from_seeds(range(64, 96), toy().shape))
-    assert process.best == pytest.approx(squared_distance(end, toy_pairs().target[64:]).mean().item(), rel=1e-5)
+    assert process.best == pytest.approx(
+        squared_distance(end, toy_pairs().target[64:]).mean().item(), rel=1e-5
+    )
 
 
 def test_it_learns_from_the_first_pairs_alone():
@@ -192,9 +207,16 @@ def test_it_learns_from_the_first_pairs_alone():
 @pytest.mark.parametrize("objective", ["soft", "hard"])
 @pytest.mark.parametrize("holdout", [0, 32])
 @pytest.mark.parametrize("stop", [2, 4, 9])
-def test_a_resumed_fit_repeats_the_uninterrupted_one_bit_for_bit(tmp_path, stop, holdout, objective):
+def test_a_resumed_fit_repeats_the_uninterrupted_one_bit_for_bit(
+    tmp_path, stop, holdout, objective
+):
     """In the middle of the first round, between the two, and in the middle of the second."""
-    changes = {"fit": replace(SMALL, holdout=holdout), "objective": objective, "stamp_lr": 0.1, "patience": 2}
+    changes = {
+        "recipe": replace(SMALL, holdout=holdout),
+        "objective": objective,
+        "stamp_lr": 0.1,
+        "patience": 2,
+    }
     straight = start(**changes)
     expected = list(straight.run())
     first = start(**changes)
@@ -233,7 +255,9 @@ def test_a_loss_that_is_not_finite_stops_with_the_best_plan():
 
 def test_a_start_is_refused():
     with pytest.raises(ValueError) as error:
-        LD3(steps=3).tuning(toy(), toy_pairs(), squared_distance, start=LD3(steps=3).untrained(toy()))
+        LD3(steps=3).tuning(
+            toy(), toy_pairs(), squared_distance, start=LD3(steps=3).untrained(toy())
+        )
     assert "start must be left out for LD3" in sentence(error)
 
 
@@ -244,7 +268,10 @@ def test_a_start_is_refused():
         ({"pairs": 0}, "pairs must be at least 1, got 0"),
         ({"patience": 0}, "patience must be at least 1, got 0"),
         ({"stamp_rounds": -1}, "stamp_rounds must be at least 0, got -1"),
-        ({"stamp_rounds": 0, "shift_rounds": 0}, "stamp_rounds + shift_rounds must be at least 1, got 0"),
+        (
+            {"stamp_rounds": 0, "shift_rounds": 0},
+            "stamp_rounds + shift_rounds must be at least 1, got 0",
+        ),
         ({"stamp_lr": 0.0}, "stamp_lr must be positive and finite, got 0.0"),
         ({"shift_lr": -1.0}, "shift_lr must be positive and finite, got -1.0"),
         ({"latent_lr": math.inf}, "latent_lr must be positive and finite, got inf"),
@@ -269,7 +296,7 @@ def test_an_unknown_domain_is_refused():
 @pytest.mark.parametrize("stop", [4, 8, 11])
 def test_several_beginnings_resume_as_if_never_interrupted(tmp_path, stop):
     def several():
-        return start(fit=replace(SMALL, iterations=16, starts=2, seed=1), patience=2)
+        return start(recipe=replace(SMALL, iterations=16, starts=2, seed=1), patience=2)
 
     whole, broken, resumed = several(), several(), several()
     list(whole.run())
@@ -282,15 +309,20 @@ def test_several_beginnings_resume_as_if_never_interrupted(tmp_path, stop):
 
 
 def test_a_look_between_trials_is_not_counted_against_a_run():
-    process = start(fit=replace(SMALL, validate_every=100))
+    process = start(recipe=replace(SMALL, validate_every=100))
     advance(process, 3)
     process.judge()
     assert process.worse == 0 and process.slowed == 1.0
 
 
-@pytest.mark.parametrize(("schedule", "native"), [(EDM(), Form.NOISE), (FLOW, Form.VELOCITY), (LinearVP(), Form.NOISE)])
-def test_a_solver_of_data_predictions_uses_what_the_network_meant_at_the_told_time(schedule, native):
-    """As in the released code, which turns answers into data at the told time: the form of the answer cannot matter."""
+@pytest.mark.parametrize(
+    ("schedule", "native"), [(EDM(), Form.NOISE), (FLOW, Form.VELOCITY), (LinearVP(), Form.NOISE)]
+)
+def test_a_solver_of_data_predictions_uses_what_the_network_meant_at_the_told_time(
+    schedule, native
+):
+    """As in the released code, which turns answers into data at the told time: the form of the
+    answer cannot matter."""
 
     def data(x, t, condition):
         return 0.5 * torch.tanh(x / (1 + t[:, None]))

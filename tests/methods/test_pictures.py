@@ -1,4 +1,5 @@
-"""Every method on a class-conditional model of pictures: the toy has vectors, no classes and a bottleneck."""
+"""Every method on a class-conditional model of pictures: the toy has vectors, no classes and a
+bottleneck."""
 
 from dataclasses import replace
 from functools import cache
@@ -6,14 +7,14 @@ from functools import cache
 import pytest
 import torch
 
-from indis import FitConfig, artifact, endpoints, gather, losses, noise_from_seeds
+from indis import Recipe, artifact, endpoint_batches, gather, losses, noise_from_seeds
 from indis.denoise import Counted
 from indis.methods import METHODS
 from indis.policies import Fixed
 from methods.cases import CASES
 from small_cases import TinyClasses, sentence, tiny_teacher
 
-SHORT = FitConfig(iterations=2, batch=8, lr=0.05, holdout=8, validate_every=1)
+SHORT = Recipe(iterations=2, batch=8, lr=0.05, holdout=8, validate_every=1)
 OWN = {
     "ld3": {"pairs": 16},
     "gits": {"samples": 16},
@@ -27,11 +28,11 @@ UNSEEN = range(500, 523)
 
 @cache
 def pairs():
-    return gather(list(endpoints(TinyClasses(), tiny_teacher(), range(24))))
+    return gather(list(endpoint_batches(TinyClasses(), tiny_teacher(), range(24))))
 
 
 def case(name):
-    return replace(CASES[name], grid="polynomial:7", loss="mse", fit=SHORT, **OWN.get(name, {}))
+    return replace(CASES[name], grid="polynomial:7", loss="mse", recipe=SHORT, **OWN.get(name, {}))
 
 
 @cache
@@ -43,7 +44,9 @@ def tuned(name):
 def draw(sampler, denoiser=None, labels=UNSEEN):
     denoiser = denoiser or TinyClasses()
     with torch.no_grad():
-        return sampler(denoiser, noise_from_seeds(UNSEEN, denoiser.shape), denoiser.condition(list(labels)))
+        return sampler(
+            denoiser, noise_from_seeds(UNSEEN, denoiser.shape), denoiser.condition(list(labels))
+        )
 
 
 @EVERY
@@ -89,4 +92,7 @@ def test_ays_optimises_a_grid_of_its_own_here():
 def test_amed_without_a_bottleneck_says_what_it_takes(name):
     with pytest.raises(ValueError) as error:
         replace(case(name), features="bottleneck").untrained(TinyClasses())
-    assert "AMED needs a denoiser with bottleneck(), which 'tiny' lacks; features='answer'" in sentence(error)
+    assert (
+        "AMED needs a denoiser with bottleneck(), which 'tiny' lacks; features='answer'"
+        in sentence(error)
+    )

@@ -1,4 +1,5 @@
-"""Every method on a denoiser of videos (channels, frames, height, width), as of LTX's latents; frames may differ."""
+"""Every method on a denoiser of videos (channels, frames, height, width), as of LTX's latents;
+frames may differ."""
 
 from dataclasses import replace
 from functools import cache
@@ -6,7 +7,17 @@ from functools import cache
 import pytest
 import torch
 
-from indis import FitConfig, Form, RectifiedFlow, Wrapped, artifact, endpoints, gather, heuristic, losses
+from indis import (
+    Form,
+    Recipe,
+    RectifiedFlow,
+    Wrapped,
+    artifact,
+    endpoint_batches,
+    gather,
+    heuristic,
+    losses,
+)
 from indis.methods import METHODS
 from indis.numerics import broadcast
 from indis.policies.encoders import trunk_for
@@ -16,13 +27,17 @@ from problems import seeded
 from small_cases import sentence
 
 SHAPE = (2, 3, 6, 4)
-SHORT = FitConfig(iterations=2, batch=8, lr=0.05, holdout=8, validate_every=1)
+SHORT = Recipe(iterations=2, batch=8, lr=0.05, holdout=8, validate_every=1)
 OWN = {"ld3": {"pairs": 16}, "gits": {"samples": 16}, "ays": {"samples": 8, "fine": 40}}
 OWN |= {name: {"features": "answer"} for name in ("amed", "amed-plugin")}
 
 
 def velocity(x, t, condition):
-    return torch.sin(1.3 * x + broadcast(torch.cos(2 * t), x)) + 0.3 * x.flip(-1) - 0.2 * x.roll(1, dims=2)
+    return (
+        torch.sin(1.3 * x + broadcast(torch.cos(2 * t), x))
+        + 0.3 * x.flip(-1)
+        - 0.2 * x.roll(1, dims=2)
+    )
 
 
 VIDEO = Wrapped(velocity, RectifiedFlow(0.02, 0.95), SHAPE, Form.VELOCITY)
@@ -30,12 +45,18 @@ VIDEO = Wrapped(velocity, RectifiedFlow(0.02, 0.95), SHAPE, Form.VELOCITY)
 
 @cache
 def pairs():
-    return gather(list(endpoints(VIDEO, heuristic(VIDEO, solver="euler", grid="uniform", steps=6), range(24))))
+    return gather(
+        list(
+            endpoint_batches(
+                VIDEO, heuristic(VIDEO, solver="euler", grid="uniform", steps=6), range(24)
+            )
+        )
+    )
 
 
 @pytest.mark.parametrize("name", list(METHODS))
 def test_it_tunes_draws_and_comes_back_from_disk(name, tmp_path):
-    case = replace(CASES[name], grid="uniform", loss="mse", fit=SHORT, **OWN.get(name, {}))
+    case = replace(CASES[name], grid="uniform", loss="mse", recipe=SHORT, **OWN.get(name, {}))
     process = case.tuning(VIDEO, pairs(), losses.named("mse"))
     assert list(process.run())[-1].best < float("inf")
     artifact.save(process.sampler, tmp_path)
@@ -69,6 +90,8 @@ def test_places_of_a_video_are_those_of_its_frames():
 
 @pytest.mark.parametrize("shape", [(3, 2, 8), (3, 2, 3, 8), (4, 16), (1, 1, 1, 8, 8)])
 def test_samples_that_no_trunk_reads_are_refused(shape):
-    with pytest.raises(ValueError, match="shape must be .* with sides of at least 4 .* got") as error:
+    with pytest.raises(
+        ValueError, match="shape must be .* with sides of at least 4 .* got"
+    ) as error:
         trunk_for(shape, 8, 2)
     sentence(error)

@@ -36,11 +36,15 @@ def test_agrees_with_torchmetrics():
     theirs = FrechetInceptionDistance(feature=Flatten()).set_dtype(torch.float64)
     for features, real in ((a, True), (b, False)):
         theirs.update(features.reshape(-1, 3, 2, 2), real=real)
-    assert frechet_distance(moments(a), moments(b)) == pytest.approx(theirs.compute().item(), rel=1e-9)
+    assert frechet_distance(moments(a), moments(b)) == pytest.approx(
+        theirs.compute().item(), rel=1e-9
+    )
 
 
 def test_closed_form_of_commuting_gaussians():
-    rotation, _ = torch.linalg.qr(torch.randn(5, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(3)))
+    rotation, _ = torch.linalg.qr(
+        torch.randn(5, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    )
     a, b = (torch.tensor(v, dtype=torch.float64) for v in ([1.0, 4, 9, 0, 2], [4.0, 4, 1, 3, 0]))
     shift = torch.tensor([1.0, -2, 0, 0.5, 0], dtype=torch.float64)
     expected = shift.square().sum() + (a.sqrt() - b.sqrt()).square().sum()
@@ -57,7 +61,9 @@ def test_closed_form_of_gaussians_that_do_not_commute():
     cross = (torch.trace(a @ b) + 2 * (a.det() * b.det()).sqrt()).sqrt()
     expected = torch.trace(a) + torch.trace(b) - 2 * cross
     zero = torch.zeros(2, dtype=torch.float64)
-    assert frechet_distance(exact(zero, a), exact(zero, b)) == pytest.approx(expected.item(), rel=1e-12)
+    assert frechet_distance(exact(zero, a), exact(zero, b)) == pytest.approx(
+        expected.item(), rel=1e-12
+    )
 
 
 def test_equal_moments_are_at_zero_even_when_singular():
@@ -89,10 +95,16 @@ def test_a_file_keeps_every_bit(tmp_path):
     some = moments(cloud(50, 3, 6))
     save_tensors(tmp_path / "moments.safetensors", some.to_tensors())
     back = Moments.from_tensors(load_tensors(tmp_path / "moments.safetensors")[0])
-    assert back.count == 50 and torch.equal(back.mean, some.mean) and torch.equal(back.scatter, some.scatter)
+    assert (
+        back.count == 50
+        and torch.equal(back.mean, some.mean)
+        and torch.equal(back.scatter, some.scatter)
+    )
 
 
-@pytest.mark.parametrize("features", [torch.zeros(3), torch.zeros(2, 4), torch.tensor([[0.0, float("nan"), 0.0]])])
+@pytest.mark.parametrize(
+    "features", [torch.zeros(3), torch.zeros(2, 4), torch.tensor([[0.0, float("nan"), 0.0]])]
+)
 def test_bad_features_are_refused_and_leave_no_trace(features):
     some = moments(cloud(50, 3, 7))
     before = some.mean.clone()

@@ -9,10 +9,10 @@ from safetensors.torch import save_file
 pytest.importorskip("diffusers")
 
 from indis import Form  # noqa: E402
+from indis.bench.train_fashion import TrainConfig, Trainer  # noqa: E402
 from indis.models import edm, fashion  # noqa: E402
 from indis.models.fashion import SIGMA_DATA, Fashion, FashionNetwork, class_condition  # noqa: E402
 from indis.models.fashion_data import DEBIAN_FOLDER, read  # noqa: E402
-from indis.models.fashion_training import TrainConfig, Trainer  # noqa: E402
 from indis.pixels import to_pixels  # noqa: E402
 from indis.storage import load_tensors, save_tensors  # noqa: E402
 from small_cases import contents, same_tensors, sentence  # noqa: E402
@@ -77,7 +77,10 @@ def test_bfloat16_moves_the_answer_a_little(model):
 
 def test_preconditioning_by_hand():
     """A network that echoes its first input, at sigma = 0.7 sqrt(3): the total deviation is 1.4."""
-    x, sigma = torch.tensor([[2.8]], dtype=torch.float64), torch.tensor([0.7 * 3**0.5], dtype=torch.float64)
+    x, sigma = (
+        torch.tensor([[2.8]], dtype=torch.float64),
+        torch.tensor([0.7 * 3**0.5], dtype=torch.float64),
+    )
     levels = []
 
     def network(scaled, level):
@@ -105,7 +108,9 @@ def test_its_bottleneck_is_the_channel_mean_of_the_middle_block_in_the_latest_ca
         fresh.bottleneck()
     x, t = noisy()
     condition, seen = class_condition(torch.tensor(LABELS)), []
-    handle = model.network.unet.mid_block.register_forward_hook(lambda module, inputs, output: seen.append(output))
+    handle = model.network.unet.mid_block.register_forward_hook(
+        lambda module, inputs, output: seen.append(output)
+    )
     for _ in range(2):
         model(x.requires_grad_(), t, condition)
         x = x.detach() / 2
@@ -132,7 +137,8 @@ def test_the_gradient_in_time_is_that_of_the_differences(precise):
         return (pull * edm.noise_prediction(precise, x, times, SIGMA_DATA)).sum((1, 2, 3))
 
     (gradient,) = torch.autograd.grad(value(t).sum(), t)
-    # The embedding of time is float32 inside whatever the weights are, so the step must not be tiny.
+    # The embedding of time is float32 inside whatever the weights are, so the step must not be
+    # tiny.
     step = 1e-3 * t.detach()
     with torch.no_grad():
         difference = (value(t + step) - value(t - step)) / (2 * step)
@@ -158,14 +164,27 @@ def test_a_class_is_a_unit_over_the_root_of_ten_and_no_label_is_zero():
 
 
 def test_ten_consecutive_seeds_show_every_class_once(model):
-    assert model.condition(list(range(1_000_007, 1_000_017))).inputs["label"].tolist() == [7, 8, 9, 0, 1, 2, 3, 4, 5, 6]
+    assert model.condition(list(range(1_000_007, 1_000_017))).inputs["label"].tolist() == [
+        7,
+        8,
+        9,
+        0,
+        1,
+        2,
+        3,
+        4,
+        5,
+        6,
+    ]
 
 
 @pytest.mark.parametrize("bad", [-1, 11])
 def test_a_label_out_of_range_is_named(bad):
     with pytest.raises(ValueError) as error:
         class_condition(torch.tensor([0, bad]))
-    assert "label must be 0 ... 9 or 10 for no label" in sentence(error) and str(bad) in sentence(error)
+    assert "label must be 0 ... 9 or 10 for no label" in sentence(error) and str(bad) in sentence(
+        error
+    )
 
 
 TRAINING = TrainConfig(images=32, batch=4, lr=1e-2, warmup=2, label_dropout=0.3, bf16=False)
@@ -195,7 +214,9 @@ def straight():
 
 def test_a_file_that_something_else_wrote_is_no_checkpoint(tmp_path):
     save_file({"network.x": torch.zeros(1)}, tmp_path / "checkpoint.safetensors")
-    with pytest.raises(ValueError, match=r"is no checkpoint of this version: config, step missing from its header"):
+    with pytest.raises(
+        ValueError, match=r"is no checkpoint of this version: config, step missing from its header"
+    ):
         Trainer(TRAINING).resume(tmp_path / "checkpoint.safetensors")
 
 
@@ -242,7 +263,8 @@ def test_the_average_starts_with_a_short_memory():
 
 
 def test_the_loss_is_the_error_of_the_network_against_its_unit_target():
-    """EDM's weight cancels the output scale: the weighted error is that of F against (x - c_skip noisy) / c_out."""
+    """EDM's weight cancels the output scale: the weighted error is that of F against (x - c_skip
+    noisy) / c_out."""
     trainer = Trainer(TRAINING)
     generator = torch.Generator().manual_seed(3)
     x, noise = torch.randn(2, 4, 1, 28, 28, generator=generator)
@@ -253,7 +275,9 @@ def test_the_loss_is_the_error_of_the_network_against_its_unit_target():
         answer = trainer.network((x + s * noise) / total, sigma.log() / 4, labels)
         target = (x - sd**2 / total**2 * (x + s * noise)) / (s * sd / total)
         expected = (answer - target).square().mean()
-        assert trainer._loss(x, labels, sigma, noise).item() == pytest.approx(expected.item(), rel=1e-4)
+        assert trainer._loss(x, labels, sigma, noise).item() == pytest.approx(
+            expected.item(), rel=1e-4
+        )
 
 
 def test_a_loss_that_is_not_finite_stops_before_it_does_harm():

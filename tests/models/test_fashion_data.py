@@ -1,4 +1,5 @@
-"""Fashion-MNIST's files: what is read from them, and what is said about damaged ones; pixels and bytes."""
+"""Fashion-MNIST's files: what is read from them, and what is said about damaged ones; pixels and
+bytes."""
 
 import gzip
 import struct
@@ -16,7 +17,9 @@ def idx(array, kind=8):
     return bytes([0, 0, kind, array.ndim]) + sizes + array.numpy().tobytes()
 
 
-IMAGES = torch.randint(0, 256, (5, 28, 28), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+IMAGES = torch.randint(
+    0, 256, (5, 28, 28), generator=torch.Generator().manual_seed(0), dtype=torch.uint8
+)
 CLASSES = torch.tensor([3, 1, 9, 0, 3], dtype=torch.uint8)
 
 

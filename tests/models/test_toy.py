@@ -1,4 +1,5 @@
-"""The toy denoiser against its recipe's checksums, a naive version, differences and Tweedie's formula."""
+"""The toy denoiser against its recipe's checksums, a naive version, differences and Tweedie's
+formula."""
 
 from __future__ import annotations
 
@@ -74,7 +75,9 @@ def test_tree_has_the_checksums_of_the_recipe() -> None:
     assert mean.tolist() == pytest.approx([-0.339, -0.331], abs=6e-4)
     assert (second - mean**2).sqrt().tolist() == pytest.approx([0.368, 0.375], abs=6e-4)
     deviations = torch.linalg.eigvalsh(tree("AB").covariances).sqrt()
-    assert (deviations.min().item(), deviations.max().item()) == pytest.approx((0.0031, 0.0231), abs=6e-5)
+    assert (deviations.min().item(), deviations.max().item()) == pytest.approx(
+        (0.0031, 0.0231), abs=6e-5
+    )
 
 
 def test_both_classes_together_have_deviation_one_half() -> None:
@@ -101,7 +104,9 @@ def test_samples_have_the_moments_of_the_mixture(mixture: Mixture) -> None:
 
 def test_log_density_of_one_gaussian_and_its_integral(loose: Mixture) -> None:
     unit = torch.eye(2, dtype=torch.float64)
-    single = Mixture(torch.ones(1, dtype=torch.float64), torch.zeros(1, 2, dtype=torch.float64), unit[None])
+    single = Mixture(
+        torch.ones(1, dtype=torch.float64), torch.zeros(1, 2, dtype=torch.float64), unit[None]
+    )
     at = torch.tensor([[1.0, 2.0]], dtype=torch.float64)
     assert single.log_density(at).item() == pytest.approx(-2.5 - math.log(2 * math.pi))
     axis = torch.linspace(-6, 6, 601, dtype=torch.float64)
@@ -110,7 +115,9 @@ def test_log_density_of_one_gaussian_and_its_integral(loose: Mixture) -> None:
 
 
 @pytest.mark.parametrize("kind", ["mixture", "loose"])
-def test_value_and_gradients_match_the_naive_formula(kind: str, request: pytest.FixtureRequest) -> None:
+def test_value_and_gradients_match_the_naive_formula(
+    kind: str, request: pytest.FixtureRequest
+) -> None:
     mixture = request.getfixturevalue(kind)
     # More than one chunk.
     alpha, sigma = levels(toy.CHUNK + 37)
@@ -133,7 +140,9 @@ def test_branches_are_found_only_where_they_are(mixture: Mixture, loose: Mixture
 @pytest.mark.parametrize("t", [0.05, 0.3, 0.7, 0.98, 1.0, 1.02])
 def test_gradcheck(mixture: Mixture, t: float) -> None:
     sigma = torch.full((3,), t, dtype=torch.float64)
-    inputs = [v.clone().requires_grad_() for v in (points(mixture, 1 - sigma, sigma), 1 - sigma, sigma)]
+    inputs = [
+        v.clone().requires_grad_() for v in (points(mixture, 1 - sigma, sigma), 1 - sigma, sigma)
+    ]
     assert torch.autograd.gradcheck(lambda x, a, s: posterior_mean(x, a, s, mixture), inputs)
 
 
@@ -151,9 +160,14 @@ def test_float32_stays_close_to_float64(mixture: Mixture) -> None:
 
 def test_gradient_in_x_is_the_posterior_covariance(loose: Mixture) -> None:
     """dE[x_0]/dx = alpha / sigma^2 Cov(x_0 | x), by weighing samples of the data."""
-    alpha, sigma = torch.tensor([0.6], dtype=torch.float64), torch.tensor([0.5], dtype=torch.float64)
+    alpha, sigma = (
+        torch.tensor([0.6], dtype=torch.float64),
+        torch.tensor([0.5], dtype=torch.float64),
+    )
     x = torch.tensor([[0.2, -0.1]], dtype=torch.float64)
-    jacobian = torch.autograd.functional.jacobian(lambda v: posterior_mean(v, alpha, sigma, loose), x)
+    jacobian = torch.autograd.functional.jacobian(
+        lambda v: posterior_mean(v, alpha, sigma, loose), x
+    )
     jacobian = jacobian[0, :, 0]
     data = loose.sample(400_000, torch.Generator().manual_seed(0))
     weights = (-(x - alpha * data).square().sum(1) / (2 * sigma**2)).softmax(0)
@@ -188,7 +202,9 @@ def test_tweedie(mixture: Mixture, t: float) -> None:
     x = points(mixture, 1 - sigma, sigma).requires_grad_()
     (score,) = torch.autograd.grad(noisy.log_density(x).sum(), x)
     expected = (x + t**2 * score) / (1 - t)
-    torch.testing.assert_close(posterior_mean(x, 1 - sigma, sigma, mixture), expected, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(
+        posterior_mean(x, 1 - sigma, sigma, mixture), expected, rtol=1e-9, atol=1e-9
+    )
 
 
 def test_denoiser_answers_the_velocity_in_the_dtype_of_x() -> None:

@@ -1,9 +1,10 @@
-"""One phi for every N: the base solver at each N before tuning, one network after it, and the choice is kept."""
+"""One phi for every N: the base solver at each N before tuning, one network after it, and the
+choice is kept."""
 
 import pytest
 import torch
 
-from indis import IPNDM, Bounds, FitConfig, Fixed, Sampler, grids, losses
+from indis import IPNDM, Bounds, Fixed, Recipe, Sampler, grids, losses
 from indis.methods import EveryN
 from indis.methods.every_n import turns
 from indis.policies import AnySteps
@@ -56,7 +57,10 @@ def test_gradients_reach_the_network_and_only_the_head_and_table_in_use():
     assert made.table(3).free.grad is None and made.table(6).free.grad is None
     for name in ("reader.trunk.layers.0.weight", "mix.weight", "heads.4.weight"):
         assert made.get_parameter(name).grad.abs().sum() > 0, name
-    assert made.get_parameter("heads.3.weight").grad is None and made.get_parameter("heads.6.weight").grad is None
+    assert (
+        made.get_parameter("heads.3.weight").grad is None
+        and made.get_parameter("heads.6.weight").grad is None
+    )
 
 
 def test_the_choice_survives_storage():
@@ -67,12 +71,17 @@ def test_the_choice_survives_storage():
 
 
 def test_each_iteration_tunes_one_number_and_the_validation_sees_all():
-    fit = FitConfig(iterations=4, batch=8, lr=0.05, holdout=16, validate_every=2)
-    method = EveryN(steps=4, fewest=3, solver="euler", grid="uniform", width=8, depth=1, probes=8, fit=fit)
+    fit = Recipe(iterations=4, batch=8, lr=0.05, holdout=16, validate_every=2)
+    method = EveryN(
+        steps=4, fewest=3, solver="euler", grid="uniform", width=8, depth=1, probes=8, recipe=fit
+    )
     process = method.tuning(toy(), toy_pairs(48), losses.named("squared"))
     tables = [process.policy.table(n).free.detach().clone() for n in (3, 4)]
     process._iterate()
-    moved = [not torch.equal(process.policy.table(n).free, t) for n, t in zip((3, 4), tables, strict=True)]
+    moved = [
+        not torch.equal(process.policy.table(n).free, t)
+        for n, t in zip((3, 4), tables, strict=True)
+    ]
     assert moved == [True, False]
     separate = []
     for n in (3, 4):

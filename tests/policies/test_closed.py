@@ -1,10 +1,12 @@
-"""Closed loops: decisions after evaluations cost no call, stay monotone, and begin as the base solver."""
+"""Closed loops: decisions after evaluations cost no call, stay monotone, and begin as the base
+solver."""
 
 import pytest
 import torch
 
 from indis import (
     EDM,
+    INDIS,
     IPNDM,
     Bounds,
     Counted,
@@ -12,7 +14,6 @@ from indis import (
     Euler,
     Fixed,
     Global,
-    IndisConfig,
     Instance,
     RectifiedFlow,
     Sampler,
@@ -20,7 +21,7 @@ from indis import (
     prior,
     solve,
 )
-from indis.discretization import restart
+from indis.plan import restart
 from indis.policies import ClosedLoop
 from problems import Bumpy, GoldenMixture, seeded
 
@@ -32,7 +33,9 @@ STEPS = 4
 
 def closed(problem, look, *, seed=None, scale=0.5, floor=1e-4, steps=STEPS):
     """A policy whose last layer is zero, or random under ``seed``."""
-    base = grids.named("polynomial" if problem is PROBLEM else "flow_shift")(problem.schedule, steps)
+    base = grids.named("polynomial" if problem is PROBLEM else "flow_shift")(
+        problem.schedule, steps
+    )
     bounds = Bounds.natural(problem.schedule, weights=0.2, floor=floor)
     torch.manual_seed(seed or 0)
     network = {"shape": problem.shape, "width": 16, "order": 3}
@@ -63,7 +66,7 @@ def test_looking_costs_no_call(look):
 @pytest.mark.parametrize("scale", [1.0, 1e3])
 def test_times_fall_strictly_and_end_exactly_for_any_logits(problem, look, scale):
     sampler = Sampler(closed(problem, look, seed=2, scale=scale), IPNDM(3))
-    plan = sampler.realised(problem, seeded(8, *problem.shape, seed=3)).check(problem.schedule)
+    plan = sampler.realized_plan(problem, seeded(8, *problem.shape, seed=3)).check(problem.schedule)
     assert (plan.tau.diff(dim=1) < 0).all()
     base = sampler.policy.base
     assert torch.equal(plan.tau[:, [0, -1]], base[:, [0, -1]].expand(8, 2))
@@ -72,8 +75,11 @@ def test_times_fall_strictly_and_end_exactly_for_any_logits(problem, look, scale
 @LOOKS
 def test_what_was_decided_is_what_realised_says(look):
     """Replaying the record as an open-loop plan ends at the same point."""
-    sampler, noise = Sampler(closed(PROBLEM, look, seed=4), IPNDM(3)), seeded(6, *PROBLEM.shape, seed=5)
-    plan = sampler.realised(PROBLEM, noise)
+    sampler, noise = (
+        Sampler(closed(PROBLEM, look, seed=4), IPNDM(3)),
+        seeded(6, *PROBLEM.shape, seed=5),
+    )
+    plan = sampler.realized_plan(PROBLEM, noise)
     assert isinstance(plan, Discretization) and plan.weights.shape == (6, STEPS, 3)
     replayed = solve(PROBLEM, prior(PROBLEM.schedule, noise), plan, IPNDM(3))
     assert torch.equal(replayed, sampler(PROBLEM, noise))
@@ -89,7 +95,7 @@ def test_a_trajectory_has_every_step_and_ends_at_the_sample(look):
         assert [state.node for state in states] == list(range(1, STEPS + 1))
         assert torch.equal(states[-1].x, sampler(PROBLEM, noise))
         taus = torch.stack([state.tau.expand(3) for state in states], dim=1)
-        assert torch.equal(taus, sampler.realised(PROBLEM, noise).tau[:, 1:].expand(3, -1))
+        assert torch.equal(taus, sampler.realized_plan(PROBLEM, noise).tau[:, 1:].expand(3, -1))
 
 
 def test_a_trajectory_is_refused_before_its_first_step():
@@ -98,7 +104,8 @@ def test_a_trajectory_is_refused_before_its_first_step():
 
 
 def test_with_one_look_later_states_do_not_matter():
-    """Two paths that agree at the first node get the same plan; with a look at every node they do not."""
+    """Two paths that agree at the first node get the same plan; with a look at every node they do
+    not."""
     noise = seeded(2, *PROBLEM.shape, seed=6)
     x, answer = noise * 80, PROBLEM(noise * 80, torch.full((2,), 80.0).double(), None)
     for look, same in (("first", True), ("every", False)):
@@ -106,13 +113,19 @@ def test_with_one_look_later_states_do_not_matter():
         for plan in plans:
             plan.start()
             plan.decide(0, x, answer)
-        decisions = [plan.decide(1, x * factor, answer) for plan, factor in zip(plans, (0.1, 0.2), strict=True)]
+        decisions = [
+            plan.decide(1, x * factor, answer)
+            for plan, factor in zip(plans, (0.1, 0.2), strict=True)
+        ]
         assert torch.equal(decisions[0].gamma, decisions[1].gamma) is same
 
 
 @LOOKS
 def test_a_row_is_alone_what_it_is_in_a_batch(look):
-    sampler, noise = Sampler(closed(PROBLEM, look, seed=8), IPNDM(3)), seeded(5, *PROBLEM.shape, seed=9)
+    sampler, noise = (
+        Sampler(closed(PROBLEM, look, seed=8), IPNDM(3)),
+        seeded(5, *PROBLEM.shape, seed=9),
+    )
     alone = torch.cat([sampler(PROBLEM, noise[i : i + 1]) for i in range(5)])
     torch.testing.assert_close(sampler(PROBLEM, noise), alone, rtol=1e-6, atol=1e-6)
 
@@ -144,7 +157,8 @@ def test_the_gradient_is_that_of_finite_differences():
 
 
 def test_one_look_at_nothing_new_is_the_open_loop():
-    """With the network's weights at zero both kinds are the plan of their bias (but for the floor)."""
+    """With the network's weights at zero both kinds are the plan of their bias (but for the
+    floor)."""
     policy = closed(PROBLEM, "first", seed=14, floor=0.0)
     torch.nn.init.zeros_(policy.head.weight)
     shared = Global(policy.base, policy.schedule, policy.bounds, 3)
@@ -154,7 +168,9 @@ def test_one_look_at_nothing_new_is_the_open_loop():
     for look in ("first", "every"):
         policy.look = look
         policy.place = torch.nn.Linear(STEPS + 1, 16, bias=False) if look == "every" else None
-        torch.testing.assert_close(Sampler(policy, IPNDM(3))(PROBLEM, noise), expected, rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(
+            Sampler(policy, IPNDM(3))(PROBLEM, noise), expected, rtol=1e-6, atol=1e-6
+        )
 
 
 def test_it_begins_at_a_fitted_global_plan():
@@ -164,7 +180,9 @@ def test_it_begins_at_a_fitted_global_plan():
     policy.start_at(shared)
     noise = seeded(4, *PROBLEM.shape, seed=16)
     expected = Sampler(shared, IPNDM(3))(PROBLEM, noise)
-    torch.testing.assert_close(Sampler(policy, IPNDM(3))(PROBLEM, noise), expected, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(
+        Sampler(policy, IPNDM(3))(PROBLEM, noise), expected, rtol=1e-6, atol=1e-6
+    )
 
 
 def test_restart_keeps_proportions_and_the_end():
@@ -181,12 +199,14 @@ def test_restart_keeps_proportions_and_the_end():
 def test_realised_of_an_open_loop_is_its_plan():
     policy = Instance(grids.polynomial(EDM(), 3), EDM(), Bounds(), shape=PROBLEM.shape, width=8)
     noise = seeded(3, *PROBLEM.shape)
-    plan = Sampler(policy, Euler()).realised(PROBLEM, noise)
+    plan = Sampler(policy, Euler()).realized_plan(PROBLEM, noise)
     assert torch.equal(plan.tau, policy(noise).tau)
 
 
 def test_a_plan_for_everybody_cannot_look_at_one():
-    with pytest.raises(ValueError, match="look must be never for a plan that all samples share, got 'every'"):
-        IndisConfig(per_instance=False, look="every")
+    with pytest.raises(
+        ValueError, match="look must be never for a plan that all samples share, got 'every'"
+    ):
+        INDIS(per_instance=False, look="every")
     with pytest.raises(ValueError, match="look must be never, first or every"):
-        IndisConfig(look="often")
+        INDIS(look="often")

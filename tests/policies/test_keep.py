@@ -1,12 +1,13 @@
-"""What a time shift leaves as it is: with ``keep="data"`` the denoised sample that an answer means, else the answer."""
+"""What a time shift leaves as it is: with ``keep="data"`` the denoised sample that an answer means,
+else the answer."""
 
 import pytest
 import torch
 
-from indis import IPNDM, UNCONDITIONAL, Euler, Fixed, Heun, IndisConfig, Sampler, grids, solve
+from indis import INDIS, IPNDM, UNCONDITIONAL, Euler, Fixed, Heun, Sampler, grids, solve
 from indis.denoise import Form, Wrapped, convert, held, told
-from indis.discretization import Bounds, Discretization
 from indis.noise import EDM, LinearVP, RectifiedFlow
+from indis.plan import Bounds, Discretization
 from indis.policies import ClosedLoop, Global
 from problems import seeded
 from small_cases import TinyClasses
@@ -23,7 +24,9 @@ CASES = [
     (VP, Form.DATA),
     (VP, Form.VELOCITY),
 ]
-each_case = pytest.mark.parametrize(("schedule", "native"), CASES, ids=lambda v: getattr(v, "value", type(v).__name__))
+each_case = pytest.mark.parametrize(
+    ("schedule", "native"), CASES, ids=lambda v: getattr(v, "value", type(v).__name__)
+)
 SHIFTS = torch.tensor([[0.4, -0.3, 0.2]], dtype=torch.float64)
 
 
@@ -78,29 +81,39 @@ def test_an_answer_that_is_kept_is_the_network_s_for_the_state_as_it_stands(sche
 @pytest.mark.parametrize("afs", [False, True])
 @each_solver
 def test_where_data_are_kept_the_form_of_the_answers_does_not_matter(solver, afs, schedule):
-    """An analytic answer and Heun's trial are given at the node itself, so no shift is undone there."""
+    """An analytic answer and Heun's trial are given at the node itself, so no shift is undone
+    there."""
     options = {"analytic_first": afs}
     plan, x = shifted(schedule, "data"), seeded(4, 3, seed=1)
-    noise, data = (solve(in_form(schedule, f), x, plan, solver, **options) for f in (Form.NOISE, Form.DATA))
+    noise, data = (
+        solve(in_form(schedule, f), x, plan, solver, **options) for f in (Form.NOISE, Form.DATA)
+    )
     torch.testing.assert_close(noise, data, rtol=1e-9, atol=1e-10)
 
 
-@pytest.mark.parametrize("schedule", [EDM(0.05, 5.0), LinearVP(t_min=0.05, t_max=0.6)], ids=["edm", "vp"])
+@pytest.mark.parametrize(
+    "schedule", [EDM(0.05, 5.0), LinearVP(t_min=0.05, t_max=0.6)], ids=["edm", "vp"]
+)
 @pytest.mark.parametrize("look", ["first", "every"])
 @pytest.mark.parametrize("solver", [IPNDM(3), Heun()], ids=["ipndm", "heun"])
-def test_a_closed_loop_sees_and_uses_what_was_meant_at_the_time_that_was_told(solver, look, schedule):
-    """Its own new shifts are of later questions; noise and data forms of one denoiser are one and the same to it."""
+def test_a_closed_loop_sees_and_uses_what_was_meant_at_the_time_that_was_told(
+    solver, look, schedule
+):
+    """Its own new shifts are of later questions; noise and data forms of one denoiser are one and
+    the same to it."""
 
     def end(form):
         denoiser, bounds = in_form(schedule, form), Bounds(gamma=0, weights=0.2, keep="data")
         base = grids.log_snr(schedule, 3)
         torch.manual_seed(2)
-        policy = ClosedLoop(base, schedule, bounds, native=form, look=look, shape=(3,), width=8, order=solver.memory)
+        policy = ClosedLoop(
+            base, schedule, bounds, native=form, look=look, shape=(3,), width=8, order=solver.memory
+        )
         policy.double()
         torch.nn.init.normal_(policy.head.weight, std=0.7)
         torch.nn.init.normal_(policy.head.bias, std=0.7)
         sampler, noise = Sampler(policy, solver), seeded(4, 3, seed=1)
-        plan = sampler.realised(denoiser, noise)
+        plan = sampler.realized_plan(denoiser, noise)
         assert plan.keep == "data" and plan.dtau.abs().amin() > 1e-4 and plan.tau[:, 1].std() > 1e-4
         replayed = Sampler(Fixed(plan.detach()), solver)(denoiser, noise)
         assert torch.equal(replayed, sampler(denoiser, noise))
@@ -114,7 +127,9 @@ def test_nothing_is_told_nor_held_without_a_shift(native):
     tau = torch.tensor([0.3, 0.7], dtype=torch.float64)
     for schedule in (EDM(), FLOW, VP):
         for factor in (told, held):
-            assert torch.equal(factor(schedule, native, tau, torch.zeros_like(tau)), torch.ones_like(tau))
+            assert torch.equal(
+                factor(schedule, native, tau, torch.zeros_like(tau)), torch.ones_like(tau)
+            )
 
 
 @pytest.mark.parametrize(("schedule", "native"), CASES[:4])
@@ -125,9 +140,9 @@ def test_states_of_edm_and_of_flows_are_shown_as_they_are(schedule, native):
 
 def test_the_method_keeps_the_data_unless_it_is_told_to_keep_the_answer():
     tiny = TinyClasses()
-    assert IndisConfig(steps=2).bounds(tiny).keep == "data"
-    assert IndisConfig(steps=2, keep="answer").bounds(tiny).keep == "answer"
-    for make in (lambda: IndisConfig(steps=2, keep="both"), lambda: Bounds(keep="both")):
+    assert INDIS(steps=2).bounds(tiny).keep == "data"
+    assert INDIS(steps=2, keep="answer").bounds(tiny).keep == "answer"
+    for make in (lambda: INDIS(steps=2, keep="both"), lambda: Bounds(keep="both")):
         with pytest.raises(ValueError, match="keep must be data or answer, got 'both'"):
             make()
 

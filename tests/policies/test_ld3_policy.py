@@ -1,4 +1,5 @@
-"""LD3's plan: the published formula of its stamps, and shifts that end at a part of the smallest gap."""
+"""LD3's plan: the published formula of its stamps, and shifts that end at a part of the smallest
+gap."""
 
 import math
 
@@ -50,15 +51,22 @@ def test_the_published_formula_with_its_dead_logit_gives_the_same_stamps(dead):
     cumulated = torch.softmax(torch.cat([torch.tensor([dead]), logits[0]]), 0).cumsum(0)
     u = (cumulated - cumulated[0]) / (cumulated[-1] - cumulated[0])
     expected = (math.log(80) + u * (math.log(0.002) - math.log(80))).exp()
-    torch.testing.assert_close(policy_with(logits).plan.tau[0].detach(), expected, rtol=2e-5, atol=0)
+    torch.testing.assert_close(
+        policy_with(logits).plan.tau[0].detach(), expected, rtol=2e-5, atol=0
+    )
 
 
 def test_shifts_move_the_told_time_in_the_domain_and_leave_the_stamps():
-    logits, shifts = seeded(1, STEPS, seed=2), torch.tensor([[0.02, -0.03, 0.01]], dtype=torch.float64)
+    logits, shifts = (
+        seeded(1, STEPS, seed=2),
+        torch.tensor([[0.02, -0.03, 0.01]], dtype=torch.float64),
+    )
     plain, plan = policy_with(logits).plan.detach(), policy_with(logits, shifts).plan.detach()
     assert torch.equal(plan.tau, plain.tau)
     asked = plan.tau[:, :-1] + plan.dtau
-    torch.testing.assert_close(asked[:, 1:].log(), plan.tau[:, 1:-1].log() - shifts, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(
+        asked[:, 1:].log(), plan.tau[:, 1:-1].log() - shifts, rtol=1e-12, atol=1e-12
+    )
     assert plan.dtau[0, 0] == 0
     assert torch.equal(plan.gamma, torch.ones(1, STEPS, dtype=torch.float64))
 
@@ -85,13 +93,17 @@ def test_the_limit_of_a_shift_is_no_way_to_move_the_stamps():
     policy = policy_with(seeded(1, STEPS, seed=2), torch.full((1, STEPS - 1), 9.0))
     plan = policy.plan
     (plan.tau[:, :-1].log() - (plan.tau[:, :-1] + plan.dtau).log()).sum().backward()
-    torch.testing.assert_close(policy.stamps.grad, torch.zeros(1, STEPS).double(), rtol=0, atol=1e-10)
+    torch.testing.assert_close(
+        policy.stamps.grad, torch.zeros(1, STEPS).double(), rtol=0, atol=1e-10
+    )
 
 
 @pytest.mark.parametrize("size", [30.0, 1e3, 1e30])
 def test_extreme_logits_leave_a_sound_plan(size):
     for seed in range(3):
-        policy = policy_with(size * seeded(1, STEPS, seed=seed), size * seeded(1, STEPS - 1, seed=9 + seed))
+        policy = policy_with(
+            size * seeded(1, STEPS, seed=seed), size * seeded(1, STEPS - 1, seed=9 + seed)
+        )
         policy.plan.check(EDM())
         end = solve(GOLDEN, 80 * seeded(2, 3), policy.plan, solvers.named("unipc:3:bh1"))
         end.sum().backward()

@@ -1,18 +1,33 @@
-"""Corrections of places: no call more, the base solver at first, and by hand what each kind adds."""
+"""Corrections of places: no call more, the base solver at first, and by hand what each kind
+adds."""
 
 import pytest
 import torch
 
-from indis import IPNDM, UNCONDITIONAL, Bounds, Counted, Euler, Fixed, RectifiedFlow, Sampler, grids, prior, solvers
+from indis import (
+    IPNDM,
+    UNCONDITIONAL,
+    Bounds,
+    Counted,
+    Euler,
+    Fixed,
+    RectifiedFlow,
+    Sampler,
+    grids,
+    prior,
+    solvers,
+)
 from indis.denoise import Form, convert
-from indis.methods import LocalLook
+from indis.methods import Local
 from indis.policies import LocalLoop
 from indis.policies.local import PlaceReader
 from problems import Bumpy, GoldenMixture, seeded
 from small_cases import TinyClasses, sentence
 
 POINTS, FLOW, PICTURES = GoldenMixture(), Bumpy(RectifiedFlow()), TinyClasses()
-PROBLEMS = pytest.mark.parametrize("problem", [POINTS, FLOW, PICTURES], ids=["points", "flow", "pictures"])
+PROBLEMS = pytest.mark.parametrize(
+    "problem", [POINTS, FLOW, PICTURES], ids=["points", "flow", "pictures"]
+)
 KINDS = pytest.mark.parametrize("local", ["both", "weights", "free"])
 STEPS = 4
 
@@ -21,9 +36,17 @@ def policy_for(problem, local="both", *, seed=None, steps=STEPS, condition_dim=0
     """A policy whose last layers are zero, or those of the places random under ``seed``."""
     base = grids.named("uniform" if problem is FLOW else "polynomial")(problem.schedule, steps)
     torch.manual_seed(seed or 0)
-    network = {"shape": problem.shape, "width": 16, "local": local, "local_width": 8, "condition_dim": condition_dim}
+    network = {
+        "shape": problem.shape,
+        "width": 16,
+        "local": local,
+        "local_width": 8,
+        "condition_dim": condition_dim,
+    }
     bounds = Bounds.natural(problem.schedule)
-    policy = LocalLoop(base, problem.schedule, bounds, native=problem.native, look="every", **network)
+    policy = LocalLoop(
+        base, problem.schedule, bounds, native=problem.native, look="every", **network
+    )
     if seed is not None:
         torch.nn.init.normal_(policy.places.leave.weight, std=0.3)
         torch.nn.init.normal_(policy.places.leave.bias, std=0.3)
@@ -39,7 +62,8 @@ def draw(problem, sampler, noise):
 
 
 def by_hand(problem, noise, extra):
-    """Euler in the noise frame: each step goes to ``extra(k, state, data)`` more than was denoised, newest first."""
+    """Euler in the noise frame: each step goes to ``extra(k, state, data)`` more than was denoised,
+    newest first."""
     schedule, x, data = problem.schedule, prior(problem.schedule, noise), []
     condition = asked(problem, len(noise))
     tau = grids.named("uniform" if problem is FLOW else "polynomial")(schedule, STEPS)[0]
@@ -47,26 +71,40 @@ def by_hand(problem, noise, extra):
         t, then = tau[k : k + 1], tau[k + 1 : k + 2]
         answer = problem(x, t.expand(len(x)), condition)
         alpha, sigma, alphas, sigmas = (
-            float(v) for v in (schedule.alpha(t), schedule.sigma(t), schedule.alpha(then), schedule.sigma(then))
+            float(v)
+            for v in (
+                schedule.alpha(t),
+                schedule.sigma(t),
+                schedule.alpha(then),
+                schedule.sigma(then),
+            )
         )
         data.insert(0, convert(answer, problem.native, Form.DATA, x=x, schedule=schedule, t=t))
         eps = convert(answer, problem.native, Form.NOISE, x=x, schedule=schedule, t=t)
         plain = alphas * data[0] + sigmas * eps
-        x = plain + (alphas - alpha * sigmas / sigma) * extra(k, x / (alpha**2 + sigma**2) ** 0.5, data)
+        x = plain + (alphas - alpha * sigmas / sigma) * extra(
+            k, x / (alpha**2 + sigma**2) ** 0.5, data
+        )
     return x
 
 
 @PROBLEMS
 @KINDS
 def test_untrained_it_is_its_base_solver_bit_for_bit(problem, local):
-    noise, policy = seeded(6, *problem.shape, seed=1, dtype=torch.float32), policy_for(problem, local)
+    noise, policy = (
+        seeded(6, *problem.shape, seed=1, dtype=torch.float32),
+        policy_for(problem, local),
+    )
     plain = draw(problem, Sampler(Fixed(policy.base), IPNDM(3)), noise)
     assert torch.equal(draw(problem, Sampler(policy, IPNDM(3)), noise), plain)
 
 
-@pytest.mark.parametrize("spec", ["euler", "heun", "ipndm:4", "adams_bashforth:3", "dpmpp:3", "unipc:3:bh1"])
+@pytest.mark.parametrize(
+    "spec", ["euler", "heun", "ipndm:4", "adams_bashforth:3", "dpmpp:3", "unipc:3:bh1"]
+)
 def test_every_solver_goes_as_much_further_whatever_the_schedule_s_end(spec):
-    """A flow ends at pure data, where a solver of data predictions carries nothing of the state over."""
+    """A flow ends at pure data, where a solver of data predictions carries nothing of the state
+    over."""
     solver, noise = solvers.named(spec), seeded(6, *FLOW.shape, seed=1)
     policy = policy_for(FLOW, "free", steps=1)
     plain = draw(FLOW, Sampler(Fixed(policy.base), solver), noise)
@@ -78,13 +116,18 @@ def test_every_solver_goes_as_much_further_whatever_the_schedule_s_end(spec):
         x, t = prior(FLOW.schedule, noise), torch.zeros(6, dtype=torch.float64)
         trial = FLOW(x - FLOW(x, t + 1, UNCONDITIONAL) + 0.25, t, UNCONDITIONAL)
         further = x - (FLOW(x, t + 1, UNCONDITIONAL) + trial) / 2 + 0.25
-    torch.testing.assert_close(draw(FLOW, Sampler(policy, solver), noise), further, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(
+        draw(FLOW, Sampler(policy, solver), noise), further, rtol=1e-6, atol=1e-6
+    )
 
 
 @PROBLEMS
 @KINDS
 def test_it_costs_no_call_and_changes_the_sample(problem, local):
-    noise, policy = seeded(5, *problem.shape, dtype=torch.float32), policy_for(problem, local, seed=1)
+    noise, policy = (
+        seeded(5, *problem.shape, dtype=torch.float32),
+        policy_for(problem, local, seed=1),
+    )
     counter, plain = Counted(problem), draw(problem, Sampler(Fixed(policy.base), IPNDM(3)), noise)
     moved = Sampler(policy, IPNDM(3))(counter, noise, asked(problem, 5))
     assert counter.calls == STEPS
@@ -102,7 +145,9 @@ def test_weights_of_places_move_the_step_by_what_the_denoised_sample_has_moved(p
         return sum((m * d for d in differences), torch.zeros_like(state))
 
     expected = by_hand(problem, noise, extra)
-    torch.testing.assert_close(draw(problem, Sampler(policy, Euler()), noise), expected, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(
+        draw(problem, Sampler(policy, Euler()), noise), expected, rtol=1e-6, atol=1e-6
+    )
 
 
 @PROBLEMS
@@ -115,7 +160,9 @@ def test_a_free_correction_is_what_the_network_says_of_state_and_denoised_sample
         return policy.places(torch.cat([state, data[0], moved], dim=1).float(), number).double()
 
     expected = by_hand(problem, noise, extra)
-    torch.testing.assert_close(draw(problem, Sampler(policy, Euler()), noise), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        draw(problem, Sampler(policy, Euler()), noise), expected, rtol=1e-5, atol=1e-5
+    )
 
 
 def test_both_are_the_sum_of_the_two():
@@ -125,7 +172,10 @@ def test_both_are_the_sum_of_the_two():
     for local, count in (("weights", 2), ("free", 1)):
         one = policy_for(PICTURES, local)
         rows = slice(start * 4, (start + count) * 4)  # four pixels an output
-        own = {name: v[rows] if name.startswith("places.leave") else v for name, v in both.state_dict().items()}
+        own = {
+            name: v[rows] if name.startswith("places.leave") else v
+            for name, v in both.state_dict().items()
+        }
         one.load_state_dict(own)
         parts.append(one.correction(2, state, data, None))
         start += count
@@ -137,7 +187,9 @@ def test_a_row_is_alone_what_it_is_in_a_batch_and_its_class_matters(local):
     policy = policy_for(PICTURES, local, seed=4, condition_dim=10)
     sampler, noise = Sampler(policy, IPNDM(3)), seeded(5, *PICTURES.shape, seed=9)
     together = sampler(PICTURES, noise, PICTURES.condition(range(5)))
-    alone = torch.cat([sampler(PICTURES, noise[i : i + 1], PICTURES.condition([i])) for i in range(5)])
+    alone = torch.cat(
+        [sampler(PICTURES, noise[i : i + 1], PICTURES.condition([i])) for i in range(5)]
+    )
     torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-5)
     data, state = [seeded(2, 1, 4, 4, seed=i) for i in (1, 2, 3)], seeded(2, 1, 4, 4)
     labels = [torch.eye(10)[[i, i]] for i in (2, 7)]
@@ -150,7 +202,9 @@ def test_a_row_is_alone_what_it_is_in_a_batch_and_its_class_matters(local):
 def test_gradients_reach_every_parameter(problem, local):
     policy = policy_for(problem, local, seed=10)
     torch.nn.init.normal_(policy.head.weight, std=0.3)
-    draw(problem, Sampler(policy, IPNDM(3)), seeded(6, *problem.shape, seed=11)).square().sum().backward()
+    draw(
+        problem, Sampler(policy, IPNDM(3)), seeded(6, *problem.shape, seed=11)
+    ).square().sum().backward()
     for name, parameter in policy.named_parameters():
         assert parameter.grad is not None and parameter.grad.abs().max() > 0, name
 
@@ -158,19 +212,27 @@ def test_gradients_reach_every_parameter(problem, local):
 def test_each_parameter_has_one_rate_and_places_their_own():
     policy = policy_for(PICTURES)
     groups = policy.rates()
-    assert sorted(map(id, sum((group for group, _ in groups), []))) == sorted(map(id, policy.parameters()))
-    assert [rate for group, rate in groups if group[0] is policy.places.enter.weight] == [LocalLoop.rate]
+    assert sorted(map(id, sum((group for group, _ in groups), []))) == sorted(
+        map(id, policy.parameters())
+    )
+    assert [rate for group, rate in groups if group[0] is policy.places.enter.weight] == [
+        LocalLoop.rate
+    ]
 
 
 def test_it_plans_once_and_corrects_at_every_node(monkeypatch):
     planned, corrected = [], []
     rest, correction = LocalLoop.rest, LocalLoop.correction
-    monkeypatch.setattr(LocalLoop, "rest", lambda self, k, *args: planned.append(k) or rest(self, k, *args))
     monkeypatch.setattr(
-        LocalLoop, "correction", lambda self, k, *args: corrected.append(k) or correction(self, k, *args)
+        LocalLoop, "rest", lambda self, k, *args: planned.append(k) or rest(self, k, *args)
+    )
+    monkeypatch.setattr(
+        LocalLoop,
+        "correction",
+        lambda self, k, *args: corrected.append(k) or correction(self, k, *args),
     )
     for look, plans in (("first", [0]), ("every", [0, 1, 2])):
-        sampler = LocalLook(steps=3, width=8, look=look, analytic_first=True).untrained(PICTURES)
+        sampler = Local(steps=3, width=8, look=look, analytic_first=True).untrained(PICTURES)
         counted = Counted(PICTURES)
         sampler(counted, seeded(2, *PICTURES.shape), PICTURES.condition(range(2)))
         assert (planned, corrected, counted.calls) == (plans, [0, 1, 2], 2)
@@ -187,11 +249,14 @@ def test_pictures_of_any_size_have_an_output_for_each_place(size):
 
 def test_bad_settings_are_refused():
     for make, words in (
-        (lambda: LocalLook(local="all"), "local must be both, weights or free, got 'all'"),
-        (lambda: LocalLook(local_width=0), "local_width must be at least 1, got 0"),
-        (lambda: LocalLook(look="never"), "look must be first or every for corrections of places, got 'never'"),
+        (lambda: Local(local="all"), "local must be both, weights or free, got 'all'"),
+        (lambda: Local(local_width=0), "local_width must be at least 1, got 0"),
+        (
+            lambda: Local(look="never"),
+            "look must be first or every for corrections of places, got 'never'",
+        ),
     ):
         with pytest.raises(ValueError, match=words) as error:
             make()
         sentence(error)
-    assert LocalLook().freedoms == "tau+dtau+gamma+weights+local both"
+    assert Local().freedoms == "tau+dtau+gamma+weights+local both"

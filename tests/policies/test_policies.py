@@ -47,7 +47,9 @@ STEPS = 5
 
 
 def base_for(problem) -> Tensor:
-    return grids.named("polynomial" if problem is PROBLEM else "flow_shift")(problem.schedule, STEPS)
+    return grids.named("polynomial" if problem is PROBLEM else "flow_shift")(
+        problem.schedule, STEPS
+    )
 
 
 def policy_for(kind: str, problem, order: int, bounds: Bounds | None = None):
@@ -77,7 +79,9 @@ def test_an_untrained_policy_is_its_base_solver_bit_for_bit(solver, kind):
             continue  # refuses a flow from pure noise
         noise = seeded(6, *problem.shape, seed=1, dtype=torch.float32)
         sampler = Sampler(policy_for(kind, problem, solver.memory), solver)
-        plain = solve(problem, prior(problem.schedule, noise), Discretization.plain(base_for(problem)), solver)
+        plain = solve(
+            problem, prior(problem.schedule, noise), Discretization.plain(base_for(problem)), solver
+        )
         assert torch.equal(sampler(problem, noise), plain)
 
 
@@ -119,8 +123,12 @@ def test_the_convolutional_trunk_knows_where_in_the_picture_the_noise_leans():
     torch.manual_seed(0)
     trunk = ConvTrunk(1, 16).requires_grad_(False)
     patch, moved = torch.zeros(2, 1, 1, 32, 32)
-    patch[..., 8:12, 8:12] = moved[..., 16:20, 16:20] = 3.0  # whole strides apart: equal on average, not by cell
-    torch.testing.assert_close(trunk.convolutions(patch).mean((2, 3)), trunk.convolutions(moved).mean((2, 3)))
+    patch[..., 8:12, 8:12] = moved[..., 16:20, 16:20] = (
+        3.0  # whole strides apart: equal on average, not by cell
+    )
+    torch.testing.assert_close(
+        trunk.convolutions(patch).mean((2, 3)), trunk.convolutions(moved).mean((2, 3))
+    )
     assert float((trunk(patch) - trunk(moved)).abs().max()) > 1e-4
 
 
@@ -140,7 +148,10 @@ def test_shapes_that_no_trunk_reads_are_refused(shape):
 @pytest.mark.parametrize("shape", [(3,), (1, 28, 28)])
 def test_a_sample_gets_the_same_plan_in_any_batch(shape):
     policy = instance(shape, condition_dim=2)
-    noise, features = seeded(5, *shape, seed=3, dtype=torch.float32), seeded(5, 2, seed=4, dtype=torch.float32)
+    noise, features = (
+        seeded(5, *shape, seed=3, dtype=torch.float32),
+        seeded(5, 2, seed=4, dtype=torch.float32),
+    )
     together = policy(noise, features)
     order = torch.tensor([4, 2, 0, 1, 3])
     permuted = policy(noise[order], features[order])
@@ -166,7 +177,9 @@ def test_the_sampler_hands_the_features_of_the_condition_to_the_policy():
     for features in (torch.zeros(2, 2), torch.ones(2, 2)):
         plan = policy(noise, features).detach()
         end = Sampler(policy, Euler())(PROBLEM, noise, Condition(features=features)).detach()
-        torch.testing.assert_close(end, solve(PROBLEM, 80 * noise, plan, Euler()), rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(
+            end, solve(PROBLEM, 80 * noise, plan, Euler()), rtol=1e-12, atol=1e-12
+        )
         ends.append(end)
     assert float((ends[0] - ends[1]).abs().max()) > 1e-4
 
@@ -212,7 +225,10 @@ def test_weights_are_corrected_only_within_a_positive_bound():
 
 def test_a_fixed_policy_hands_out_its_plan():
     plan = Discretization.plain(grids.polynomial(EDM(), 4))
-    assert all(a is b for a, b in zip(vars(Fixed(plan)(seeded(5, 3))).values(), vars(plan).values(), strict=True))
+    assert all(
+        a is b
+        for a, b in zip(vars(Fixed(plan)(seeded(5, 3))).values(), vars(plan).values(), strict=True)
+    )
     assert torch.equal(Fixed(plan.tau)(seeded(5, 3)).tau, plan.tau)
     assert Fixed(plan).steps == 4
 
@@ -241,7 +257,9 @@ def test_the_sampler_hands_the_index_on():
         policy.free.copy_(seeded(6, 3, 4, seed=5))
     sampler, index = Sampler(policy, IPNDM(2)), torch.tensor([5, 0])
     together = sampler(PROBLEM, noise)
-    torch.testing.assert_close(sampler(PROBLEM, noise[index], index=index), together[index], rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(
+        sampler(PROBLEM, noise[index], index=index), together[index], rtol=1e-12, atol=1e-12
+    )
 
 
 @pytest.mark.parametrize("shape", [(5,), (2, 5), (1, 1)])
@@ -320,10 +338,14 @@ def test_an_instance_policy_that_starts_at_a_global_plan_is_that_plan():
     found, expected = policy(noise), plan(noise)
     for name in ("tau", "dtau", "gamma", "weights"):
         value = getattr(expected, name)
-        torch.testing.assert_close(getattr(found, name), value.expand(5, *value.shape[1:]), rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(
+            getattr(found, name), value.expand(5, *value.shape[1:]), rtol=1e-12, atol=1e-12
+        )
 
 
-@pytest.mark.parametrize("change", [{"bounds": Bounds(dtau=0.1)}, {"base": grids.polynomial(EDM(), 3)}])
+@pytest.mark.parametrize(
+    "change", [{"bounds": Bounds(dtau=0.1)}, {"base": grids.polynomial(EDM(), 3)}]
+)
 def test_an_instance_policy_refuses_to_start_at_a_plan_of_another_kind(change):
     own = {"base": grids.polynomial(EDM(), 4), "schedule": EDM(), "bounds": Bounds()}
     with pytest.raises(ValueError, match="start must be a global plan on the same base grid"):

@@ -1,10 +1,12 @@
-"""Time tracking: nodes lie where corrected weights lead, by DyWeight's rule, for every policy of logits."""
+"""Time tracking: nodes lie where corrected weights lead, by DyWeight's rule, for every policy of
+logits."""
 
 import pytest
 import torch
 
 from indis import (
     EDM,
+    INDIS,
     IPNDM,
     Bounds,
     Discretization,
@@ -12,7 +14,6 @@ from indis import (
     Fixed,
     Form,
     Global,
-    IndisConfig,
     Instance,
     RectifiedFlow,
     Sampler,
@@ -39,7 +40,9 @@ def bounds_of(problem, **fields):
 
 
 def base_of(problem):
-    return grids.named("polynomial" if problem is PROBLEMS["edm"] else "uniform")(problem.schedule, STEPS)
+    return grids.named("polynomial" if problem is PROBLEMS["edm"] else "uniform")(
+        problem.schedule, STEPS
+    )
 
 
 def policies(problem, *, seed=None, scale=0.5):
@@ -50,12 +53,18 @@ def policies(problem, *, seed=None, scale=0.5):
     made = {
         "global": Global(base, schedule, bounds, 3),
         "instance": Instance(base, schedule, bounds, **network),
-        "look first": ClosedLoop(base, schedule, bounds, native=problem.native, look="first", **network),
-        "look every": ClosedLoop(base, schedule, bounds, native=problem.native, look="every", **network),
+        "look first": ClosedLoop(
+            base, schedule, bounds, native=problem.native, look="first", **network
+        ),
+        "look every": ClosedLoop(
+            base, schedule, bounds, native=problem.native, look="every", **network
+        ),
     }
     if seed is not None:
         for policy in made.values():
-            for parameter in [policy.free] if isinstance(policy, Global) else policy.head.parameters():
+            for parameter in (
+                [policy.free] if isinstance(policy, Global) else policy.head.parameters()
+            ):
                 torch.nn.init.normal_(parameter, std=scale)
     return made
 
@@ -77,7 +86,8 @@ def test_the_rule_by_hand():
 
 @EVERYWHERE
 def test_a_global_plan_with_tracked_weights_is_dyweights(problem):
-    """Same weights, no time scales: the same nodes and the same end, though DyWeight's policy says it otherwise."""
+    """Same weights, no time scales: the same nodes and the same end, though DyWeight's policy says
+    it otherwise."""
     form, base = IPNDM(3).form(problem.native), base_of(problem)
     ours = Global(base, problem.schedule, bounds_of(problem, dtau=0.0, gamma=0.0), 3)
     ours.free.data[:, 3:] = seeded(1, 3, STEPS, seed=2)
@@ -97,7 +107,9 @@ def test_a_global_plan_with_tracked_weights_is_dyweights(problem):
 @pytest.mark.parametrize("kind", ["global", "instance", "look first", "look every"])
 def test_untrained_it_is_its_base_solver_bit_for_bit(problem, kind):
     noise = seeded(6, *problem.shape, seed=1, dtype=torch.float32)
-    plain = solve(problem, prior(problem.schedule, noise), Discretization.plain(base_of(problem)), IPNDM(3))
+    plain = solve(
+        problem, prior(problem.schedule, noise), Discretization.plain(base_of(problem)), IPNDM(3)
+    )
     assert torch.equal(Sampler(policies(problem)[kind], IPNDM(3))(problem, noise), plain)
 
 
@@ -107,7 +119,7 @@ def test_untrained_it_is_its_base_solver_bit_for_bit(problem, kind):
 def test_any_logits_give_a_sound_plan_that_replays(problem, kind, scale):
     sampler = Sampler(policies(problem, seed=4, scale=scale)[kind], IPNDM(3))
     noise = seeded(6, *problem.shape, seed=5)
-    plan = sampler.realised(problem, noise).check(problem.schedule)
+    plan = sampler.realized_plan(problem, noise).check(problem.schedule)
     assert plan.stretch is not None
     assert float((plan.stretch.detach() - 1).abs().max()) > 1e-3
     replayed = solve(problem, prior(problem.schedule, noise), plan, IPNDM(3))
@@ -128,8 +140,13 @@ def test_gradients_reach_weights_through_the_nodes():
     slope = policy.free.grad[0]
     assert float(slope[3].abs().min()) > 0 and float(slope[5, 2:].abs().min()) > 0
     assert float(slope[4, 0].abs()) == float(slope[5, :2].abs().sum()) == 0
-    schedule, inputs = EDM(), (base_of(problem), (1 + 0.1 * seeded(3, STEPS, seed=6)).requires_grad_())
-    assert torch.autograd.gradcheck(lambda base, sums: effective(base, sums, schedule, Form.NOISE), inputs)
+    schedule, inputs = (
+        EDM(),
+        (base_of(problem), (1 + 0.1 * seeded(3, STEPS, seed=6)).requires_grad_()),
+    )
+    assert torch.autograd.gradcheck(
+        lambda base, sums: effective(base, sums, schedule, Form.NOISE), inputs
+    )
 
 
 def test_a_frozen_plan_and_its_rows_keep_the_stretch():
@@ -145,21 +162,23 @@ def test_a_frozen_plan_and_its_rows_keep_the_stretch():
 
 def test_a_tracked_sampler_survives_its_artifact(tmp_path):
     problem, noise = PROBLEMS["edm"], seeded(3, *PROBLEMS["edm"].shape, seed=1, dtype=torch.float32)
-    sampler = IndisConfig(steps=STEPS, weights=0.3, track=True).untrained(problem)
+    sampler = INDIS(steps=STEPS, weights=0.3, track=True).untrained(problem)
     torch.nn.init.normal_(sampler.policy.head.weight, std=0.5)
     artifact.save(sampler, tmp_path, {})
     assert torch.equal(artifact.load(tmp_path)(problem, noise), sampler(problem, noise))
 
 
-@pytest.mark.parametrize("fields", [{"weights": 0.0}, {"weights": 0.3, "solver": "dpmpp:2"}], ids=str)
+@pytest.mark.parametrize(
+    "fields", [{"weights": 0.0}, {"weights": 0.3, "solver": "dpmpp:2"}], ids=str
+)
 def test_tracking_without_weights_of_ipndm_is_refused(fields):
     with pytest.raises(ValueError, match="track must be False without weights on ipndm:1") as error:
-        IndisConfig(track=True, **fields)
+        INDIS(track=True, **fields)
     sentence(error)
 
 
 def test_tracking_is_a_freedom_by_name():
-    assert IndisConfig(weights=0.3, track=True).freedoms.endswith("weights+tracking")
+    assert INDIS(weights=0.3, track=True).freedoms.endswith("weights+tracking")
 
 
 def test_euler_has_one_weight_and_may_be_tracked():

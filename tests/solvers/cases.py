@@ -20,8 +20,8 @@ from indis.solvers import SOLVERS as REGISTERED
 from indis.solvers import Midpoint
 from problems import Bumpy, seeded
 
-# Every registered solver as it is by default, and more of those that have parameters. Midpoint, whose steps are several
-# of the plan's, has a file of its own.
+# Every registered solver as it is by default, and more of those that have parameters. Midpoint,
+# whose steps are several of the plan's, has a file of its own.
 PLAIN = [kind() for kind in REGISTERED.values() if kind is not Midpoint]
 MORE = [
     IPNDM(1),
@@ -59,4 +59,6 @@ def plan_for(problem: Bumpy, rows: int, steps: int, order: int, seed: int = 0) -
     tau = torch.cat([base[:, :1].expand(rows, 1), inside, base[:, -1:].expand(rows, 1)], dim=1)
     dtau = 0.1 * tau[:, :-1] * torch.tanh(seeded(rows, steps, seed=seed + 1))
     gamma = 1 + 0.1 * seeded(rows, steps, seed=seed + 2)
-    return Discretization(tau, dtau, gamma, 0.05 * seeded(rows, steps, order, seed=seed + 3)).check(schedule)
+    return Discretization(tau, dtau, gamma, 0.05 * seeded(rows, steps, order, seed=seed + 3)).check(
+        schedule
+    )

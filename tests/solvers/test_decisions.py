@@ -29,7 +29,8 @@ from solvers.cases import PROBLEMS, SOLVERS, each_solver, plan_for
 
 
 class Careful:
-    """A closed-loop plan: the larger the answer, the shorter the step, by a factor that is learned."""
+    """A closed-loop plan: the larger the answer, the shorter the step, by a factor that is
+    learned."""
 
     keep = "answer"
 
@@ -81,13 +82,17 @@ def test_a_stretch_multiplies_a_steps_weights_and_none_of_the_answers_that_are_k
     plan, stretch = plan_for(problem, 3, 4, 2), 1 + 0.2 * seeded(3, 4, seed=8)
     expected, older = x, torch.zeros_like(x)
     for k in range(4):
-        newer = plan.gamma[:, k, None] * problem(expected, plan.tau[:, k] + plan.dtau[:, k], UNCONDITIONAL)
+        newer = plan.gamma[:, k, None] * problem(
+            expected, plan.tau[:, k] + plan.dtau[:, k], UNCONDITIONAL
+        )
         new, old = (1.0, 0.0) if k == 0 else (1.5, -0.5)
         change = (new + plan.weights[:, k, :1]) * newer + (old + plan.weights[:, k, 1:]) * older
         width = plan.tau[:, k + 1] - plan.tau[:, k]
         expected, older = expected + (stretch[:, k] * width)[:, None] * change, newer
     stretched = Stretched(plan.tau, plan.dtau, plan.gamma, plan.weights)
-    torch.testing.assert_close(solve(problem, x, stretched, solver), expected, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(
+        solve(problem, x, stretched, solver), expected, rtol=1e-12, atol=1e-12
+    )
 
 
 @pytest.mark.parametrize("order", [1, 2, 3])
@@ -97,22 +102,36 @@ def test_a_corrector_keeps_what_the_plan_decided_for_the_answers_before_it(order
     answers: list[Tensor] = []  # newest first
     start, step = x, None
     for k in range(4):
-        answers.insert(0, plan.gamma[:, k, None] * problem(x, plan.tau[:, k] + plan.dtau[:, k], UNCONDITIONAL))
+        answers.insert(
+            0, plan.gamma[:, k, None] * problem(x, plan.tau[:, k] + plan.dtau[:, k], UNCONDITIONAL)
+        )
         if step is not None:  # the step before, once more, with the answer at its end
-            corrected = step.correct[:, 1:] + step.unit[:, None] * plan.weights[:, k - 1, : step.correct.shape[1] - 1]
+            corrected = (
+                step.correct[:, 1:]
+                + step.unit[:, None] * plan.weights[:, k - 1, : step.correct.shape[1] - 1]
+            )
             older = sum(corrected[:, [j]] * answers[j + 1] for j in range(corrected.shape[1]))
             x = step.carry[:, None] * start + step.correct[:, [0]] * answers[0] + older
         start, step = x, solver.coefficients(problem.schedule, Form.DATA, plan.tau[:, : k + 2], 4)
         weights = step.predict + step.unit[:, None] * plan.weights[:, k, : step.predict.shape[1]]
-        x = step.carry[:, None] * start + sum(weights[:, [j]] * answers[j] for j in range(weights.shape[1]))
-    torch.testing.assert_close(solve(problem, seeded(3, 2, seed=7), plan, solver), x, rtol=1e-12, atol=1e-12)
+        x = step.carry[:, None] * start + sum(
+            weights[:, [j]] * answers[j] for j in range(weights.shape[1])
+        )
+    torch.testing.assert_close(
+        solve(problem, seeded(3, 2, seed=7), plan, solver), x, rtol=1e-12, atol=1e-12
+    )
 
 
 @pytest.mark.parametrize("form", Form)
-@pytest.mark.parametrize("schedule", [EDM(0.05, 3.0), RectifiedFlow(0.02, 0.95), LinearVP(t_min=0.02)], ids=repr)
-@pytest.mark.parametrize("solver", [s for s in SOLVERS if s != Heun()], ids=repr)  # Heun's second question: below
+@pytest.mark.parametrize(
+    "schedule", [EDM(0.05, 3.0), RectifiedFlow(0.02, 0.95), LinearVP(t_min=0.02)], ids=repr
+)
+@pytest.mark.parametrize(
+    "solver", [s for s in SOLVERS if s != Heun()], ids=repr
+)  # Heun's second question: below
 def test_what_is_added_moves_the_step_as_if_so_much_more_were_denoised(solver, schedule, form):
-    """Where the denoised sample is the same everywhere, solvers of data predictions are exact, others in one step."""
+    """Where the denoised sample is the same everywhere, solvers of data predictions are exact,
+    others in one step."""
     known, extra = seeded(3, 2, seed=1), seeded(3, 2, seed=2)
 
     class Adding(Discretization):
@@ -133,8 +152,12 @@ def test_what_is_added_moves_the_step_as_if_so_much_more_were_denoised(solver, s
 
 
 @pytest.mark.parametrize("native", Form)
-@pytest.mark.parametrize("schedule", [EDM(0.05, 3.0), RectifiedFlow(0.02, 0.95), LinearVP(t_min=0.02)], ids=repr)
-def test_heun_asks_where_what_is_added_has_led_and_adds_it_to_the_corrected_step_too(schedule, native):
+@pytest.mark.parametrize(
+    "schedule", [EDM(0.05, 3.0), RectifiedFlow(0.02, 0.95), LinearVP(t_min=0.02)], ids=repr
+)
+def test_heun_asks_where_what_is_added_has_led_and_adds_it_to_the_corrected_step_too(
+    schedule, native
+):
     known, extra, x = seeded(3, 2, seed=1), seeded(3, 2, seed=2), seeded(3, 2, seed=3)
 
     class Adding(Discretization):

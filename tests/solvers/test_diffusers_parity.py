@@ -1,15 +1,16 @@
 """The same run by a diffusers scheduler and by this library, on a smooth analytic denoiser.
 
-Schedulers keep their tables in single precision and most of them round the sample to it at every step, so the tolerance
-is 2e-5 of the sample's size. What is not compared, and why:
+Schedulers keep their tables in single precision and most of them round the sample to it at every
+step, so the tolerance is 2e-5 of the sample's size. What is not compared, and why:
 
 * EDMEulerScheduler, EDMDPMSolverMultistepScheduler: those of EulerDiscrete and DPMSolverMultistep behind EDM's
   preconditioning of the network, which here belongs to the model.
 * DEISMultistepScheduler: Lagrange polynomials in log sigma ("logrho"), where DEIS here is "t" (VP time).
 * IPNDMScheduler: betas and times of its own (sin, atan2), no way to hand it a schedule.
 * The final step to sigma = 0 of the Euler, Heun and flow schedulers, where a grid here would end at sigma_min: compared
-  up to that step, except for Euler's flow, whose t_min may be 0. DPM-Solver++ and UniPC, which work in log-SNR, end at
-  0.01 in use_flow_sigmas too: there UniPC's own "sigma_min" repeats its last sigma, and "zero" has an infinite log-SNR.
+  up to that step, except for Euler's flow, whose t_min may be 0. DPM-Solver++ and UniPC, which work
+  in log-SNR, end at 0.01 in use_flow_sigmas too: there UniPC's own "sigma_min" repeats its last
+  sigma, and "zero" has an infinite log-SNR.
 * FlowMatchHeunDiscrete's grid, which shifts the ends of its range before it shifts every time again: its steps are
   compared on the times that it chose.
 """
@@ -79,7 +80,8 @@ def ours(problem: Smooth, x: Tensor, times: list[float], solver: Solver) -> Tens
 
 
 def theirs(scheduler, problem: Smooth, x: Tensor, times: list[float]) -> Tensor:
-    """Their loop: one network call at each of ``times``, whichever stage of whichever step it serves."""
+    """Their loop: one network call at each of ``times``, whichever stage of whichever step it
+    serves."""
     for label, t in zip(scheduler.timesteps, times, strict=False):
         answer = problem(x, torch.full((len(x),), t, dtype=torch.float64), UNCONDITIONAL)
         x = scheduler.step(answer, label, x).prev_sample
@@ -89,7 +91,9 @@ def theirs(scheduler, problem: Smooth, x: Tensor, times: list[float]) -> Tensor:
 def assert_same(found: Tensor, expected: Tensor, start: Tensor) -> None:
     # The run must have gone somewhere, or parity means nothing.
     assert float((found - start).abs().max()) > 0.3 * float(start.abs().max())
-    torch.testing.assert_close(found, expected.to(found.dtype), rtol=0, atol=2e-5 * (1 + float(found.abs().max())))
+    torch.testing.assert_close(
+        found, expected.to(found.dtype), rtol=0, atol=2e-5 * (1 + float(found.abs().max()))
+    )
 
 
 @pytest.mark.parametrize("beta_schedule", ["scaled_linear", "linear"])
@@ -116,7 +120,9 @@ def test_heun_in_sigma_space(diffusers):
     scheduler.set_timesteps(len(SIGMAS))
     pairs = [s for sigma in SIGMAS for s in (sigma, sigma)][1:]
     scheduler.sigmas = torch.tensor([*pairs, 0.0])
-    scheduler.timesteps = torch.arange(2 * len(SIGMAS) - 1, 0, -1).float()  # labels that tell the stages apart
+    scheduler.timesteps = torch.arange(
+        2 * len(SIGMAS) - 1, 0, -1
+    ).float()  # labels that tell the stages apart
     problem = Smooth(EDM(0.01, 20.0), Form.NOISE)
     x = SIGMAS[0] * seeded(3, *problem.shape, seed=1)
     stages = [s for pair in zip(SIGMAS, SIGMAS[1:], strict=False) for s in pair]
@@ -133,7 +139,11 @@ def test_heun_without_its_trial_would_not_pass(diffusers):
 @pytest.mark.parametrize("prediction", ["epsilon", "sample"])
 def test_ddim_is_euler_on_its_own_time_steps(diffusers, prediction):
     scheduler = diffusers.DDIMScheduler(
-        **STABLE_DIFFUSION, clip_sample=False, set_alpha_to_one=False, steps_offset=1, prediction_type=prediction
+        **STABLE_DIFFUSION,
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+        prediction_type=prediction,
     )
     scheduler.set_timesteps(8)  # 876, 751, ..., 1, then step 0 with set_alpha_to_one=False
     times = [*scheduler.timesteps.tolist(), 0]
@@ -158,7 +168,11 @@ def test_dpm_solver_multistep(diffusers, native, order, final):
     scheduler.sigmas = scheduler.sigmas.double()
     problem = Smooth(DiscreteVP(), native)
     x = seeded(3, *problem.shape, seed=1)
-    assert_same(ours(problem, x, TIMES, DPMSolverPP(order, final)), theirs(scheduler, problem, x, TIMES[:-1]), x)
+    assert_same(
+        ours(problem, x, TIMES, DPMSolverPP(order, final)),
+        theirs(scheduler, problem, x, TIMES[:-1]),
+        x,
+    )
 
 
 @pytest.mark.parametrize("final", [True, False])
@@ -178,7 +192,11 @@ def test_unipc_multistep(diffusers, variant, order, final):
     times = [*scheduler.timesteps.double().tolist(), 0.0]
     problem = Smooth(DiscreteVP(), Form.NOISE)
     x = seeded(3, *problem.shape, seed=1)
-    assert_same(ours(problem, x, times, UniPC(order, variant, final)), theirs(scheduler, problem, x, times[:-1]), x)
+    assert_same(
+        ours(problem, x, times, UniPC(order, variant, final)),
+        theirs(scheduler, problem, x, times[:-1]),
+        x,
+    )
 
 
 @pytest.mark.parametrize("shift", [1.0, 3.0])
@@ -209,11 +227,18 @@ def test_flow_matching_heun_on_its_own_time_steps(diffusers, shift):
 @pytest.mark.parametrize("order", [1, 2, 3])
 @pytest.mark.parametrize("name", ["dpm", "bh1", "bh2"])
 def test_multistep_solvers_on_flow_sigmas(diffusers, name, order, final):
-    options = {"solver_order": order, "lower_order_final": final, "prediction_type": "flow_prediction"}
+    options = {
+        "solver_order": order,
+        "lower_order_final": final,
+        "prediction_type": "flow_prediction",
+    }
     # Left at "zero", DPM-Solver++ falls to first order at the end whatever it is told.
     flow = {"use_flow_sigmas": True, "flow_shift": 3.0, "final_sigmas_type": "sigma_min"}
     if name == "dpm":
-        scheduler, solver = diffusers.DPMSolverMultistepScheduler(**options, **flow), DPMSolverPP(order, final)
+        scheduler, solver = (
+            diffusers.DPMSolverMultistepScheduler(**options, **flow),
+            DPMSolverPP(order, final),
+        )
     else:
         scheduler = diffusers.UniPCMultistepScheduler(**options, **flow, solver_type=name)
         solver = UniPC(order, name, final)
@@ -230,6 +255,8 @@ def test_the_dynamic_shift_is_the_resolution_grid(diffusers):
     scheduler = diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
     steps, tokens = 4, 1024
     slope = (1.15 - 0.5) / (4096 - 256)
-    scheduler.set_timesteps(sigmas=[1 - i / steps for i in range(steps)], mu=0.5 + slope * (tokens - 256))
+    scheduler.set_timesteps(
+        sigmas=[1 - i / steps for i in range(steps)], mu=0.5 + slope * (tokens - 256)
+    )
     expected = grids.resolution(RectifiedFlow(), steps, tokens)[0]
     torch.testing.assert_close(scheduler.sigmas.double(), expected, rtol=0, atol=1e-6)

@@ -1,4 +1,5 @@
-"""Lower-order finishes of the exact Adams-Bashforth methods: by hand, off unless asked for, and kept in artifacts."""
+"""Lower-order finishes of the exact Adams-Bashforth methods: by hand, off unless asked for, and
+kept in artifacts."""
 
 import json
 
@@ -30,7 +31,8 @@ both = pytest.mark.parametrize("kind", [AdamsBashforth, DEIS])
 
 
 def weights(solver, k):
-    """Those of step k on EDM's grid, where the scale is 1 and the clock of the noise form is the time."""
+    """Those of step k on EDM's grid, where the scale is 1 and the clock of the noise form is the
+    time."""
     return solver.coefficients(EDM(0.05, 10.0), Form.NOISE, TAU[:, : k + 2], STEPS).predict[0]
 
 
@@ -84,10 +86,16 @@ def test_without_a_finish_the_rule_is_the_published_one(kind, order):
         tau = TAU[:, : k + 2]
         level = tau if kind is AdamsBashforth else clock.time(ratio(schedule, tau))
         past = [level[:, k - j] for j in range(min(order, k + 1))]
-        density = None if kind is AdamsBashforth else speed(clock, quadrature_points(past[0], level[:, -1])[0])
+        density = (
+            None
+            if kind is AdamsBashforth
+            else speed(clock, quadrature_points(past[0], level[:, -1])[0])
+        )
         given = {} if density is None else {"density": density}
         expected = torch.stack(integrate_lagrange(past, past[0], level[:, -1], **given), dim=1)[0]
-        tolerance = {"rtol": 0, "atol": 0} if kind is AdamsBashforth else {"rtol": 1e-9, "atol": 1e-9}
+        tolerance = (
+            {"rtol": 0, "atol": 0} if kind is AdamsBashforth else {"rtol": 1e-9, "atol": 1e-9}
+        )
         torch.testing.assert_close(weights(kind(order), k), expected, **tolerance)
 
 

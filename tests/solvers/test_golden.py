@@ -1,4 +1,5 @@
-"""Parity with end points that an independent public implementation computed once; see shared/golden/README.md."""
+"""Parity with end points that an independent public implementation computed once; see
+shared/golden/README.md."""
 
 import pytest
 import torch
@@ -23,7 +24,11 @@ SOLVERS = {
         for end in ("lof", "nolof")
     },
 }
-ENDS = [key for key in PROBLEM.golden if key.endswith(("_3", "_5", "_8")) and not key.startswith("grid_")]
+ENDS = [
+    key
+    for key in PROBLEM.golden
+    if key.endswith(("_3", "_5", "_8")) and not key.startswith("grid_")
+]
 
 
 def end(key: str) -> torch.Tensor:
@@ -31,12 +36,20 @@ def end(key: str) -> torch.Tensor:
     name, grid, steps = key.rsplit("_", 2)
     plan = Discretization.plain(GRIDS[grid](PROBLEM.schedule, int(steps)))
     start = PROBLEM.schedule.t_max * PROBLEM.noise
-    return solve(PROBLEM, start, plan, SOLVERS[name.removesuffix("_afs")], analytic_first=name.endswith("_afs"))
+    return solve(
+        PROBLEM,
+        start,
+        plan,
+        SOLVERS[name.removesuffix("_afs")],
+        analytic_first=name.endswith("_afs"),
+    )
 
 
 def test_every_key_of_the_file_is_compared():
     described = {"mu", "w", "sd", "z"}
-    assert set(ENDS) | {f"grid_{g}_{n}" for g in GRIDS for n in (3, 5, 8)} | described == set(PROBLEM.golden)
+    assert set(ENDS) | {f"grid_{g}_{n}" for g in GRIDS for n in (3, 5, 8)} | described == set(
+        PROBLEM.golden
+    )
     assert {key.rsplit("_", 2)[0].removesuffix("_afs") for key in ENDS} == set(SOLVERS)
 
 
@@ -58,7 +71,9 @@ def test_deis_agrees_with_the_riemann_sums_of_the_reference(key):
     torch.testing.assert_close(end(key), expected, rtol=0, atol=1e-2 * float(expected.abs().max()))
 
 
-@pytest.mark.parametrize("key", ["euler_polynomial_8", "dpmpp2_lof_logsnr_8", "unipc3_bh2_lof_logsnr_8"])
+@pytest.mark.parametrize(
+    "key", ["euler_polynomial_8", "dpmpp2_lof_logsnr_8", "unipc3_bh2_lof_logsnr_8"]
+)
 def test_single_precision_samples_stay_close_to_double_precision_ones(key):
     name, grid, steps = key.rsplit("_", 2)
     plan = Discretization.plain(GRIDS[grid](PROBLEM.schedule, int(steps)))

@@ -35,7 +35,9 @@ def test_every_row_of_a_batch_is_solved_as_if_it_were_alone(solver, problem):
     together = solve(problem, x, plan, solver)
     alone = torch.cat([solve(problem, x[i : i + 1], plan[i : i + 1], solver) for i in range(4)])
     torch.testing.assert_close(together, alone, rtol=1e-12, atol=1e-12)
-    assert float((solve(problem, x, plan[:1], solver) - together)[1:].abs().max()) > 1e-4  # the rows do differ
+    assert (
+        float((solve(problem, x, plan[:1], solver) - together)[1:].abs().max()) > 1e-4
+    )  # the rows do differ
 
 
 @each_solver
@@ -52,12 +54,17 @@ def test_a_shared_plan_equals_the_same_plan_in_every_row(solver):
 @each_solver
 def test_no_shifts_unit_scales_and_no_corrections_are_the_plain_solver_bit_for_bit(solver, problem):
     tau, x = grids.polynomial(problem.schedule, 5), seeded(3, 2, seed=7)
-    neutral = Discretization(tau, 0 * tau[:, 1:], tau[:, 1:] ** 0, torch.zeros(1, 5, solver.memory, dtype=tau.dtype))
-    assert torch.equal(solve(problem, x, neutral, solver), solve(problem, x, Discretization.plain(tau), solver))
+    neutral = Discretization(
+        tau, 0 * tau[:, 1:], tau[:, 1:] ** 0, torch.zeros(1, 5, solver.memory, dtype=tau.dtype)
+    )
+    assert torch.equal(
+        solve(problem, x, neutral, solver), solve(problem, x, Discretization.plain(tau), solver)
+    )
 
 
 def test_a_step_asks_at_the_shifted_time_scales_the_answer_and_integrates_between_the_nodes():
-    # Equation 5 of the paper written out for second-order iPNDM on sigma = t, with corrected weights.
+    # Equation 5 of the paper written out for second-order iPNDM on sigma = t, with corrected
+    # weights.
     problem = PROBLEMS["edm"]
     plan, x = plan_for(problem, 3, 4, 2), seeded(3, 2, seed=7)
     expected, older = x, None
@@ -84,7 +91,8 @@ def test_corrections_of_fewer_weights_than_the_solver_has_leave_the_older_ones_a
 
 
 def test_a_shifted_and_scaled_answer_is_converted_at_the_node_where_the_state_is():
-    # Noise asked for at tau + dtau becomes data with alpha and sigma of tau; then first-order DPM-Solver++ by hand.
+    # Noise asked for at tau + dtau becomes data with alpha and sigma of tau; then first-order
+    # DPM-Solver++ by hand.
     schedule = LinearVP(t_min=0.02)
     problem = Bumpy(schedule, Form.NOISE)
     plan, x = plan_for(problem, 3, 4, 1), seeded(3, 2, seed=7)
@@ -92,11 +100,15 @@ def test_a_shifted_and_scaled_answer_is_converted_at_the_node_where_the_state_is
     alpha, sigma = schedule.alpha(plan.tau)[..., None], schedule.sigma(plan.tau)[..., None]
     expected = x
     for k in range(4):
-        noise = plan.gamma[:, k, None] * problem(expected, plan.tau[:, k] + plan.dtau[:, k], UNCONDITIONAL)
+        noise = plan.gamma[:, k, None] * problem(
+            expected, plan.tau[:, k] + plan.dtau[:, k], UNCONDITIONAL
+        )
         data = (expected - sigma[:, k] * noise) / alpha[:, k]
         fading = sigma[:, k + 1] / sigma[:, k]
         expected = fading * expected + (alpha[:, k + 1] - fading * alpha[:, k]) * data
-    torch.testing.assert_close(solve(problem, x, plain, DPMSolverPP(1)), expected, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(
+        solve(problem, x, plain, DPMSolverPP(1)), expected, rtol=1e-12, atol=1e-12
+    )
 
 
 def test_heun_averages_the_slopes_at_both_ends():
@@ -115,7 +127,9 @@ def test_heun_averages_the_slopes_at_both_ends():
 
 @pytest.mark.parametrize("steps", [1, 2, 5])
 @each_solver
-def test_network_calls_are_the_promised_number_and_one_less_with_an_analytic_first_step(solver, steps):
+def test_network_calls_are_the_promised_number_and_one_less_with_an_analytic_first_step(
+    solver, steps
+):
     problem, x = PROBLEMS["flow"], seeded(3, 2, seed=7)
     plan = plan_for(problem, 3, steps, solver.memory)
     plain, shortened = Counted(problem), Counted(problem)
@@ -133,13 +147,18 @@ def test_permuting_the_batch_permutes_the_results(solver):
     plan, x = plan_for(problem, 5, 4, solver.memory), seeded(5, 2, seed=7)
     order = torch.tensor([3, 0, 4, 1, 2])
     torch.testing.assert_close(
-        solve(problem, x[order], plan[order], solver), solve(problem, x, plan, solver)[order], rtol=1e-12, atol=1e-12
+        solve(problem, x[order], plan[order], solver),
+        solve(problem, x, plan, solver)[order],
+        rtol=1e-12,
+        atol=1e-12,
     )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @each_solver
-def test_the_network_sees_the_shifted_time_of_its_own_row_and_the_sample_in_its_own_dtype(solver, dtype):
+def test_the_network_sees_the_shifted_time_of_its_own_row_and_the_sample_in_its_own_dtype(
+    solver, dtype
+):
     problem = Recording(PROBLEMS["flow"])
     plan, x = plan_for(problem, 3, 4, solver.memory), seeded(3, 2, seed=7, dtype=dtype)
     end = solve(problem, x, plan, solver)
@@ -189,10 +208,15 @@ def test_the_condition_reaches_every_call():
         def __call__(self, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
             return condition.inputs["level"][:, None] * torch.ones_like(x)
 
-    problem, level = Conditioned(EDM(1.0, 3.0), Form.NOISE), torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64)
+    problem, level = (
+        Conditioned(EDM(1.0, 3.0), Form.NOISE),
+        torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64),
+    )
     plan = Discretization.plain(grids.uniform(problem.schedule, 4))
     end = solve(problem, seeded(3, 2, seed=7), plan, IPNDM(2), Condition({"level": level}))
-    torch.testing.assert_close(end, seeded(3, 2, seed=7) - 2 * level[:, None], rtol=1e-13, atol=1e-13)
+    torch.testing.assert_close(
+        end, seeded(3, 2, seed=7) - 2 * level[:, None], rtol=1e-13, atol=1e-13
+    )
 
 
 @each_solver
@@ -225,7 +249,9 @@ def test_checkpointing_changes_neither_values_nor_gradients(solver):
     plan, x = plan_for(problem, 2, 3, solver.memory), seeded(2, 2, seed=7)
     results = []
     for checkpoint in (False, True):
-        inputs = [v.clone().requires_grad_() for v in (plan.tau, plan.dtau, plan.gamma, plan.weights)]
+        inputs = [
+            v.clone().requires_grad_() for v in (plan.tau, plan.dtau, plan.gamma, plan.weights)
+        ]
         end = solve(problem, x, Discretization(*inputs), solver, checkpoint=checkpoint)
         results.append((end, *torch.autograd.grad(end.square().sum(), inputs)))
     for plain, recomputed in zip(*results, strict=True):
@@ -240,7 +266,9 @@ def test_checkpointing_recomputes_each_call_once_in_the_backward_pass():
     assert problem.calls == 6
 
 
-@pytest.mark.parametrize("schedule", [EDM(), LinearVP(), RectifiedFlow(), RectifiedFlow(0.02, 0.95)], ids=repr)
+@pytest.mark.parametrize(
+    "schedule", [EDM(), LinearVP(), RectifiedFlow(), RectifiedFlow(0.02, 0.95)], ids=repr
+)
 def test_the_analytic_answer_means_the_same_in_every_form(schedule):
     tau = torch.tensor([schedule.t_max, (schedule.t_min + schedule.t_max) / 2], dtype=torch.float64)
     x = seeded(2, 3, seed=7)
@@ -285,10 +313,12 @@ def test_the_trajectory_visits_every_node_and_ends_where_solve_does(solver):
     assert torch.equal(states[-1].x, solve(problem, x, plan, solver))
 
 
-@pytest.mark.parametrize("solver", [s for s in SOLVERS if not getattr(s, "lower_order_final", False)], ids=repr)
+@pytest.mark.parametrize(
+    "solver", [s for s in SOLVERS if not getattr(s, "lower_order_final", False)], ids=repr
+)
 def test_a_trajectory_cut_short_is_the_run_on_the_first_nodes(solver):
-    # Coefficients depend on the nodes so far only, so a closed-loop policy may leave the rest open. A lower-order
-    # finish is different: it counts steps from the end.
+    # Coefficients depend on the nodes so far only, so a closed-loop policy may leave the rest open.
+    # A lower-order finish is different: it counts steps from the end.
     problem, x = PROBLEMS["edm"], seeded(2, 2, seed=7)
     tau = grids.polynomial(problem.schedule, 6)
     third = list(trajectory(problem, x, Discretization.plain(tau), solver))[2].x
@@ -299,12 +329,17 @@ def test_a_trajectory_cut_short_is_the_run_on_the_first_nodes(solver):
 @each_solver
 @pytest.mark.parametrize("native", Form)
 def test_a_noise_prediction_at_pure_noise_is_refused_and_not_nan(solver, native):
-    """A flow that begins at t = 1 has no noise prediction there; one of data suits solvers that keep data."""
+    """A flow that begins at t = 1 has no noise prediction there; one of data suits solvers that
+    keep data."""
     schedule = RectifiedFlow(0.02, 1.0)
     problem, x = Bumpy(schedule, native), seeded(2, 2, seed=1)
     plan = Discretization.plain(grids.uniform(schedule, 3))
     if Form.NOISE in (native, solver.form(native)):
-        ways = {Form.NOISE: "a smaller t_max", Form.DATA: "dpmpp or unipc", Form.VELOCITY: "adams_bashforth"}
+        ways = {
+            Form.NOISE: "a smaller t_max",
+            Form.DATA: "dpmpp or unipc",
+            Form.VELOCITY: "adams_bashforth",
+        }
         with pytest.raises(ValueError, match=f"t_max = 1 is pure noise, .*{ways[native]}") as error:
             solve(problem, x, plan, solver)
         sentence(error)
@@ -319,7 +354,9 @@ def test_a_run_to_pure_data_is_finite_or_says_what_it_would_need(solver, native)
     problem, x = Bumpy(schedule, native), seeded(2, 2, seed=1)
     plan = Discretization.plain(grids.uniform(schedule, 4))
     if isinstance(solver, Heun) and native is Form.DATA:
-        with pytest.raises(ValueError, match="t_min = 0 is pure data, .* take a larger t_min") as error:
+        with pytest.raises(
+            ValueError, match="t_min = 0 is pure data, .* take a larger t_min"
+        ) as error:
             solve(problem, x, plan, solver)
         sentence(error)
     else:

@@ -1,4 +1,5 @@
-"""Midpoint steps on the one loop, against the formulas of the papers written out for each kind of schedule."""
+"""Midpoint steps on the one loop, against the formulas of the papers written out for each kind of
+schedule."""
 
 import math
 from itertools import pairwise
@@ -28,9 +29,15 @@ PROBLEMS = {
     "edm": Bumpy(EDM(0.05, 3.0), Form.NOISE),
     "vp": Bumpy(LinearVP(t_min=0.02), Form.NOISE),
 }
-SCHEDULES = {"edm": EDM(0.05, 10.0), "linear_vp": LinearVP(t_min=0.02), "flow": RectifiedFlow(0.02, 0.95)}
+SCHEDULES = {
+    "edm": EDM(0.05, 10.0),
+    "linear_vp": LinearVP(t_min=0.02),
+    "flow": RectifiedFlow(0.02, 0.95),
+}
 each_problem = pytest.mark.parametrize("problem", PROBLEMS.values(), ids=PROBLEMS)
-each_solver = pytest.mark.parametrize("solver", [Midpoint(), Midpoint(2), Midpoint(3), Midpoint(2, 3)], ids=repr)
+each_solver = pytest.mark.parametrize(
+    "solver", [Midpoint(), Midpoint(2), Midpoint(3), Midpoint(2, 3)], ids=repr
+)
 
 
 def nodes(problem, whole: int, r: torch.Tensor) -> torch.Tensor:
@@ -63,12 +70,16 @@ def starts_and_midpoints(plan: Discretization, points: int, step: int):
 
 
 def move(problem, x, start, stop, answer):
-    """The published first-order step: VE and flow in time, DPM-Solver-1 where alpha + sigma is not 1."""
+    """The published first-order step: VE and flow in time, DPM-Solver-1 where alpha + sigma is not
+    1."""
     schedule = problem.schedule
     if not isinstance(schedule, LinearVP):
         return x + (stop - start) * answer
     h = schedule.log_snr(stop) - schedule.log_snr(start)
-    return schedule.alpha(stop) / schedule.alpha(start) * x - schedule.sigma(stop) * torch.expm1(h) * answer
+    return (
+        schedule.alpha(stop) / schedule.alpha(start) * x
+        - schedule.sigma(stop) * torch.expm1(h) * answer
+    )
 
 
 @pytest.mark.parametrize("points", [1, 2, 3])
@@ -79,16 +90,24 @@ def test_a_step_goes_along_the_mean_of_its_midpoints(problem, points):
     for step in range(3):
         start, inside, stop = starts_and_midpoints(plan, points, step)
         first = problem(expected, start[:, 0], UNCONDITIONAL)
-        heard = [problem(move(problem, expected, start, m, first), m[:, 0], UNCONDITIONAL) for m in inside]
+        heard = [
+            problem(move(problem, expected, start, m, first), m[:, 0], UNCONDITIONAL)
+            for m in inside
+        ]
         expected = move(problem, expected, start, stop, sum(heard) / points)
-    torch.testing.assert_close(solve(problem, x, plain, Midpoint(points)), expected, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(
+        solve(problem, x, plain, Midpoint(points)), expected, rtol=1e-12, atol=1e-12
+    )
 
 
 def test_halfway_in_log_snr_it_is_dpm_solver_2_of_a_data_prediction():
     """Lu et al., 2022a, Algorithm 1, r = 1/2, on noise computed from the data prediction."""
     schedule = LinearVP(t_min=0.02)
     problem = Bumpy(schedule, Form.DATA)
-    plan, x = Discretization.plain(nodes(problem, 4, torch.full((1, 4, 1), 0.5))), seeded(3, 2, seed=7)
+    plan, x = (
+        Discretization.plain(nodes(problem, 4, torch.full((1, 4, 1), 0.5))),
+        seeded(3, 2, seed=7),
+    )
 
     def noise(x, t):
         return (x - schedule.alpha(t) * problem(x, t.expand(3), UNCONDITIONAL)) / schedule.sigma(t)
@@ -97,15 +116,20 @@ def test_halfway_in_log_snr_it_is_dpm_solver_2_of_a_data_prediction():
     for t, s in pairwise(grids.log_snr(schedule, 4)[0]):
         h = schedule.log_snr(s) - schedule.log_snr(t)
         m = schedule.time((schedule.log_snr(s) + schedule.log_snr(t)) / 2)
-        u = schedule.alpha(m) / schedule.alpha(t) * expected - schedule.sigma(m) * torch.expm1(h / 2) * noise(
-            expected, t
-        )
-        expected = schedule.alpha(s) / schedule.alpha(t) * expected - schedule.sigma(s) * torch.expm1(h) * noise(u, m)
-    torch.testing.assert_close(solve(problem, x, plan, Midpoint()), expected, rtol=1e-11, atol=1e-11)
+        u = schedule.alpha(m) / schedule.alpha(t) * expected - schedule.sigma(m) * torch.expm1(
+            h / 2
+        ) * noise(expected, t)
+        expected = schedule.alpha(s) / schedule.alpha(t) * expected - schedule.sigma(
+            s
+        ) * torch.expm1(h) * noise(u, m)
+    torch.testing.assert_close(
+        solve(problem, x, plan, Midpoint()), expected, rtol=1e-11, atol=1e-11
+    )
 
 
 def test_shifts_scales_and_corrected_weights_of_two_midpoints_by_hand():
-    """In sigma = t: slopes asked at tau + dtau times gamma; corrections in units of the whole step, newest first."""
+    """In sigma = t: slopes asked at tau + dtau times gamma; corrections in units of the whole step,
+    newest first."""
     problem, solver = PROBLEMS["edm"], Midpoint(2)
     plan, x = plan_for(problem, 3, 2, solver), seeded(3, 2, seed=7)
     no_corrections = plan.weights.clone()
@@ -121,20 +145,29 @@ def test_shifts_scales_and_corrected_weights_of_two_midpoints_by_hand():
         k = 3 * step
         start, (a, b), stop = starts_and_midpoints(plan, 2, step)
         first = heard(expected, k)
-        at_a, at_b = heard(expected + (a - start) * first, k + 1), heard(expected + (b - start) * first, k + 2)
+        at_a, at_b = (
+            heard(expected + (a - start) * first, k + 1),
+            heard(expected + (b - start) * first, k + 2),
+        )
         newest, older = plan.weights[:, k + 2, 0, None], plan.weights[:, k + 2, 1, None]
         expected = expected + (stop - start) * ((0.5 + newest) * at_b + (0.5 + older) * at_a)
     torch.testing.assert_close(solve(problem, x, plan, solver), expected, rtol=1e-12, atol=1e-12)
 
 
-ADAMS = {1: [1], 2: [3 / 2, -1 / 2], 3: [23 / 12, -16 / 12, 5 / 12], 4: [55 / 24, -59 / 24, 37 / 24, -9 / 24]}
+ADAMS = {
+    1: [1],
+    2: [3 / 2, -1 / 2],
+    3: [23 / 12, -16 / 12, 5 / 12],
+    4: [55 / 24, -59 / 24, 37 / 24, -9 / 24],
+}
 
 
 @pytest.mark.parametrize("order", [2, 3, 4])
 @pytest.mark.parametrize("points", [1, 2])
 @each_problem
 def test_a_history_predicts_midpoints_from_the_starts_of_steps(problem, points, order):
-    """EPD-Plugin on iPNDM: x_k = x + (t_k - t) AB(d, earlier d); midpoints do not enter the history."""
+    """EPD-Plugin on iPNDM: x_k = x + (t_k - t) AB(d, earlier d); midpoints do not enter the
+    history."""
     solver = Midpoint(points, order)
     plan, x = plan_for(problem, 3, 5, solver), seeded(3, 2, seed=7)
     expected, history = x, []
@@ -143,7 +176,10 @@ def test_a_history_predicts_midpoints_from_the_starts_of_steps(problem, points, 
         history.insert(0, problem(expected, start[:, 0], UNCONDITIONAL))
         weights = ADAMS[min(order, step + 1)]
         along = sum(w * d for w, d in zip(weights, history, strict=False))
-        heard = [problem(move(problem, expected, start, m, along), m[:, 0], UNCONDITIONAL) for m in inside]
+        heard = [
+            problem(move(problem, expected, start, m, along), m[:, 0], UNCONDITIONAL)
+            for m in inside
+        ]
         expected = move(problem, expected, start, stop, sum(heard) / points)
     found = solve(problem, x, Discretization.plain(plan.tau), solver)
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
@@ -171,7 +207,12 @@ def test_a_midpoint_elsewhere_is_of_first_order():
     def error(whole: int) -> float:
         tau = nodes(problem, whole, torch.full((1, whole, 1), 0.3))
         return float(
-            (solve(problem, x, Discretization.plain(tau), Midpoint()) - problem.exact(x, *tau[0, [0, -1]])).abs().max()
+            (
+                solve(problem, x, Discretization.plain(tau), Midpoint())
+                - problem.exact(x, *tau[0, [0, -1]])
+            )
+            .abs()
+            .max()
         )
 
     assert 0.9 < math.log2(error(64) / error(128)) < 1.1
@@ -191,7 +232,10 @@ def test_every_row_is_solved_as_if_it_were_alone(solver, problem):
 def test_the_order_in_which_a_step_asks_its_midpoints_does_not_matter(solver):
     problem, x = PROBLEMS["edm"], seeded(2, 2, seed=7)
     r = fractions(2, 3, solver.points)
-    ends = [solve(problem, x, Discretization.plain(nodes(problem, 3, f)), solver) for f in (r, r.flip(2))]
+    ends = [
+        solve(problem, x, Discretization.plain(nodes(problem, 3, f)), solver)
+        for f in (r, r.flip(2))
+    ]
     torch.testing.assert_close(*ends, rtol=1e-12, atol=1e-12)
 
 
@@ -235,7 +279,9 @@ def test_single_precision_stays_close_to_double_precision():
     plan = plan_for(problem, 3, 4, solver)
     single = solve(problem, x.float(), plan, solver)
     assert single.dtype == torch.float32
-    torch.testing.assert_close(single.double(), solve(problem, x, plan, solver), rtol=2e-5, atol=2e-5)
+    torch.testing.assert_close(
+        single.double(), solve(problem, x, plan, solver), rtol=2e-5, atol=2e-5
+    )
 
 
 def test_names_mean_midpoint_rules():
@@ -245,7 +291,8 @@ def test_names_mean_midpoint_rules():
 
 
 @pytest.mark.parametrize(
-    ("spec", "message"), [("midpoint:0", "points must be at least 1"), ("midpoint:1:5", "order must be 1, 2, 3 or 4")]
+    ("spec", "message"),
+    [("midpoint:0", "points must be at least 1"), ("midpoint:1:5", "order must be 1, 2, 3 or 4")],
 )
 def test_midpoint_rules_that_do_not_exist_are_refused(spec, message):
     with pytest.raises(ValueError, match=message):

@@ -1,8 +1,8 @@
 """What the coefficients promise: orders of convergence, exactness on polynomials, phi functions.
 
-Orders are measured on a Gaussian whose ODE is solved exactly. The first step of every multistep method is an Euler
-step, so they are of order 2 in the limit; where their later steps still dominate at these step counts, the bound is
-higher.
+Orders are measured on a Gaussian whose ODE is solved exactly. The first step of every multistep
+method is an Euler step, so they are of order 2 in the limit; where their later steps still dominate
+at these step counts, the bound is higher.
 """
 
 import math
@@ -45,7 +45,8 @@ SCHEDULES = {
 }
 MORE = {**SCHEDULES, "scaled_linear_vp": ScaledLinearVP(t_min=0.02), "discrete_vp": DiscreteVP()}
 
-# solver: least and greatest order observed between 32 and 64 steps, over all schedules and native forms
+# solver: least and greatest order observed between 32 and 64 steps, over all schedules and native
+# forms
 OBSERVED = [
     (Euler(), 0.95, 1.05),
     (Heun(), 1.95, 2.1),
@@ -54,7 +55,11 @@ OBSERVED = [
     (AdamsBashforth(3), 2.6, 3.1),
     (AdamsBashforth(4), 2.2, 4.1),  # limited by its start
     (IPNDM(1), 0.95, 1.05),
-    (IPNDM(2), 1.9, 2.2),  # on a smooth grid neighbouring steps become equal, but only to first order
+    (
+        IPNDM(2),
+        1.9,
+        2.2,
+    ),  # on a smooth grid neighbouring steps become equal, but only to first order
     (IPNDM(3), 1.9, 2.5),
     (IPNDM(4), 1.9, 2.5),
     (DEIS(1), 0.95, 1.05),
@@ -65,7 +70,11 @@ OBSERVED = [
     (DPMSolverPP(2), 1.9, 2.1),
     (DPMSolverPP(2, False), 1.9, 2.1),
     (DPMSolverPP(3), 2.0, 2.4),
-    (DPMSolverPP(3, False), 2.0, 2.5),  # the published curvature term is half of the one that would give order 3
+    (
+        DPMSolverPP(3, False),
+        2.0,
+        2.5,
+    ),  # the published curvature term is half of the one that would give order 3
     (UniPC(1), 1.9, 2.2),  # the corrector adds one
     (UniPC(2, "bh1", False), 2.9, 3.2),
     (UniPC(2, "bh2", False), 2.9, 3.2),
@@ -87,12 +96,17 @@ def error(problem: Gaussian, solver, grid, steps: int) -> float:
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
-@pytest.mark.parametrize(("solver", "low", "high"), OBSERVED, ids=lambda v: repr(v) if hasattr(v, "nfe") else "")
+@pytest.mark.parametrize(
+    ("solver", "low", "high"), OBSERVED, ids=lambda v: repr(v) if hasattr(v, "nfe") else ""
+)
 def test_halving_the_step_divides_the_error_by_two_to_the_order(solver, low, high, name):
-    # Solvers that work in one form whatever the native one are the same in all (see below), so one form is enough.
+    # Solvers that work in one form whatever the native one are the same in all (see below), so one
+    # form is enough.
     for native in dict.fromkeys(solver.form(form) for form in FORMS):
         problem = Gaussian(SCHEDULES[name], native)
-        order = math.log2(error(problem, solver, grids.log_snr, 32) / error(problem, solver, grids.log_snr, 64))
+        order = math.log2(
+            error(problem, solver, grids.log_snr, 32) / error(problem, solver, grids.log_snr, 64)
+        )
         assert low < order < high, (native, order)
 
 
@@ -100,7 +114,10 @@ def test_halving_the_step_divides_the_error_by_two_to_the_order(solver, low, hig
 def test_solvers_with_a_form_of_their_own_do_not_depend_on_the_native_one(solver):
     schedule = SCHEDULES["linear_vp"]
     plan = Discretization.plain(grids.log_snr(schedule, 6))
-    ends = [solve(Gaussian(schedule, form), Gaussian(schedule, form).start(3), plan, solver) for form in FORMS]
+    ends = [
+        solve(Gaussian(schedule, form), Gaussian(schedule, form).start(3), plan, solver)
+        for form in FORMS
+    ]
     for end in ends[1:]:
         torch.testing.assert_close(end, ends[0], rtol=1e-12, atol=1e-12)
 
@@ -111,7 +128,9 @@ def test_drift_solvers_treat_a_data_prediction_as_noise(solver, name):
     schedule = SCHEDULES[name]
     plan = Discretization.plain(grids.polynomial(schedule, 6))
     start = Gaussian(schedule, Form.NOISE).start(3)
-    data, noise = (solve(Gaussian(schedule, form), start, plan, solver) for form in (Form.DATA, Form.NOISE))
+    data, noise = (
+        solve(Gaussian(schedule, form), start, plan, solver) for form in (Form.DATA, Form.NOISE)
+    )
     torch.testing.assert_close(data, noise, rtol=1e-12, atol=1e-12)
 
 
@@ -120,7 +139,9 @@ def test_drift_solvers_treat_a_data_prediction_as_noise(solver, name):
 @pytest.mark.parametrize("order", [1, 2, 3, 4])
 def test_ipndm_is_adams_bashforth_where_the_clock_is_even(order, name, native):
     schedule = SCHEDULES[name]
-    ends = native.clock(schedule, torch.tensor([schedule.t_max, schedule.t_min], dtype=torch.float64))
+    ends = native.clock(
+        schedule, torch.tensor([schedule.t_max, schedule.t_min], dtype=torch.float64)
+    )
     clock = torch.lerp(ends[0], ends[1], torch.linspace(0, 1, 8, dtype=torch.float64))
     ratio = clock if native is Form.NOISE else clock / (1 - clock)  # sigma / alpha
     plan = Discretization.plain(schedule.time(-ratio.log())[None])
@@ -138,7 +159,8 @@ def test_ipndm_is_not_adams_bashforth_on_an_uneven_grid():
 
 @pytest.mark.parametrize("name", MORE)
 def test_first_order_steps_in_the_three_forms_coincide_when_converted(name):
-    # One step with the answer held: the data, noise and velocity steps are the same affine map of x and the data.
+    # One step with the answer held: the data, noise and velocity steps are the same affine map of x
+    # and the data.
     schedule = MORE[name]
     tau = grids.log_snr(schedule, 5)
     tau = torch.stack([tau[0, :-1], tau[0, 1:]], dim=1)  # five intervals as five rows
@@ -168,8 +190,14 @@ def test_euler_is_first_order_dpm_solver_and_first_order_deis(name):
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 6])
 def test_lagrange_integrals_are_exact_on_polynomials(count):
-    nodes = [torch.tensor([1.0 - 0.37 * j - 0.05 * j**2, 8.0 / (j + 1)], dtype=torch.float64) for j in range(count)]
-    start, stop = torch.tensor([1.0, 9.0], dtype=torch.float64), torch.tensor([1.4, 3.0], dtype=torch.float64)
+    nodes = [
+        torch.tensor([1.0 - 0.37 * j - 0.05 * j**2, 8.0 / (j + 1)], dtype=torch.float64)
+        for j in range(count)
+    ]
+    start, stop = (
+        torch.tensor([1.0, 9.0], dtype=torch.float64),
+        torch.tensor([1.4, 3.0], dtype=torch.float64),
+    )
     weights = integrate_lagrange(nodes, start, stop)
     for degree in range(count):
         integral = sum(w * node**degree for w, node in zip(weights, nodes, strict=True))
@@ -194,9 +222,13 @@ def test_adams_bashforth_weights_of_an_even_grid_are_the_textbook_ones(order):
     tau = torch.linspace(9, 2, 8, dtype=torch.float64)[None, : order + 1]
     found = AdamsBashforth(order).coefficients(EDM(), Form.NOISE, tau, 7)
     expected = torch.tensor([EVEN_WEIGHTS[order]], dtype=torch.float64)
-    torch.testing.assert_close(found.predict / found.unit[:, None], expected, rtol=1e-13, atol=1e-13)
+    torch.testing.assert_close(
+        found.predict / found.unit[:, None], expected, rtol=1e-13, atol=1e-13
+    )
     torch.testing.assert_close(found.carry, torch.ones(1, dtype=torch.float64), rtol=0, atol=0)
-    torch.testing.assert_close(expected.sum(), torch.tensor(1.0, dtype=torch.float64), rtol=1e-15, atol=0)
+    torch.testing.assert_close(
+        expected.sum(), torch.tensor(1.0, dtype=torch.float64), rtol=1e-15, atol=0
+    )
 
 
 def test_adams_bashforth_weights_on_the_polynomial_grid_are_those_of_the_moment_equations():
@@ -209,13 +241,18 @@ def test_adams_bashforth_weights_on_the_polynomial_grid_are_those_of_the_moment_
     torch.testing.assert_close(found.predict[0], expected, rtol=1e-10, atol=1e-12)
     # far from the constant ones, 23/12, -16/12, 5/12
     torch.testing.assert_close(
-        found.predict[0] / found.unit, torch.tensor([1.17, -0.18, 0.013], dtype=torch.float64), rtol=0, atol=5e-3
+        found.predict[0] / found.unit,
+        torch.tensor([1.17, -0.18, 0.013], dtype=torch.float64),
+        rtol=0,
+        atol=5e-3,
     )
 
 
 def exponential_moment(degree: int, level: torch.Tensor) -> torch.Tensor:
     """The antiderivative of e^u u^degree at ``level``."""
-    polynomial = [1, level - 1, level**2 - 2 * level + 2, level**3 - 3 * level**2 + 6 * level - 6][degree]
+    polynomial = [1, level - 1, level**2 - 2 * level + 2, level**3 - 3 * level**2 + 6 * level - 6][
+        degree
+    ]
     return level.exp() * polynomial
 
 
@@ -229,11 +266,15 @@ def test_unipc_3_integrates_data_that_are_polynomials_of_log_snr(name, variant):
     assert found.correct is not None
     newest_first = level[:-1].flip(0)
     for degree in range(4):
-        exact = sigma[-1] * (exponential_moment(degree, level[-1]) - exponential_moment(degree, level[-2]))
+        exact = sigma[-1] * (
+            exponential_moment(degree, level[-1]) - exponential_moment(degree, level[-2])
+        )
         corrected = (found.correct[0] * torch.cat([level[-1:], newest_first]) ** degree).sum()
         torch.testing.assert_close(corrected, exact, rtol=1e-9, atol=1e-11)
         if degree < 3:  # the predictor has one node less
-            torch.testing.assert_close((found.predict[0] * newest_first**degree).sum(), exact, rtol=1e-9, atol=1e-11)
+            torch.testing.assert_close(
+                (found.predict[0] * newest_first**degree).sum(), exact, rtol=1e-9, atol=1e-11
+            )
     torch.testing.assert_close(found.carry[0], sigma[-1] / sigma[-2], rtol=1e-15, atol=0)
 
 
@@ -253,7 +294,9 @@ def reference_phi(order: int, z: float) -> float:
 def test_phi_functions_are_their_power_series_for_tiny_and_large_arguments(order):
     z = [0.0, 1e-12, -1e-8, 1e-5, -1e-3, 0.1, -0.7, 1.0, -3.0, 5.0, -11.0, -20.0]
     expected = torch.tensor([reference_phi(order, v) for v in z], dtype=torch.float64)
-    torch.testing.assert_close(phi(order, torch.tensor(z, dtype=torch.float64)), expected, rtol=1e-13, atol=0)
+    torch.testing.assert_close(
+        phi(order, torch.tensor(z, dtype=torch.float64)), expected, rtol=1e-13, atol=0
+    )
 
 
 def test_phi_functions_are_their_closed_forms():
@@ -268,11 +311,14 @@ def test_phi_functions_are_their_closed_forms():
     "solver", [DPMSolverPP(3, False), UniPC(3, "bh2", False), AdamsBashforth(3), DEIS(3)], ids=repr
 )
 def test_weights_of_tiny_steps_sum_to_one_first_order_step(solver, gap):
-    # Constant answers are integrated exactly however small the step; naive differences of phi would lose digits.
+    # Constant answers are integrated exactly however small the step; naive differences of phi would
+    # lose digits.
     tau = torch.tensor([[1 + 3 * gap, 1 + 2 * gap, 1 + gap, 1]], dtype=torch.float64)
     found = solver.coefficients(EDM(), solver.form(Form.NOISE), tau, 9)
     torch.testing.assert_close(found.predict.sum(1), found.unit, rtol=1e-8, atol=0)
-    torch.testing.assert_close(found.unit.abs(), torch.tensor([gap], dtype=torch.float64), rtol=2 * gap, atol=0)
+    torch.testing.assert_close(
+        found.unit.abs(), torch.tensor([gap], dtype=torch.float64), rtol=2 * gap, atol=0
+    )
 
 
 @pytest.mark.parametrize("make", [AdamsBashforth, IPNDM, DEIS, DPMSolverPP, UniPC])
@@ -290,15 +336,20 @@ def test_deis_refuses_a_flow_that_starts_without_signal():
 
 
 @pytest.mark.parametrize("order", [1, 2, 3, 4])
-@pytest.mark.parametrize("nodes", [[80, 0.002], [80, 3, 0.002], [80, 20, 1, 0.002], [80, 79, 78, 0.002]], ids=str)
+@pytest.mark.parametrize(
+    "nodes", [[80, 0.002], [80, 3, 0.002], [80, 20, 1, 0.002], [80, 79, 78, 0.002]], ids=str
+)
 def test_deis_integrates_widest_intervals_to_rounding(nodes, order):
-    """Weights sum to the step; and a line in VP time is integrated to what fine sums in log sigma give."""
+    """Weights sum to the step; and a line in VP time is integrated to what fine sums in log sigma
+    give."""
     schedule, tau = EDM(), torch.tensor([nodes], dtype=torch.float64)
     step = DEIS(order).coefficients(schedule, Form.NOISE, tau, len(nodes) - 1)
     torch.testing.assert_close(step.predict.sum(1), step.unit, rtol=1e-11, atol=0)
     clock = VPClock.fit(schedule)
     past = clock.time(tau[0, :-1]).flip(0)[: step.predict.shape[1]]
-    fine = torch.linspace(math.log(nodes[-2]), math.log(nodes[-1]), 400_001, dtype=torch.float64).exp()
+    fine = torch.linspace(
+        math.log(nodes[-2]), math.log(nodes[-1]), 400_001, dtype=torch.float64
+    ).exp()
     moved = torch.trapezoid(clock.time(fine), fine)
     if len(past) > 1:  # order one takes it for a constant
         torch.testing.assert_close((step.predict[0] * past).sum(), moved, rtol=1e-7, atol=1e-9)

@@ -1,1 +1,3 @@
-"""The command line: one module a command, each a typed dataclass of arguments with a ``run`` method."""
+"""The command line: one module a command, each a typed dataclass of arguments with a ``run``
+method.
+"""

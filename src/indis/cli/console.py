@@ -1,4 +1,6 @@
-"""What commands share: progress bars, JSON output, and the checks of paths that come before any work."""
+"""What commands share: progress bars, JSON output, and the checks of paths that come before any
+work.
+"""
 
 from __future__ import annotations
 
@@ -29,15 +31,17 @@ from rich.progress import (
 )
 
 from indis import models
-from indis.denoise import Denoiser, bring
+from indis.denoise import Denoiser, to_device_of
+from indis.endpoints import Endpoints
 from indis.losses import Loss
 from indis.storage import save_json
-from indis.teacher import Endpoints
 
 T = TypeVar("T")
 # Progress and messages go to stderr, so that stdout stays clean for results.
 console = Console(stderr=True, highlight=False)
-_made: list[Path] = []  # folders of this run, so that one that is refused later on can take them back
+_made: list[
+    Path
+] = []  # folders of this run, so that one that is refused later on can take them back
 
 
 class Reporting(Progress):
@@ -99,7 +103,9 @@ def writable(folder: Path) -> Path:
     Raises:
         OSError: if nothing can be written there; found out before any work is done.
     """
-    _made.extend(path for path in (folder, *folder.parents) if not path.exists())  # the innermost first
+    _made.extend(
+        path for path in (folder, *folder.parents) if not path.exists()
+    )  # the innermost first
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except FileExistsError:
@@ -111,7 +117,9 @@ def writable(folder: Path) -> Path:
 
 @contextmanager
 def tidied() -> Iterator[None]:
-    """Take back the folders that :func:`writable` makes if the work fails before anything lies in them."""
+    """Take back the folders that :func:`writable` makes if the work fails before anything lies in
+    them.
+    """
     _made.clear()
     try:
         yield
@@ -125,7 +133,8 @@ def tidied() -> Iterator[None]:
 def writable_file(path: Path | None, own: Mapping[Path, Sequence[str]] | None = None) -> None:
     """Make the folder of an output file, if one was asked for.
 
-    ``own`` is what the command itself writes: files and folders, each with patterns of what comes to lie in it.
+    ``own`` is what the command itself writes: files and folders, each with patterns of what comes
+    to lie in it.
 
     Raises:
         OSError: if nothing can be written there; found out before any work is done.
@@ -136,16 +145,24 @@ def writable_file(path: Path | None, own: Mapping[Path, Sequence[str]] | None = 
         writable(path.parent)
         if path.is_dir():
             raise IsADirectoryError(f"{path} is a folder, a file is expected")
-        if path.is_symlink() or (path.exists() and not path.is_file()):  # it would be replaced, not written to
+        if path.is_symlink() or (
+            path.exists() and not path.is_file()
+        ):  # it would be replaced, not written to
             raise ValueError(f"{path} is a link or a device, a plain file is expected")
 
 
 def _check_apart(path: Path, own: Mapping[Path, Sequence[str]]) -> None:
     whole = path.resolve()
     for place, patterns in own.items():
-        inside = whole.relative_to(place.resolve()).as_posix() if whole.is_relative_to(place.resolve()) else None
+        inside = (
+            whole.relative_to(place.resolve()).as_posix()
+            if whole.is_relative_to(place.resolve())
+            else None
+        )
         if inside is not None and any(fnmatchcase(inside, pattern) for pattern in (".", *patterns)):
-            raise ValueError(f"json must be another file than those that the command writes itself, got {path}")
+            raise ValueError(
+                f"json must be another file than those that the command writes itself, got {path}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,7 +190,8 @@ class WithModel:
         return models.load(spec, self.place)
 
     def load_taught(self, meta: dict[str, Any], folder: Path | None) -> Denoiser:
-        """The model that endpoints came from, with the weights that they came from if they say which.
+        """The model that endpoints came from, with the weights that they came from if they say
+        which.
 
         Raises:
             ValueError: if they name no model, or it has other weights by now.
@@ -182,7 +200,9 @@ class WithModel:
         needed = meta["provenance"].get("weights", denoiser.fingerprint)
         if needed != denoiser.fingerprint:
             has = f"{denoiser.name} has {denoiser.fingerprint}"
-            raise ValueError(f"the endpoints in {folder} were made with weights {needed}, {has}: make them again")
+            raise ValueError(
+                f"the endpoints in {folder} were made with weights {needed}, {has}: make them again"
+            )
         return denoiser
 
 
@@ -194,7 +214,9 @@ def chosen_device(name: str | None) -> torch.device:
     """
     if name is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if not re.fullmatch(r"cpu|cuda(:\d+)?", name):  # others, MPS say, have no float64, which times are in
+    if not re.fullmatch(
+        r"cpu|cuda(:\d+)?", name
+    ):  # others, MPS say, have no float64, which times are in
         raise ValueError(f"device must be cpu, cuda or cuda:N, got {name!r}")
     device, count = torch.device(name), torch.cuda.device_count()
     if device.type == "cuda" and (device.index or 0) >= count:
@@ -209,9 +231,9 @@ def check_loss(name: str, loss: Loss, denoiser: Denoiser, data: Endpoints) -> No
         ValueError: if not.
     """
     with torch.no_grad():
-        one = denoiser.decode(bring(data.target[:1], denoiser))
+        one = denoiser.decode(to_device_of(data.target[:1], denoiser))
         try:
-            bring(loss, denoiser)(one, one)
+            to_device_of(loss, denoiser)(one, one)
         except ValueError as error:
             raise ValueError(f"loss must suit model {denoiser.name}, got {name}: {error}") from None
 
@@ -223,16 +245,19 @@ def taught_model(meta: dict[str, Any], folder: Path | None) -> str:
         ValueError: if they do not say; those that a script wrote need not.
     """
     if "model" not in meta["provenance"]:
-        raise ValueError(f"the endpoints in {folder} name no model in their provenance: make them with `indis teach`")
+        raise ValueError(
+            f"the endpoints in {folder} name no model in their provenance: make them with `indis teach`"
+        )
     return meta["provenance"]["model"]
 
 
 @contextmanager
 def held_interrupt(*, hold: bool = True) -> Iterator[Callable[[], bool]]:
-    """Let work come to a place where it can stop: was an interrupt asked for? A second one stops at once.
+    """Let work come to a place where it can stop: was an interrupt asked for? A second one stops at
+    once.
 
-    Without ``hold``, outside of the main thread, which alone may do this, or where somebody else has seen to interrupts
-    (a background job ignores them), they are what they were.
+    Without ``hold``, outside of the main thread, which alone may do this, or where somebody else
+    has seen to interrupts (a background job ignores them), they are what they were.
     """
     asked = Event()
 
@@ -252,6 +277,8 @@ def held_interrupt(*, hold: bool = True) -> Iterator[Callable[[], bool]]:
 
 
 def command_line() -> str:
-    """How this process was called, for provenance; of an absolute path the last part, which names no machine."""
+    """How this process was called, for provenance; of an absolute path the last part, which names
+    no machine.
+    """
     words = (Path(word).name if word.startswith("/") else word for word in sys.argv[1:])
     return " ".join(["indis", *words])

@@ -1,4 +1,6 @@
-"""``indis fit``: tune a method's sampler on endpoints. ``--method`` decides which options there are."""
+"""``indis fit``: tune a method's sampler on endpoints. ``--method`` decides which options there
+are.
+"""
 
 from __future__ import annotations
 
@@ -22,14 +24,19 @@ from indis.cli.console import (
     writable,
     writable_file,
 )
+from indis.endpoints import load_endpoints
 from indis.methods import Method, named
 from indis.starts import Starts
 from indis.storage import checksum, digest, load_json, save_json
-from indis.teacher import load_endpoints
-from indis.training import Fit, Search, Tuning
+from indis.tuning import Fit, Search, Tuning
 
 M = TypeVar("M", bound=Method)
-OWN = ("config.json", "policy.safetensors", "checkpoint.safetensors", "curve.json")  # what a fit writes
+OWN = (
+    "config.json",
+    "policy.safetensors",
+    "checkpoint.safetensors",
+    "curve.json",
+)  # what a fit writes
 
 
 def fit_command(arguments: Sequence[str]) -> Any:
@@ -47,13 +54,26 @@ def spelled_out(arguments: Sequence[str]) -> list[str]:
     Raises:
         ValueError: if it is not a range, or the arguments name another method.
     """
-    words = [part for word in arguments for part in (word.split("=", 1) if word.startswith("--steps=") else [word])]
+    words = [
+        part
+        for word in arguments
+        for part in (word.split("=", 1) if word.startswith("--steps=") else [word])
+    ]
     for i, (option, value) in enumerate(zip(words, words[1:], strict=False)):
         if option == "--steps" and "-" in value[1:]:
             fewest, steps = _range(value)
             if (method := _named_method(words)) not in (None, "every-n"):
                 raise ValueError(f"steps must be one number for method {method}, got {value!r}")
-            return [*words[:i], "--method", "every-n", "--fewest", fewest, "--steps", steps, *words[i + 2 :]]
+            return [
+                *words[:i],
+                "--method",
+                "every-n",
+                "--fewest",
+                fewest,
+                "--steps",
+                steps,
+                *words[i + 2 :],
+            ]
     return words
 
 
@@ -75,7 +95,8 @@ def _range(text: str) -> tuple[str, str]:
 class FitCommand(WithModel, Generic[M]):
     """Tune a method's sampler on teacher endpoints and write an artifact; run again to resume.
 
-    The options below are those of the method: ask again with `--method NAME --help` for another one's.
+    The options below are those of the method: ask again with `--method NAME --help` for another
+    one's.
 
     Example: indis fit --data runs/endpoints --out runs/indis-n3 --steps 3 --loss fashion
 
@@ -87,16 +108,19 @@ class FitCommand(WithModel, Generic[M]):
     data: Path
     """Folder that `indis teach` wrote."""
     out: Path
-    """Folder that the artifact is written into, new or of the same fit; the checkpoint stays beside it."""
+    """Folder that the artifact is written into, new or of the same fit; the checkpoint stays beside
+    it."""
     config: Annotated[M, tyro.conf.arg(name="")]
     """What is fitted and how."""
     method: str = "indis"
-    """Method: indis, look, local, every-n, god, ld3, dyweight, ald3, amed, amed-plugin, epd, epd-plugin, adasde,
+    """Method: indis, look, local, every-n, god, ld3, dyweight, ald3, amed, amed-plugin, epd,
+    epd-plugin, adasde,
     gits, dmn, ays."""
     start: Path | None = None
     """Artifact that phi begins at, of a fitted global plan; its own base grid if absent."""
     save_every: int = 100
-    """Iterations between checkpoints; the best state so far is kept as well, and what an interrupt falls into."""
+    """Iterations between checkpoints; the best state so far is kept as well, and what an interrupt
+    falls into."""
     json: Path | None = None
     """Write the learning curve and the outcome to this file."""
 
@@ -112,10 +136,19 @@ class FitCommand(WithModel, Generic[M]):
         start = artifact.read(self.start) if self.start else None
         begun = checksum(artifact.find(self.start) / "policy.safetensors") if self.start else None
         process = self.config.tuning(denoiser, data, loss, start=start)
-        identity = {"method": self.method, "config": asdict(self.config), "endpoints": meta["shards"], "start": begun}
+        identity = {
+            "method": self.method,
+            "config": asdict(self.config),
+            "endpoints": meta["shards"],
+            "start": begun,
+        }
         curve = self._resume(process, identity)
         self._iterate(process, identity, curve)
-        untuned = process.untuned if isinstance(process, Fit | Starts) and self.config.fit.holdout else None
+        untuned = (
+            process.untuned
+            if isinstance(process, Fit | Starts) and self.config.recipe.holdout
+            else None
+        )
         provenance = {
             "command": command_line(),
             "model": taught_model(meta, self.data),
@@ -128,11 +161,15 @@ class FitCommand(WithModel, Generic[M]):
             "parameters": process.sampler.policy.parameter_count(),
         }
         artifact.save(process.sampler, self.out, provenance)
-        say(f"{self._result(process, untuned, curve)} with {provenance['parameters']} parameters in {self.out}")
+        say(
+            f"{self._result(process, untuned, curve)} with {provenance['parameters']} parameters in {self.out}"
+        )
         emit({"curve": curve, "untuned_loss": untuned, **provenance}, self.json)
 
     def _result(self, process: Tuning, untuned: float | None, curve: list[list[float]]) -> str:
-        """What came out, beside what it began at; of several beginnings a look between two is on no curve."""
+        """What came out, beside what it began at; of several beginnings a look between two is on no
+        curve.
+        """
         if not curve:
             return "fitted without held-out endpoints"
         if untuned is None:
@@ -155,7 +192,9 @@ class FitCommand(WithModel, Generic[M]):
 
     def _resume(self, process: Tuning, identity: dict) -> list[list[float]]:
         path = self.out / "checkpoint.safetensors"
-        if not path.exists() or isinstance(process, Search):  # else the checkpoint tells more exactly whose it is
+        if not path.exists() or isinstance(
+            process, Search
+        ):  # else the checkpoint tells more exactly whose it is
             self._require_own()
             return []
         process.resume(path, identity)
@@ -163,17 +202,28 @@ class FitCommand(WithModel, Generic[M]):
         return load_json(self.out / "curve.json")
 
     def _iterate(self, process: Tuning, identity: dict, curve: list[list[float]]) -> None:
-        # Between two iterations a checkpoint is exact; a search has no such place, and nothing to save.
+        # Between two iterations a checkpoint is exact; a search has no such place, and nothing to
+        # save.
         with bar() as progress, held_interrupt(hold=not isinstance(process, Search)) as interrupted:
-            task = progress.add_task(f"fit N={self.config.steps}", total=None, completed=process.step)
+            task = progress.add_task(
+                f"fit N={self.config.steps}", total=None, completed=process.step
+            )
             for state in process.run():
                 text = f"fit N={self.config.steps} best {state.best:.4f}"
-                progress.update(task, completed=state.step, total=state.iterations, description=text)
+                progress.update(
+                    task, completed=state.step, total=state.iterations, description=text
+                )
                 if state.heldout is not None:
                     curve.append([state.step, state.heldout])
-                # The best state so far is worth a checkpoint: whatever comes, a fit that stops has it.
+                # The best state so far is worth a checkpoint: whatever comes, a fit that stops has
+                # it.
                 best = state.heldout is not None and state.heldout <= state.best
-                if best or state.step % self.save_every == 0 or state.step == state.iterations or interrupted():
+                if (
+                    best
+                    or state.step % self.save_every == 0
+                    or state.step == state.iterations
+                    or interrupted()
+                ):
                     save_json(self.out / "curve.json", curve)
                     process.save(self.out / "checkpoint.safetensors", identity)
                 if interrupted():

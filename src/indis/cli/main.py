@@ -1,7 +1,7 @@
 """Entry point: ``indis COMMAND`` or ``python -m indis COMMAND``.
 
-Errors that a user can mend are one sentence on stderr and exit code 2; an interrupt is exit code 130. Anything else
-is a bug and keeps its traceback.
+Errors that a user can mend are one sentence on stderr and exit code 2; an interrupt is exit code
+130. Anything else is a bug and keeps its traceback.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ from typing import Annotated, Any, Union
 import tyro
 
 from indis import __version__
-from indis.cli.budget import Budget
-from indis.cli.compare import Compare
+from indis.cli.bench.budget import Budget
+from indis.cli.bench.compare import Compare
+from indis.cli.bench.demo import Demo
+from indis.cli.bench.foresight import Sight
+from indis.cli.bench.overhead import Overhead
+from indis.cli.bench.report import Report
+from indis.cli.bench.toy import ToyCommand
+from indis.cli.bench.train import TrainModel
 from indis.cli.console import WithModel, say, tidied
-from indis.cli.demo import Demo
 from indis.cli.evaluate import Evaluate
 from indis.cli.fit import FitCommand, fit_command, spelled_out
-from indis.cli.overhead import Overhead
 from indis.cli.refusals import explained, no_command
-from indis.cli.report import Report
 from indis.cli.sample import Sample
-from indis.cli.sight import Sight
 from indis.cli.teach import Teach
-from indis.cli.toy import ToyCommand
-from indis.cli.train_model import TrainModel
 
 MENDABLE = (ValueError, OSError, FloatingPointError, ImportError)
 # Those that go on where an interrupt stopped them, and the first file that they finish.
@@ -92,14 +92,17 @@ def _parse(arguments: Sequence[str]) -> Any:
     """The command with its options. Configs check themselves when they are built.
 
     Raises:
-        ValueError: what a config says, or which words no command knows; tyro would put either into a box, with a name
+        ValueError: what a config says, or which words no command knows; tyro would put either into
+            a box, with a name
             of its own for a nested config.
         SystemExit: after the help.
     """
     shown = StringIO()
     try:
         with redirect_stderr(shown):
-            command = tyro.cli(_union(arguments), prog="indis", description=DESCRIPTION, args=arguments)
+            command = tyro.cli(
+                _union(arguments), prog="indis", description=DESCRIPTION, args=arguments
+            )
     except SystemExit as stop:
         error = next((cause for cause in _causes(stop) if _is_ours(cause)), None)
         if error is not None:
@@ -134,7 +137,10 @@ def _is_ours(error: BaseException) -> bool:
 
 def _union(arguments: Sequence[str]) -> Any:
     """All commands as the union that tyro takes; what `fit` accepts depends on the method."""
-    kinds = [Annotated[choose(arguments), tyro.conf.subcommand(name)] for name, choose in COMMANDS.items()]
+    kinds = [
+        Annotated[choose(arguments), tyro.conf.subcommand(name)]
+        for name, choose in COMMANDS.items()
+    ]
     return Union[tuple(kinds)]  # noqa: UP007  # built at run time
 
 

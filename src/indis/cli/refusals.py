@@ -1,8 +1,8 @@
 """Words of a command line that no command knows, explained in one sentence.
 
-tyro explains them in a box of up to 25 lines, whose wording is its own and may change. So names and values are taken
-from the words that were given and from the command's own help, and the box is asked only for the kind of mistake; one
-that says something new is cut to its first paragraph.
+tyro explains them in a box of up to 25 lines, whose wording is its own and may change. So names and
+values are taken from the words that were given and from the command's own help, and the box is
+asked only for the kind of mistake; one that says something new is cut to its first paragraph.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ import tyro
 OPTION = re.compile(r"--[a-z][\w.-]*")
 COLOUR = re.compile(r"\x1b\[[\d;]*m")
 FRAME, RULE = " │|╭╮╰╯+", set("─-")  # in either alphabet that tyro draws with
-RANGES = {("fit", "--steps"): " or a rising range such as 3-10"}  # what else an option takes, see `fit.spelled_out`
+RANGES = {
+    ("fit", "--steps"): " or a rising range such as 3-10"
+}  # what else an option takes, see `fit.spelled_out`
 
 
 def no_command(given: Sequence[str], names: Iterable[str]) -> str:
@@ -32,12 +34,16 @@ def no_command(given: Sequence[str], names: Iterable[str]) -> str:
 
 
 def explained(kind: Any, name: str, words: Sequence[str]) -> str:
-    """The sentence about the words that follow the command ``name``, whose arguments ``kind`` describes."""
+    """The sentence about the words that follow the command ``name``, whose arguments ``kind``
+    describes.
+    """
     known = sorted(set(OPTION.findall("\n".join(_box(kind, name, ["--help"])))))
     given = [word.partition("=")[0].replace("_", "-") for word in words if word.startswith("--")]
     unknown = [option for option in given if option not in known]
     if unknown:
-        return f"unrecognized option {unknown[0]} for {name}{_hint(_alike(unknown[0], known), name)}"
+        return (
+            f"unrecognized option {unknown[0]} for {name}{_hint(_alike(unknown[0], known), name)}"
+        )
     return _described(_box(kind, name, words), name, words)
 
 
@@ -50,7 +56,9 @@ def _described(box: list[str], name: str, words: Sequence[str]) -> str:
         return f"{', '.join(needed)} {'is' if len(needed) == 1 else 'are'} required for {name}"
     if found := re.search(r"Unrecognized options?: (.+)", first):
         return f"unexpected word {found[1].split(', ')[0]!r} for {name}: options begin with --, see indis {name} --help"
-    if found := re.search(r"invalid choice '(.*)' for argument '(\S+)'. Expected one of \((.+?),?\)", first):
+    if found := re.search(
+        r"invalid choice '(.*)' for argument '(\S+)'. Expected one of \((.+?),?\)", first
+    ):
         return f"{found[2]} must be one of {found[3].replace(chr(39), '')}, got {found[1]!r}"
     if found := re.search(r"Missing value for argument '(\S+)'", first):
         return f"{found[1]} needs a value"
@@ -72,9 +80,13 @@ def _accepted(meta: str) -> str:
 
 def _values(option: str, words: Sequence[str]) -> str:
     """What was given behind an option."""
-    spread = [part for word in words for part in (word.split("=", 1) if word.startswith("--") else [word])]
+    spread = [
+        part for word in words for part in (word.split("=", 1) if word.startswith("--") else [word])
+    ]
     names = [word.replace("_", "-") for word in spread]
-    start = len(names) - names[::-1].index(option) if option in names else len(names)  # the last one counts
+    start = (
+        len(names) - names[::-1].index(option) if option in names else len(names)
+    )  # the last one counts
     after = list(takewhile(lambda word: not word.startswith("--"), spread[start:]))
     return " ".join(map(repr, after)) or "none"
 
@@ -91,7 +103,9 @@ def _hint(matches: list[str], name: str = "") -> str:
 
 
 def _paragraph(box: list[str]) -> list[str]:
-    """The lines between the title, below which there may be a rule, and the first rule that follows."""
+    """The lines between the title, below which there may be a rule, and the first rule that
+    follows.
+    """
     lines = [line for line in box[1:] if line]
     rules = [i for i, line in enumerate(lines) if set(line) <= RULE]
     begin = 1 if rules[:1] == [0] else 0

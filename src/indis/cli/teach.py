@@ -10,14 +10,15 @@ import tyro
 
 from indis import grids
 from indis.cli.console import WithModel, bar, emit, say, writable, writable_file
+from indis.endpoints import TeachConfig, teach_folder
 from indis.methods import heuristic
 from indis.storage import describe
-from indis.teacher import TeachConfig, teach
 
 
 @dataclass(frozen=True)
 class Teach(WithModel):
-    """Run a many-step teacher on seeds and store its end points; run again to resume, with a larger count to add some.
+    """Run a many-step teacher on seeds and store its end points; run again to resume, with a larger
+    count to add some.
 
     Example: indis teach --model fashion --count 10000 --out runs/endpoints
     """
@@ -25,12 +26,14 @@ class Teach(WithModel):
     out: Path
     """Folder that the endpoints are written into, new or of the same teacher."""
     model: str = "fashion"
-    """Model: toy, toy:AB, fashion, or fashion:PATH with the folder of `indis train-model` or a file of weights."""
+    """Model: toy, toy:AB, fashion, or fashion:PATH with the folder of `indis train-model` or a file
+    of weights."""
     solver: str = "ipndm:3"
     """Teacher's solver: euler, heun, ipndm, adams_bashforth, deis, dpmpp, unipc or midpoint, as
     name[:order[:variant]]."""
     grid: str = "natural"
-    """Teacher's grid: natural (polynomial:7, or uniform for a flow), uniform, log_snr, polynomial, quadratic, vp_time,
+    """Teacher's grid: natural (polynomial:7, or uniform for a flow), uniform, log_snr, polynomial,
+    quadratic, vp_time,
     flow_shift or resolution, as name[:parameter], or list:T0,T1,... of times."""
     steps: int = 30
     """Number of the teacher's steps; many, as its end points are what a fit aims at."""
@@ -42,7 +45,7 @@ class Teach(WithModel):
     def run(self) -> None:
         """Write the shards."""
         denoiser = self.load_model(self.model)
-        grid = grids.spelled_out(self.grid, denoiser.schedule)
+        grid = grids.resolve_grid(self.grid, denoiser.schedule)
         teacher = heuristic(denoiser, solver=self.solver, grid=grid, steps=self.steps)
         provenance = {
             "model": self.model,
@@ -57,7 +60,9 @@ class Teach(WithModel):
         mended: tuple[str, ...] = ()
         with bar() as progress:
             task = progress.add_task("teacher endpoints", total=self.config.count)
-            for state in teach(self.config, denoiser, teacher, self.out, provenance=provenance):
+            for state in teach_folder(
+                self.config, denoiser, teacher, self.out, provenance=provenance
+            ):
                 progress.update(task, completed=state.done)
                 mended = state.mended
         if mended:

@@ -10,9 +10,9 @@ from indis.methods.epd import EPD, EPDPlugin
 from indis.methods.every_n import EveryN
 from indis.methods.gits import GITS
 from indis.methods.god import GOD
-from indis.methods.indis import IndisConfig
+from indis.methods.indis import INDIS
 from indis.methods.ld3 import LD3
-from indis.methods.local import LocalLook
+from indis.methods.local import Local
 from indis.methods.look import Look
 from indis.methods.method import Method, heuristic
 
@@ -31,8 +31,8 @@ __all__ = [
     "DyWeight",
     "EPDPlugin",
     "EveryN",
-    "IndisConfig",
-    "LocalLook",
+    "INDIS",
+    "Local",
     "Look",
     "Method",
     "heuristic",
@@ -40,9 +40,9 @@ __all__ = [
 ]
 
 METHODS: dict[str, type[Method]] = {
-    "indis": IndisConfig,
+    "indis": INDIS,
     "look": Look,
-    "local": LocalLook,
+    "local": Local,
     "every-n": EveryN,
     "god": GOD,
     "ld3": LD3,

@@ -1,25 +1,29 @@
-r"""AYS, "Align Your Steps" (arXiv 2404.14507): the grid with the least bound on what the steps of an SDE solver lose.
+r"""AYS, "Align Your Steps" (arXiv 2404.14507): the grid with the least bound on what the steps of
+an SDE solver lose.
 
-A first-order stochastic solver acts as if the denoised sample D stayed over a step what it was at its start. By
-Girsanov's theorem its samples are then away from the true ones by a KL divergence of at most (Eq. 10, 11)
+A first-order stochastic solver acts as if the denoised sample D stayed over a step what it was at
+its start. By Girsanov's theorem its samples are then away from the true ones by a KL divergence of
+at most (Eq. 10, 11)
 
 .. math:: KLUB = \sum_i \int_{t_{i-1}}^{t_i} \frac{\dot\sigma}{\sigma^3}
                  E \| D(x_t, t) - D(x_{t_i}, t_i) \|^2 dt
                = \frac12 \sum_i \int E \| D(x_t, t) - D(x_{t_i}, t_i) \|^2 \, d \, snr ,
 
-with :math:`\sigma` the noise over the signal, snr its inverse square, and both states on one path of the forward
-process. The bound is a sum over intervals, so a node can be moved knowing its two neighbours alone, and it is minimised
-by trying candidates for one node after the other (Algorithm 1). As in the paper,
+with :math:`\sigma` the noise over the signal, snr its inverse square, and both states on one path
+of the forward process. The bound is a sum over intervals, so a node can be moved knowing its two
+neighbours alone, and it is minimised by trying candidates for one node after the other (Algorithm
+1). As in the paper,
 
 * it is done for 10 intervals, begun at a heuristic grid, with 11 candidates a node, then halving each interval twice;
 * it stops early, since the bound is on paths and samples are best before it is least. The paper judges by image
   quality or by eye; here the loss to the teacher's endpoints picks one of the grids on the way;
 * any other number of steps interpolates log sigma linearly over the index.
 
-Ours is how the bound is measured. The paper draws new times and noise for each candidate; here each sample follows one
-forward path over a fine grid, once, and the bounds of all pairs of nodes are read off. A search thus costs
-``samples * (fine + 1)`` evaluations, plus about 25 rounds of sampling to see where to stop. The data are the teacher's
-endpoints. As :math:`\sigma` is relative to the signal, the bound does not depend on how a schedule scales its states.
+Ours is how the bound is measured. The paper draws new times and noise for each candidate; here each
+sample follows one forward path over a fine grid, once, and the bounds of all pairs of nodes are
+read off. A search thus costs ``samples * (fine + 1)`` evaluations, plus about 25 rounds of sampling
+to see where to stop. The data are the teacher's endpoints. As :math:`\sigma` is relative to the
+signal, the bound does not depend on how a schedule scales its states.
 """
 
 from __future__ import annotations
@@ -34,14 +38,14 @@ from torch import Tensor
 
 from indis import grids
 from indis.checks import require_least
-from indis.denoise import Denoiser, Form, bring, convert
-from indis.discretization import Churn
+from indis.denoise import Denoiser, Form, convert, to_device_of
+from indis.endpoints import Endpoints
 from indis.losses import Loss
 from indis.methods.grid import GridMethod
-from indis.noise import NoiseSchedule, ends
+from indis.noise import NoiseSchedule, end_levels
 from indis.numerics import TIME_DTYPE, broadcast
+from indis.plan import Churn
 from indis.solvers.loop import inflate
-from indis.teacher import Endpoints
 
 # Noise over signal, paper, Table 3.
 TABLES = {
@@ -54,9 +58,11 @@ OPTIMISE = "optimise"
 
 @dataclass(frozen=True)
 class AYS(GridMethod):
-    """``table`` names a published schedule, or "optimise" searches one for any denoiser, beginning at ``grid``.
+    """``table`` names a published schedule, or "optimise" searches one for any denoiser, beginning
+    at ``grid``.
 
-    The paper begins at EDM's grid for models of continuous time and at a uniform one for discrete time.
+    The paper begins at EDM's grid for models of continuous time and at a uniform one for discrete
+    time.
 
     Raises:
         ValueError: for an unknown table or a number that is not accepted.
@@ -65,14 +71,18 @@ class AYS(GridMethod):
     table: str = OPTIMISE  # "optimise", or a published table by its name (they fit the models that they were made for)
     intervals: int = 10  # steps of the first grid that is optimised (paper, sec. 3.3)
     halvings: int = 2  # how often its intervals are halved and optimised again (paper, sec. 3.3)
-    candidates: int = 11  # times tried for a node: itself and as many to either side (paper, app. B.1)
+    candidates: int = (
+        11  # times tried for a node: itself and as many to either side (paper, app. B.1)
+    )
     samples: int = 256  # end points that the bound is measured on (paper: 8192, with one time each)
     fine: int = 240  # intervals of the grid on which the bound is measured; ours
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.table not in (OPTIMISE, *TABLES):
-            raise ValueError(f"table must be {OPTIMISE} or one of {', '.join(TABLES)}, got {self.table!r}")
+            raise ValueError(
+                f"table must be {OPTIMISE} or one of {', '.join(TABLES)}, got {self.table!r}"
+            )
         require_least(self, intervals=2, halvings=0, candidates=3, samples=1)
         if self.candidates % 2 == 0:
             raise ValueError(
@@ -93,15 +103,21 @@ class AYS(GridMethod):
     @torch.no_grad()
     def _optimised(self, denoiser: Denoiser, data: Endpoints, loss: Loss) -> Tensor:
         require_noise(denoiser.schedule)
-        fine = bring(grids.log_snr(denoiser.schedule, self.fine), denoiser)
+        fine = to_device_of(grids.log_snr(denoiser.schedule, self.fine), denoiser)
         cost = self._bounds(denoiser, data, fine).tolist()
-        paths = sweeps(cost, self._first(denoiser.schedule), self.candidates // 2, gap=2**self.halvings)
-        levels = (denoiser.schedule.log_snr(fine[0, halved(cost, path, self.halvings)]) for path in paths)
+        paths = sweeps(
+            cost, self._first(denoiser.schedule), self.candidates // 2, gap=2**self.halvings
+        )
+        levels = (
+            denoiser.schedule.log_snr(fine[0, halved(cost, path, self.halvings)]) for path in paths
+        )
         candidates = (interpolated(denoiser.schedule, level, self.steps) for level in levels)
         return min(candidates, key=lambda tau: self._loss(denoiser, data, tau, loss))
 
     def _first(self, schedule: NoiseSchedule) -> list[int]:
-        """Where on the fine grid the search begins: near the heuristic grid, with room for halvings."""
+        """Where on the fine grid the search begins: near the heuristic grid, with room for
+        halvings.
+        """
         level = schedule.log_snr(grids.named(self.grid)(schedule, self.intervals)[0])
         path = ((level - level[0]) / (level[-1] - level[0]) * self.fine).round().long().tolist()
         gap = 2**self.halvings
@@ -112,7 +128,7 @@ class AYS(GridMethod):
         return path
 
     def _bounds(self, denoiser: Denoiser, data: Endpoints, fine: Tensor) -> Tensor:
-        generator = torch.Generator().manual_seed(self.fit.seed)
+        generator = torch.Generator().manual_seed(self.recipe.seed)
         total = torch.zeros(())
         for part in self.batches(denoiser, data):
             for path in denoised(denoiser, part, fine[0], generator).double().unbind(1):
@@ -121,8 +137,10 @@ class AYS(GridMethod):
 
     def _loss(self, denoiser: Denoiser, data: Endpoints, tau: Tensor, loss: Loss) -> float:
         sampler, decode = self.on(tau), denoiser.decode
-        parts, loss = self.batches(denoiser, data), bring(loss, denoiser)
-        values = [loss(decode(sampler(denoiser, p.noise, p.condition)), decode(p.target)) for p in parts]
+        parts, loss = self.batches(denoiser, data), to_device_of(loss, denoiser)
+        values = [
+            loss(decode(sampler(denoiser, p.noise, p.condition)), decode(p.target)) for p in parts
+        ]
         return torch.cat(values).mean().item()
 
 
@@ -132,12 +150,17 @@ def require_noise(schedule: NoiseSchedule) -> None:
     Raises:
         ValueError: if sigma(t_min) is 0.
     """
-    if not ends(schedule)[1] > 0:
-        raise ValueError(f"AYS needs a schedule with sigma(t_min) > 0, got none at t_min = {schedule.t_min:g}")
+    if not end_levels(schedule)[1] > 0:
+        raise ValueError(
+            f"AYS needs a schedule with sigma(t_min) > 0, got none at t_min = {schedule.t_min:g}"
+        )
 
 
-def forward_path(schedule: NoiseSchedule, data: Tensor, tau: Tensor, generator: torch.Generator) -> Iterator[Tensor]:
-    """States ``(batch, *shape)`` of one forward process at the nodes ``tau`` ``(nodes,)``, cleanest and last first.
+def forward_path(
+    schedule: NoiseSchedule, data: Tensor, tau: Tensor, generator: torch.Generator
+) -> Iterator[Tensor]:
+    """States ``(batch, *shape)`` of one forward process at the nodes ``tau`` ``(nodes,)``, cleanest
+    and last first.
 
     Its noise is drawn on the CPU, so it is the same on every device.
     """
@@ -151,8 +174,11 @@ def forward_path(schedule: NoiseSchedule, data: Tensor, tau: Tensor, generator: 
         yield x
 
 
-def denoised(denoiser: Denoiser, data: Endpoints, tau: Tensor, generator: torch.Generator) -> Tensor:
-    """D at the nodes ``(nodes,)`` of a forward path from each target: ``(nodes, batch, dim)``, in the order of ``tau``.
+def denoised(
+    denoiser: Denoiser, data: Endpoints, tau: Tensor, generator: torch.Generator
+) -> Tensor:
+    """D at the nodes ``(nodes,)`` of a forward path from each target: ``(nodes, batch, dim)``, in
+    the order of ``tau``.
 
     Raises:
         ValueError: if it is not finite.
@@ -164,7 +190,9 @@ def denoised(denoiser: Denoiser, data: Endpoints, tau: Tensor, generator: torch.
         answer = convert(native, denoiser.native, Form.DATA, x=x, schedule=denoiser.schedule, t=t)
         answers.append(answer.flatten(1))
     if not bool(answer.isfinite().all()):
-        raise ValueError("AYS needs a finite denoised sample, which this denoiser does not give at its first time")
+        raise ValueError(
+            "AYS needs a finite denoised sample, which this denoiser does not give at its first time"
+        )
     return torch.stack(answers[::-1])
 
 
@@ -181,22 +209,29 @@ Costs = list[list[float]]
 
 
 def sweeps(cost: Costs, path: list[int], reach: int, gap: int) -> Iterator[list[int]]:
-    """The path, then what it becomes each time all its inner nodes have moved in turn, until none does any more.
+    """The path, then what it becomes each time all its inner nodes have moved in turn, until none
+    does any more.
 
-    A node goes to the best place up to ``reach`` from where it is and at least ``gap`` from its neighbours.
+    A node goes to the best place up to ``reach`` from where it is and at least ``gap`` from its
+    neighbours.
     """
     moved = True
     while moved:
         yield list(path)
         before = list(path)
         for i in range(1, len(path) - 1):
-            low, high = max(path[i] - reach, path[i - 1] + gap), min(path[i] + reach, path[i + 1] - gap)
+            low, high = (
+                max(path[i] - reach, path[i - 1] + gap),
+                min(path[i] + reach, path[i + 1] - gap),
+            )
             path[i] = between(cost, path[i - 1], path[i + 1], range(low, high + 1))
         moved = path != before
 
 
 def halved(cost: Costs, path: list[int], times: int) -> list[int]:
-    """The path with a best node put into each interval, ``times`` times over; what was there stays."""
+    """The path with a best node put into each interval, ``times`` times over; what was there
+    stays.
+    """
     for gap in (2**k for k in reversed(range(times))):
         inner = [(a, between(cost, a, b, range(a + gap, b - gap + 1))) for a, b in pairwise(path)]
         path = [*(node for pair in inner for node in pair), path[-1]]
@@ -209,8 +244,12 @@ def between(cost: Costs, left: int, right: int, places: range) -> int:
 
 
 def interpolated(schedule: NoiseSchedule, log_snr: Tensor, steps: int) -> Tensor:
-    """``steps`` intervals from ``log_snr`` ``(nodes,)``, linear over the index; the ends are the schedule's own."""
-    place = torch.linspace(0, len(log_snr) - 1, steps + 1, dtype=TIME_DTYPE)[1:-1].to(log_snr.device)
+    """``steps`` intervals from ``log_snr`` ``(nodes,)``, linear over the index; the ends are the
+    schedule's own.
+    """
+    place = torch.linspace(0, len(log_snr) - 1, steps + 1, dtype=TIME_DTYPE)[1:-1].to(
+        log_snr.device
+    )
     cell = place.long().clamp(max=len(log_snr) - 2)
     inner = torch.lerp(log_snr[cell], log_snr[cell + 1], place - cell)
     ends = schedule.t_max, schedule.t_min

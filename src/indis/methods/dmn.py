@@ -1,22 +1,25 @@
-r"""DMN (arXiv 2402.17376): the grid that minimises an error bound of the solver itself; no network is asked.
+r"""DMN (arXiv 2402.17376): the grid that minimises an error bound of the solver itself; no network
+is asked.
 
-An exponential integrator of the data prediction puts a Lagrange polynomial through its last predictions, so step s
-weighs the prediction at node n by
+An exponential integrator of the data prediction puts a Lagrange polynomial through its last
+predictions, so step s weighs the prediction at node n by
 
 .. math:: J_{sn} = \int_{\lambda_s}^{\lambda_{s+1}} e^\lambda \ell_n(\lambda) \, d\lambda .
 
-If the prediction at node n is wrong by at most :math:`w_n = \sigma_n^p / \alpha_n`, the sample is wrong by at most
+If the prediction at node n is wrong by at most :math:`w_n = \sigma_n^p / \alpha_n`, the sample is
+wrong by at most
 
 .. math:: \sum_n \Big| \sum_s w_n J_{sn} \Big| ,
 
-Orders are 1, 2, 3, ..., 3, 2, 1 along the steps. The first and the last step, and all of the first ``apart`` ones, do
-not share in the cancellation of the inner sum: they add the Euclidean norm of their own terms instead, which keeps
-grids of few steps stable.
+Orders are 1, 2, 3, ..., 3, 2, 1 along the steps. The first and the last step, and all of the first
+``apart`` ones, do not share in the cancellation of the inner sum: they add the Euclidean norm of
+their own terms instead, which keeps grids of few steps stable.
 
-The bound depends on log-SNR alone: :math:`\alpha` and :math:`\sigma` are those of the variance preserving process with
-the same log-SNR, which is what the paper considers. States of another schedule (EDM, a flow) are its states up to
-scale, and :math:`w = (\sigma / \alpha) \sigma^{p-1}` is the same for p = 1; for p = 2 its last factor, which only says
-how errors are weighed, stays that of the variance preserving process.
+The bound depends on log-SNR alone: :math:`\alpha` and :math:`\sigma` are those of the variance
+preserving process with the same log-SNR, which is what the paper considers. States of another
+schedule (EDM, a flow) are its states up to scale, and :math:`w = (\sigma / \alpha) \sigma^{p-1}` is
+the same for p = 1; for p = 2 its last factor, which only says how errors are weighed, stays that of
+the variance preserving process.
 """
 
 from __future__ import annotations
@@ -29,27 +32,32 @@ from torch import Tensor
 
 from indis import grids
 from indis.denoise import Denoiser
+from indis.endpoints import Endpoints
 from indis.losses import Loss
 from indis.methods.grid import GridMethod
-from indis.noise import NoiseSchedule, ends
+from indis.noise import NoiseSchedule, end_levels
 from indis.numerics import integrate_lagrange, quadrature_points
-from indis.teacher import Endpoints
 
 FLOOR = 1e-3  # of an even step in log-SNR; ours, so that times decrease strictly
 
 
 @dataclass(frozen=True)
 class DMN(GridMethod):
-    """Needs scipy, and neither the network nor the endpoints. The bound is that of order 3 whatever solver then runs.
+    """Needs scipy, and neither the network nor the endpoints. The bound is that of order 3 whatever
+    solver then runs.
 
     Raises:
         ValueError: for a power, an initial grid or a number of separate steps that is not accepted.
     """
 
     solver: str = "unipc:3"  # what takes the steps; paper: UniPC and DPM-Solver++
-    power: int = 1  # power p of the bound; published code: 1 for models of pixels, 2 for latent ones
+    power: int = (
+        1  # power p of the bound; published code: 1 for models of pixels, 2 for latent ones
+    )
     init: str = "log_snr"  # grid that the search starts from; published code: log_snr for pixels, uniform for latents
-    apart: int | None = None  # nodes kept apart at the end ("truncNum"); None, published: 3 up to 7 steps, else 0
+    apart: int | None = (
+        None  # nodes kept apart at the end ("truncNum"); None, published: 3 up to 7 steps, else 0
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -60,7 +68,8 @@ class DMN(GridMethod):
             raise ValueError(f"apart must be at least 0, got {self.apart}")
 
     def best(self, denoiser: Denoiser, train: Endpoints, loss: Loss) -> Tensor:
-        """The grid with the least bound, and at any rate none with a greater one than the initial grid.
+        """The grid with the least bound, and at any rate none with a greater one than the initial
+        grid.
 
         Raises:
             ValueError: if log-SNR is infinite at an end of the schedule.
@@ -70,7 +79,9 @@ class DMN(GridMethod):
         tau = grids.named(self.init)(denoiser.schedule, self.steps)
         apart = (3 if self.steps <= 7 else 0) if self.apart is None else self.apart
         log_snr = minimal(denoiser.schedule.log_snr(tau[0]), self.power, apart)
-        return torch.cat([tau[:, :1], denoiser.schedule.time(log_snr[None, 1:-1]), tau[:, -1:]], dim=1)
+        return torch.cat(
+            [tau[:, :1], denoiser.schedule.time(log_snr[None, 1:-1]), tau[:, -1:]], dim=1
+        )
 
 
 def require_finite(schedule: NoiseSchedule) -> None:
@@ -79,7 +90,7 @@ def require_finite(schedule: NoiseSchedule) -> None:
     Raises:
         ValueError: if alpha(t_max) or sigma(t_min) is 0.
     """
-    signal, noise = ends(schedule)
+    signal, noise = end_levels(schedule)
     if not (signal > 0 and noise > 0):
         raise ValueError(
             "DMN needs a schedule with alpha(t_max) > 0 and sigma(t_min) > 0, "
@@ -88,12 +99,16 @@ def require_finite(schedule: NoiseSchedule) -> None:
 
 
 def error_bound(log_snr: Tensor, power: int, apart: int) -> Tensor:
-    """The bound of the nodes ``(steps + 1,)``, increasing, as a scalar that is differentiable in them."""
+    """The bound of the nodes ``(steps + 1,)``, increasing, as a scalar that is differentiable in
+    them.
+    """
     steps = len(log_snr) - 1
     weight = torch.sigmoid(-2 * log_snr) ** (power / 2) / torch.sigmoid(2 * log_snr).sqrt()
     shared, total = torch.zeros_like(log_snr), log_snr.new_zeros(())
     for order in (1, 2, 3):
-        s = torch.tensor([k for k in range(steps) if min(k + 1, steps - k, 3) == order], dtype=torch.long)
+        s = torch.tensor(
+            [k for k in range(steps) if min(k + 1, steps - k, 3) == order], dtype=torch.long
+        )
         used = s[:, None] - torch.arange(order)  # newest first
         errors = weight[used] * step_weights(log_snr, s, used)
         own = (s < apart) | (order == 1)
@@ -103,14 +118,19 @@ def error_bound(log_snr: Tensor, power: int, apart: int) -> Tensor:
 
 
 def step_weights(log_snr: Tensor, s: Tensor, used: Tensor) -> Tensor:
-    """J of steps ``s`` ``(rows,)`` for the nodes ``used`` ``(rows, order)``; the shape of ``used``."""
+    """J of steps ``s`` ``(rows,)`` for the nodes ``used`` ``(rows, order)``; the shape of
+    ``used``.
+    """
     start, stop = log_snr[s], log_snr[s + 1]
     at, _ = quadrature_points(start, stop)
-    return torch.stack(integrate_lagrange(list(log_snr[used].unbind(1)), start, stop, at.exp()), dim=1)
+    return torch.stack(
+        integrate_lagrange(list(log_snr[used].unbind(1)), start, stop, at.exp()), dim=1
+    )
 
 
 def minimal(init: Tensor, power: int, apart: int) -> Tensor:
-    """Nodes ``(steps + 1,)`` with the ends of ``init`` and the least bound that the search finds from there.
+    """Nodes ``(steps + 1,)`` with the ends of ``init`` and the least bound that the search finds
+    from there.
 
     Raises:
         ImportError: if scipy is not installed.
@@ -118,18 +138,26 @@ def minimal(init: Tensor, power: int, apart: int) -> Tensor:
     try:
         from scipy.optimize import LinearConstraint, minimize
     except ImportError:
-        raise ImportError("method 'dmn' needs scipy: pip install indis-diffusion[metrics]") from None
+        raise ImportError(
+            "method 'dmn' needs scipy: pip install indis-diffusion[metrics]"
+        ) from None
     if len(init) == 2:
         return init
     rows, least = spacing(init)
     start, options = init[1:-1].numpy(), {"args": (init, power, apart), "jac": True}
     ordered = LinearConstraint(rows, least, np.inf, keep_feasible=True)
-    found = minimize(bound_and_slope, start, method="trust-constr", constraints=[ordered], **options)
-    better = found.fun < bound_and_slope(start, init, power, apart)[0] and bool((rows @ found.x >= least).all())
+    found = minimize(
+        bound_and_slope, start, method="trust-constr", constraints=[ordered], **options
+    )
+    better = found.fun < bound_and_slope(start, init, power, apart)[0] and bool(
+        (rows @ found.x >= least).all()
+    )
     return torch.cat([init[:1], torch.from_numpy(found.x), init[-1:]]) if better else init
 
 
-def bound_and_slope(inner: np.ndarray, ends: Tensor, power: int, apart: int) -> tuple[float, np.ndarray]:
+def bound_and_slope(
+    inner: np.ndarray, ends: Tensor, power: int, apart: int
+) -> tuple[float, np.ndarray]:
     """The bound of ``inner`` nodes between the first and the last of ``ends``, and its gradient."""
     free = torch.from_numpy(inner).requires_grad_()
     with torch.enable_grad():
@@ -138,7 +166,9 @@ def bound_and_slope(inner: np.ndarray, ends: Tensor, power: int, apart: int) -> 
 
 
 def spacing(init: Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """Rows and least values of ``rows @ inner >= least``, which keeps nodes between the ends of ``init`` in order."""
+    """Rows and least values of ``rows @ inner >= least``, which keeps nodes between the ends of
+    ``init`` in order.
+    """
     steps, first, last = len(init) - 1, float(init[0]), float(init[-1])
     rows = np.eye(steps, steps - 1) - np.eye(steps, steps - 1, k=-1)
     least = np.full(steps, FLOOR * (last - first) / steps)

@@ -1,8 +1,9 @@
 """One phi for every number of steps: ``indis fit --steps 3-10``. Beyond the paper.
 
-An iteration tunes one N, in turn; small N, of which there is more to learn, come round more often. Losses at different
-N differ by orders of magnitude, so each is divided by its own value: what counts is by how much of itself it falls. The
-policy that is kept has the best geometric mean over N.
+An iteration tunes one N, in turn; small N, of which there is more to learn, come round more often.
+Losses at different N differ by orders of magnitude, so each is divided by its own value: what
+counts is by how much of itself it falls. The policy that is kept has the best geometric mean over
+N.
 """
 
 from __future__ import annotations
@@ -17,19 +18,20 @@ from torch import Tensor
 
 from indis import grids, solvers
 from indis.denoise import Denoiser
+from indis.endpoints import Endpoints
 from indis.losses import Loss
-from indis.methods.indis import IndisConfig
+from indis.methods.indis import INDIS
 from indis.numerics import seeded
 from indis.policies.any_steps import AnySteps
 from indis.sampler import Sampler
-from indis.sensitivity import even_scale, sensitivity
-from indis.teacher import Endpoints
-from indis.training import Fit, relative
+from indis.sensitivity import balancing_scale, sensitivity
+from indis.tuning import Fit, relative
 
 
 @dataclass(frozen=True)
-class EveryN(IndisConfig):
-    """INDIS whose phi serves ``fewest`` ... ``steps`` steps. ``fit.iterations`` are shared out among them.
+class EveryN(INDIS):
+    """INDIS whose phi serves ``fewest`` ... ``steps`` steps. ``fit.iterations`` are shared out
+    among them.
 
     Raises:
         ValueError: if there is no such range, or the plan is to be closed-loop or global.
@@ -37,7 +39,8 @@ class EveryN(IndisConfig):
 
     steps: int = 10  # the largest N
     fewest: int = 3  # the smallest N
-    # how much more iterations small N get: in proportion to 1 / N to this power; 0 gives all N as many
+    # how much more iterations small N get: in proportion to 1 / N to this power; 0 gives all N as
+    # many
     emphasis: float = 1.0
 
     def __post_init__(self) -> None:
@@ -47,20 +50,26 @@ class EveryN(IndisConfig):
         if not 0 <= self.emphasis <= 10:
             raise ValueError(f"emphasis must be in 0 ... 10, got {self.emphasis}")
         if self.look != "never" or not self.per_instance:
-            raise ValueError("look and per_instance must be left as they are for one phi for every N")
+            raise ValueError(
+                "look and per_instance must be left as they are for one phi for every N"
+            )
         if solvers.named(self.solver).nfe(self.fewest) - self.analytic_first < 1:
-            raise ValueError(f"fewest must be above {self.fewest} with an analytic first step: no call is left")
+            raise ValueError(
+                f"fewest must be above {self.fewest} with an analytic first step: no call is left"
+            )
 
     def untrained(self, denoiser: Denoiser) -> Sampler:
         """The base solver at each number of steps, bit for bit; ``steps`` is chosen."""
         solver, grid = solvers.named(self.solver), grids.named(self.grid)
         bases = [grid(denoiser.schedule, steps) for steps in range(self.fewest, self.steps + 1)]
         network = self.network(denoiser, solver.memory)
-        with seeded(self.fit.seed):
+        with seeded(self.recipe.seed):
             policy = AnySteps(bases, denoiser.schedule, self.bounds(denoiser), **network)
         return Sampler(policy, solver, self.analytic_first)
 
-    def begin(self, denoiser: Denoiser, data: Endpoints, loss: Loss, *, start: Sampler | None = None) -> EveryFit:
+    def begin(
+        self, denoiser: Denoiser, data: Endpoints, loss: Loss, *, start: Sampler | None = None
+    ) -> EveryFit:
         """Gradient descent over all numbers of steps in turn.
 
         Raises:
@@ -71,17 +80,21 @@ class EveryN(IndisConfig):
         sampler = self.untrained(denoiser)
         policy = sampler.policy
         assert isinstance(policy, AnySteps)
-        probes = self.fit.parted(data)[0][: self.probes]
+        probes = self.recipe.parted(data)[0][: self.probes]
         for steps in policy.counts if self.probes else ():
             table = policy.table(steps)
             probe = Sampler(table, sampler.solver, self.analytic_first)
-            rms = sensitivity(probe, denoiser, probes, loss, batch=self.fit.scarce)
-            table.scale.copy_(even_scale(rms))
-        return EveryFit(sampler, denoiser, data, loss, self.fit, self.settle, emphasis=self.emphasis)
+            rms = sensitivity(probe, denoiser, probes, loss, batch=self.recipe.scarce)
+            table.scale.copy_(balancing_scale(rms))
+        return EveryFit(
+            sampler, denoiser, data, loss, self.recipe, self.settle, emphasis=self.emphasis
+        )
 
 
 def turns(counts: Sequence[int], emphasis: float, iterations: int) -> list[int]:
-    """Whose turn each iteration is: as evenly spread as whole turns in proportion to ``1 / N ** emphasis`` can be."""
+    """Whose turn each iteration is: as evenly spread as whole turns in proportion to ``1 / N **
+    emphasis`` can be.
+    """
     share = {n: (min(counts) / n) ** emphasis for n in counts}
     whole, had, order = sum(share.values()), dict.fromkeys(counts, 0), list[int]()
     for number in range(1, iterations + 1):

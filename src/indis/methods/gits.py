@@ -1,7 +1,9 @@
-r"""GITS (arXiv 2405.11326): the best part of a fine teacher grid, found by dynamic programming; nothing is trained.
+r"""GITS (arXiv 2405.11326): the best part of a fine teacher grid, found by dynamic programming;
+nothing is trained.
 
-Sampling trajectories bend at the same times whatever their start, so where a long step is safe can be measured once.
-A teacher visits :math:`y_0 \dots y_M` with slopes :math:`f_i`. Leaving at i to arrive at j costs what one Euler jump
+Sampling trajectories bend at the same times whatever their start, so where a long step is safe can
+be measured once. A teacher visits :math:`y_0 \dots y_M` with slopes :math:`f_i`. Leaving at i to
+arrive at j costs what one Euler jump
 
 .. math:: \hat y_{ij} = y_i + (c_j - c_i) f_i
 
@@ -9,9 +11,9 @@ misses of :math:`y_j`, and a grid of N steps is the cheapest path of N jumps fro
 
 .. math:: V_1(i) = cost_{iM}, \qquad V_k(i) = \min_j cost_{ij} + coeff \cdot V_{k-1}(j).
 
-Here y = x / s and c are the state over the scale and the clock of the denoiser's drift form (:mod:`indis.denoise`), in
-which an Euler jump is a straight line: the paper's VE variables for noise prediction under any schedule, x and t
-themselves for a rectified flow.
+Here y = x / s and c are the state over the scale and the clock of the denoiser's drift form
+(:mod:`indis.denoise`), in which an Euler jump is a straight line: the paper's VE variables for
+noise prediction under any schedule, x and t themselves for a rectified flow.
 """
 
 from __future__ import annotations
@@ -24,23 +26,24 @@ import torch
 from torch import Tensor
 
 from indis import grids, solvers
-from indis.denoise import Denoiser, bring, convert
-from indis.discretization import Decision, Discretization, Keep
+from indis.denoise import Denoiser, convert, to_device_of
+from indis.endpoints import Endpoints
 from indis.losses import Loss
 from indis.methods.grid import GridMethod
 from indis.noise import prior
 from indis.numerics import broadcast
+from indis.plan import Decision, Discretization, Keep
 from indis.solvers import Solver, solve
 from indis.solvers.solver import drift_form
-from indis.teacher import Endpoints
 
 
 @dataclass(frozen=True)
 class GITS(GridMethod):
     """Training-free; ``grid`` is the kind of the teacher's grid and of the start.
 
-    With ``analytic_first`` the path has one jump less and one more node goes before its first, the one whose samples
-    end nearest to the teacher's; the first interval is then analytic and a sample still costs as much as the path.
+    With ``analytic_first`` the path has one jump less and one more node goes before its first, the
+    one whose samples end nearest to the teacher's; the first interval is then analytic and a sample
+    still costs as much as the path.
 
     Raises:
         ValueError: for a metric, coefficient, number of steps or of samples that is not accepted.
@@ -48,11 +51,14 @@ class GITS(GridMethod):
 
     # how two steps are compared along the trajectory; the published code's default
     metric: Literal["l1", "l2", "dev"] = "dev"
-    # factor of the costs of later jumps, once more for each; paper: 1.15, published code: 1.20 for Stable Diffusion
+    # factor of the costs of later jumps, once more for each; paper: 1.15, published code: 1.20 for
+    # Stable Diffusion
     coeff: float = 1.15
     teacher_steps: int = 60  # steps of the trajectory that nodes are chosen from; paper: 60
     teacher_solver: str = "ipndm:4"  # solver of that trajectory; paper: ipndm:4
-    samples: int = 256  # end points whose trajectories are averaged; paper: 256; all if there are fewer
+    samples: int = (
+        256  # end points whose trajectories are averaged; paper: 256; all if there are fewer
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -65,23 +71,28 @@ class GITS(GridMethod):
             raise ValueError(f"samples must be at least 1, got {self.samples}")
         low, high = 1 + self.analytic_first, self.teacher_steps
         if not low <= self.steps <= high:
-            raise ValueError(f"steps must be in [{low}, {high}], up to teacher_steps, got {self.steps}")
+            raise ValueError(
+                f"steps must be in [{low}, {high}], up to teacher_steps, got {self.steps}"
+            )
 
     @torch.no_grad()
     def best(self, denoiser: Denoiser, train: Endpoints, loss: Loss) -> Tensor:
-        """The cheapest path; of the endpoints only noise and condition are used, since the teacher is its own.
+        """The cheapest path; of the endpoints only noise and condition are used, since the teacher
+        is its own.
 
         Raises:
             ValueError: if the teacher's trajectory is not finite.
         """
         data = train[: self.samples]
-        tau = bring(grids.named(self.grid)(denoiser.schedule, self.teacher_steps), denoiser)
+        tau = to_device_of(grids.named(self.grid)(denoiser.schedule, self.teacher_steps), denoiser)
         cost, ends = torch.zeros(()), []
         for part in self.batches(denoiser, data):
             run = follow(denoiser, part, tau, solvers.named(self.teacher_solver))
             cost = cost + cost_matrix(run, self.metric) * (len(part) / len(data))
             ends.append(run.end)
-        path = shortest_path(cost, self.steps - self.analytic_first, self.coeff, first=1 + self.analytic_first)
+        path = shortest_path(
+            cost, self.steps - self.analytic_first, self.coeff, first=1 + self.analytic_first
+        )
         if self.analytic_first:
             path = self._with_analytic_step(path, denoiser, data, tau, torch.cat(ends))
         return tau[:, path]
@@ -93,7 +104,10 @@ class GITS(GridMethod):
 
         def miss(k: int) -> float:
             sampler = self.on(tau[:, [0, k, *path[1:]]])
-            samples = [sampler(denoiser, part.noise, part.condition) for part in self.batches(denoiser, data)]
+            samples = [
+                sampler(denoiser, part.noise, part.condition)
+                for part in self.batches(denoiser, data)
+            ]
             return (torch.cat(samples) - ends).flatten(1).norm(dim=1).mean().item()
 
         return [0, min(range(1, path[1]), key=miss), *path[1:]]
@@ -119,8 +133,14 @@ def follow(denoiser: Denoiser, data: Endpoints, tau: Tensor, teacher: Solver) ->
     record = _Record(Discretization.plain(tau))
     end = solve(denoiser, prior(schedule, data.noise), record, teacher, data.condition)
     states = torch.stack([*record.states, end])
-    at = [{"x": x, "schedule": schedule, "t": t} for x, t in zip(record.states, tau[0, :-1, None], strict=True)]
-    slopes = [convert(a, denoiser.native, form, **here) for a, here in zip(record.answers, at, strict=True)]
+    at = [
+        {"x": x, "schedule": schedule, "t": t}
+        for x, t in zip(record.states, tau[0, :-1, None], strict=True)
+    ]
+    slopes = [
+        convert(a, denoiser.native, form, **here)
+        for a, here in zip(record.answers, at, strict=True)
+    ]
     y = states / broadcast(form.scale(schedule, tau[0]), states)
     if not bool(y.isfinite().all()):
         raise ValueError("the teacher of GITS must stay finite, got states that are not")
@@ -153,11 +173,14 @@ class _Record:
 
 
 def cost_matrix(run: Run, metric: str) -> Tensor:
-    """What a jump from node i to node j costs, ``(M + 1, M + 1)`` float64, infinite unless j > i."""
+    """What a jump from node i to node j costs, ``(M + 1, M + 1)`` float64, infinite unless j >
+    i.
+    """
     size = len(run.clock)
     cost = run.clock.new_full((size, size), torch.inf)
     chord = run.y[0], run.y[-1]
-    # One row at a time: the jumps of a row take as much memory as the trajectory, those of all rows M times as much.
+    # One row at a time: the jumps of a row take as much memory as the trajectory, those of all rows
+    # M times as much.
     for i in range(size - 1):
         jumps = run.y[i] + broadcast(run.clock[i + 1 :] - run.clock[i], run.y) * run.slopes[i]
         cost[i, i + 1 :] = METRICS[metric](jumps, run.y[i + 1 :], chord).mean(1)
@@ -168,7 +191,9 @@ Chord = tuple[Tensor, Tensor]
 
 
 def l1(jumps: Tensor, states: Tensor, chord: Chord) -> Tensor:
-    """Sum of absolute differences; all metrics map ``(nodes, batch, dim)`` to ``(nodes, batch)``."""
+    """Sum of absolute differences; all metrics map ``(nodes, batch, dim)`` to ``(nodes,
+    batch)``.
+    """
     return (jumps - states).abs().sum(-1)
 
 
@@ -178,7 +203,9 @@ def l2(jumps: Tensor, states: Tensor, chord: Chord) -> Tensor:
 
 
 def deviation(jumps: Tensor, states: Tensor, chord: Chord) -> Tensor:
-    """How much farther from the chord of the trajectory the jump ends than the teacher does; may be negative."""
+    """How much farther from the chord of the trajectory the jump ends than the teacher does; may be
+    negative.
+    """
     return off(chord, jumps) - off(chord, states)
 
 
@@ -190,13 +217,19 @@ def off(chord: Chord, y: Tensor) -> Tensor:
     return (offset - (offset * along).sum(-1, keepdim=True) * along).norm(dim=-1)
 
 
-METRICS: dict[str, Callable[[Tensor, Tensor, Chord], Tensor]] = {"l1": l1, "l2": l2, "dev": deviation}
+METRICS: dict[str, Callable[[Tensor, Tensor, Chord], Tensor]] = {
+    "l1": l1,
+    "l2": l2,
+    "dev": deviation,
+}
 
 
 def shortest_path(cost: Tensor, steps: int, coeff: float, first: int = 1) -> list[int]:
-    """The nodes of the cheapest path of ``steps`` jumps from node 0 to the last; the first jump skips to ``first``.
+    """The nodes of the cheapest path of ``steps`` jumps from node 0 to the last; the first jump
+    skips to ``first``.
 
-    ``cost`` is infinite where no jump goes. Costs of later jumps are multiplied by ``coeff`` once more for each jump.
+    ``cost`` is infinite where no jump goes. Costs of later jumps are multiplied by ``coeff`` once
+    more for each jump.
     """
     last = len(cost) - 1
     cost = cost.clone()

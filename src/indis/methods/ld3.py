@@ -1,15 +1,18 @@
-"""LD3 (Tong et al., ICLR 2025, arXiv 2405.15506): a few global numbers, learned from a handful of teacher endpoints.
+"""LD3 (Tong et al., ICLR 2025, arXiv 2405.15506): a few global numbers, learned from a handful of
+teacher endpoints.
 
-The plan is :mod:`indis.policies.ld3`. A first round learns the stamps alone, a second one the shifts too. The *soft*
-objective asks for less than the teacher's very end point: each pair's starting latent may itself move inside a small
-ball, and does so where that lowers its own loss; what the pairs agree on is left to the plan.
+The plan is :mod:`indis.policies.ld3`. A first round learns the stamps alone, a second one the
+shifts too. The *soft* objective asks for less than the teacher's very end point: each pair's
+starting latent may itself move inside a small ball, and does so where that lowers its own loss;
+what the pairs agree on is left to the plan.
 
 Where this departs from the released code:
 
 * Held-out latents do not move, so the best plan is the best at what users do. Hence also without: halving
   ``latent_lr`` after a round in which no held-out latent moved.
 * The number of iterations is fixed. The released code also stops when a rate has reached its minimum five times, and
-  widens its validation set from one batch to all when it first gets stuck; here it is all from the start.
+  widens its validation set from one batch to all when it first gets stuck; here it is all from the
+  start.
 * A latent's trial step uses the gradient of its own loss and is judged before the plan moves, so no sample's loss
   rises by it.
 * The second round begins at the best plan of the first, with rates and momentum afresh. The released code goes back
@@ -29,15 +32,15 @@ from torch import Tensor, nn
 from indis import grids, solvers
 from indis.checks import require_choice, require_least
 from indis.denoise import Denoiser, Form
-from indis.discretization import Keep
+from indis.endpoints import Endpoints
 from indis.losses import Loss
 from indis.methods.method import Method
 from indis.noise import EDM, Domain
 from indis.numerics import broadcast
+from indis.plan import Keep
 from indis.policies.ld3 import LD3Policy
 from indis.sampler import Sampler
-from indis.teacher import Endpoints
-from indis.training import Fit, FitConfig
+from indis.tuning import Fit, Recipe
 
 Objective = Literal["soft", "hard"]
 
@@ -46,12 +49,14 @@ LEAST_STAMP_LR, LEAST_SHIFT_LR = 5e-5, 1e-6  # released code
 
 @dataclass(frozen=True)
 class LD3(Method):
-    """One fit. Numbers are the released code's; its loss is LPIPS. Its budget, seven epochs of 25, is the default.
+    """One fit. Numbers are the released code's; its loss is LPIPS. Its budget, seven epochs of 25,
+    is the default.
 
-    ``grid`` "uniform" means stamps that are even in ``domain``, LD3's own start; any other grid is a start that the
-    logits are measured from (the released code fits its logits to one). ``None`` means what was published for the
-    denoiser's schedule: log-SNR and the larger shift rate for EDM, time and the smaller one for the rest. Iterations
-    are shared out between the two rounds in proportion to ``stamp_rounds`` and ``shift_rounds``.
+    ``grid`` "uniform" means stamps that are even in ``domain``, LD3's own start; any other grid is
+    a start that the logits are measured from (the released code fits its logits to one). ``None``
+    means what was published for the denoiser's schedule: log-SNR and the larger shift rate for EDM,
+    time and the smaller one for the rest. Iterations are shared out between the two rounds in
+    proportion to ``stamp_rounds`` and ``shift_rounds``.
 
     Raises:
         ValueError: for a number outside its range.
@@ -59,14 +64,20 @@ class LD3(Method):
 
     # euler, heun, ipndm, adams_bashforth, deis, dpmpp, unipc or midpoint, as name[:order[:variant]]
     solver: str = "unipc:3:bh1"
-    # where it starts: natural (polynomial:7, or uniform for a flow), uniform, log_snr, polynomial, quadratic, vp_time,
-    # flow_shift or resolution, as name[:parameter], or list:T0,T1,... of times
+    # where it starts: natural (polynomial:7, or uniform for a flow), uniform, log_snr, polynomial,
+    # quadratic, vp_time, flow_shift or resolution, as name[:parameter], or list:T0,T1,... of times
     grid: str = "uniform"
-    fit: FitConfig = field(default_factory=lambda: FitConfig(iterations=175, batch=2, holdout=50, validate_every=1))
+    recipe: Recipe = field(
+        default_factory=lambda: Recipe(iterations=175, batch=2, holdout=50, validate_every=1)
+    )
     domain: Domain | None = None  # in which nodes are spread; None: what suits the schedule
     pairs: int = 50  # how many of the training end points are used; few, since a latent that moved must be seen again
-    objective: Objective = "soft"  # "soft": latents may move inside a ball and still be met; "hard": not
-    radius: float = 0.001  # radius of the ball that a latent may move in, times its dimension / steps^2
+    objective: Objective = (
+        "soft"  # "soft": latents may move inside a ball and still be met; "hard": not
+    )
+    radius: float = (
+        0.001  # radius of the ball that a latent may move in, times its dimension / steps^2
+    )
     latent_lr: float = 12.0  # rate of the latents, divided by steps
     stamp_lr: float = 5e-3  # rate of the logits of the timesteps
     # rate of the time shifts, divided by steps; None: what was published for the schedule
@@ -74,7 +85,9 @@ class LD3(Method):
     win_rate: float = 0.5  # the largest shift as a part of the smallest gap
     stamp_rounds: int = 2  # share of the iterations that tune the stamps
     shift_rounds: int = 5  # share of the iterations that tune the shifts
-    patience: int = 5  # validations without improvement before the best plan is restored and both rates fall
+    patience: int = (
+        5  # validations without improvement before the best plan is restored and both rates fall
+    )
     decay: float = 0.8  # factor by which both rates fall
 
     def __post_init__(self) -> None:
@@ -105,7 +118,9 @@ class LD3(Method):
     @property
     def stamp_iterations(self) -> int:
         """The length of the first round."""
-        return round(self.fit.iterations * self.stamp_rounds / (self.stamp_rounds + self.shift_rounds))
+        return round(
+            self.recipe.iterations * self.stamp_rounds / (self.stamp_rounds + self.shift_rounds)
+        )
 
     def untrained(self, denoiser: Denoiser) -> Sampler:
         """The sampler before any tuning."""
@@ -114,10 +129,14 @@ class LD3(Method):
         start = "log_snr" if self.grid == "uniform" and domain == "log_snr" else self.grid
         solver = solvers.named(self.solver)
         keep: Keep = "data" if solver.form(denoiser.native) is Form.DATA else "answer"
-        policy = LD3Policy(grids.named(start)(schedule, self.steps), schedule, domain, self.win_rate, keep)
+        policy = LD3Policy(
+            grids.named(start)(schedule, self.steps), schedule, domain, self.win_rate, keep
+        )
         return Sampler(policy, solver, self.analytic_first)
 
-    def begin(self, denoiser: Denoiser, data: Endpoints, loss: Loss, *, start: Sampler | None = None) -> LD3Fit:
+    def begin(
+        self, denoiser: Denoiser, data: Endpoints, loss: Loss, *, start: Sampler | None = None
+    ) -> LD3Fit:
         """The two rounds.
 
         Raises:
@@ -129,14 +148,15 @@ class LD3(Method):
 
 
 class LD3Fit(Fit):
-    """The two rounds as one run that can be interrupted anywhere. ``latents`` are the training pairs' own noises.
+    """The two rounds as one run that can be interrupted anywhere. ``latents`` are the training
+    pairs' own noises.
 
     Its descent is its own: ``fit.lr`` and ``fit.relative`` do not count.
     """
 
     def __init__(self, method: LD3, denoiser: Denoiser, data: Endpoints, loss: Loss) -> None:
         self.method = method
-        super().__init__(method.untrained(denoiser), denoiser, data, loss, method.fit)
+        super().__init__(method.untrained(denoiser), denoiser, data, loss, method.recipe)
         self.train = self.train[: method.pairs]
         self.latents = self.train.noise.clone()
         self.worse, self.slowed = 0, 1.0
@@ -169,7 +189,9 @@ class LD3Fit(Fit):
         assert part.noise.grad is not None
         own = part.noise.grad * len(index)  # the batch mean's gradient is 1 / batch of it
         latent = part.noise.detach()
-        trial = self._inside(latent - self.method.latent_lr / self.method.steps * own, self.train.noise[index])
+        trial = self._inside(
+            latent - self.method.latent_lr / self.method.steps * own, self.train.noise[index]
+        )
         with torch.no_grad():
             after = self._losses(replace(part, noise=trial), index)
         better = (after < before).to(latent.device)  # latents stay where the end points are
@@ -219,11 +241,18 @@ class LD3Fit(Fit):
 
     def _state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         tensors, numbers = super()._state()
-        return tensors | {"latents": self.latents}, numbers | {"worse": self.worse, "slowed": self.slowed}
+        return tensors | {"latents": self.latents}, numbers | {
+            "worse": self.worse,
+            "slowed": self.slowed,
+        }
 
     def _restore(self, tensors: dict[str, Tensor], numbers: dict[str, Any]) -> None:
         super()._restore(tensors, numbers)
-        self.latents, self.worse, self.slowed = tensors["latents"], numbers["worse"], numbers["slowed"]
+        self.latents, self.worse, self.slowed = (
+            tensors["latents"],
+            numbers["worse"],
+            numbers["slowed"],
+        )
 
 
 def _fallen(rate: float, factor: float, least: float) -> float:

@@ -1,4 +1,6 @@
-"""What AMED, EPD and AdaSDE share: steps of two stages, first at a node, then at points inside the step."""
+"""What AMED, EPD and AdaSDE share: steps of two stages, first at a node, then at points inside the
+step.
+"""
 
 from __future__ import annotations
 
@@ -15,10 +17,11 @@ from indis.solvers import Midpoint, Solver
 
 @dataclass(frozen=True)
 class TwoStage(Method):
-    """``steps`` counts whole steps. ``s_dir`` and ``s_time`` are the papers' bounds b of scales in [1 - b, 1 + b].
+    """``steps`` counts whole steps. ``s_dir`` and ``s_time`` are the papers' bounds b of scales in
+    [1 - b, 1 + b].
 
-    ``domain`` is where r interpolates; ``None`` is what suits the denoiser's schedule, log-SNR (the papers' geometric
-    mean) or a flow's time.
+    ``domain`` is where r interpolates; ``None`` is what suits the denoiser's schedule, log-SNR (the
+    papers' geometric mean) or a flow's time.
 
     Raises:
         ValueError: if a bound is out of range, or the solver is none of the method's.
@@ -27,8 +30,8 @@ class TwoStage(Method):
     steps: int = 3  # number of steps, two evaluations each in turn; 3, NFE 5 with AFS, are the papers' main setting
     # midpoint[:points[:order]]; AMED also takes a multistep solver without corrector
     solver: str = "midpoint"
-    # "time_uniform" with rho = 1; others: natural, uniform, log_snr, polynomial, quadratic, flow_shift or resolution,
-    # or list:T0,T1,... of times
+    # "time_uniform" with rho = 1; others: natural, uniform, log_snr, polynomial, quadratic,
+    # flow_shift or resolution, or list:T0,T1,... of times
     grid: str = "vp_time:1"
     analytic_first: bool = True  # AFS, as published: one evaluation less
     s_dir: float = 0.05  # the slope at a midpoint is scaled by at most 1 - b ... 1 + b
@@ -42,11 +45,15 @@ class TwoStage(Method):
 
     @property
     def freedoms(self) -> str:
-        """Where midpoints lie, and what of their times, slopes, weights and churn has room to move."""
+        """Where midpoints lie, and what of their times, slopes, weights and churn has room to
+        move.
+        """
         bounds, solver = self._bounds("log_snr"), solvers.named(self.solver)
         sizes = {"time scales": bounds.s_time, "slope scales": bounds.s_dir, "churn": bounds.churn}
         weighted = isinstance(solver, Midpoint) and solver.points > 1
-        return "+".join(["midpoints", *(name for name, size in (sizes | {"weights": weighted}).items() if size)])
+        return "+".join(
+            ["midpoints", *(name for name, size in (sizes | {"weights": weighted}).items() if size)]
+        )
 
     def bounds(self, denoiser: Denoiser) -> MidpointBounds:
         """The bounds in the terms of a denoiser's schedule."""
@@ -54,14 +61,17 @@ class TwoStage(Method):
 
     @staticmethod
     def steps_for(nfe: int, *, analytic_first: bool = False) -> int:
-        """N of 2N evaluations one after another, 2N - 1 with an analytic first step; see :attr:`Sampler.depth`.
+        """N of 2N evaluations one after another, 2N - 1 with an analytic first step; see
+        :attr:`Sampler.depth`.
 
         Raises:
             ValueError: if no number of steps does.
         """
         steps, rest = divmod(nfe + analytic_first, 2)
         if rest or steps < 1:
-            possible = "1, 3, 5, ... with an analytic first step" if analytic_first else "2, 4, 6, ..."
+            possible = (
+                "1, 3, 5, ... with an analytic first step" if analytic_first else "2, 4, 6, ..."
+            )
             raise ValueError(f"nfe must be {possible} for a method of two stages a step, got {nfe}")
         return steps
 
@@ -70,7 +80,9 @@ class TwoStage(Method):
 
     def _check_solver(self, solver: Solver) -> None:
         if not isinstance(solver, Midpoint):
-            raise ValueError(f"solver must be midpoint[:points[:order]] for {type(self).__name__}, got {self.solver!r}")
+            raise ValueError(
+                f"solver must be midpoint[:points[:order]] for {type(self).__name__}, got {self.solver!r}"
+            )
 
 
 class Tabled(TwoStage):

@@ -1,1 +1,3 @@
-"""How good samples are: distances between images, between sets of images and between sets of points."""
+"""How good samples are: distances between images, between sets of images and between sets of
+points.
+"""

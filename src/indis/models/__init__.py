@@ -1,6 +1,7 @@
 """Model families: one module each, with a ``load`` that returns a frozen denoiser.
 
-``models.load("fashion")`` imports only that family, so a heavy dependency costs only those who use it.
+``models.load("fashion")`` imports only that family, so a heavy dependency costs only those who use
+it.
 """
 
 from __future__ import annotations
@@ -35,6 +36,8 @@ def load(spec: str, device: torch.device | str = "cpu") -> Denoiser:
 
 
 def name_of(spec: str) -> str:
-    """What the denoiser of a spec calls itself, without loading it: other weights are no other model."""
+    """What the denoiser of a spec calls itself, without loading it: other weights are no other
+    model.
+    """
     family, _, detail = spec.partition(":")
     return family if family == "fashion" or detail in ("", "A") else f"{family}-{detail}"

@@ -1,7 +1,8 @@
 """A small class-conditional EDM model of Fashion-MNIST that ships with the package.
 
-The backbone is diffusers' ``UNet2DModel`` on 2x2 space-to-depth blocks (28x28x1 becomes 14x14x4), which halves the cost
-of every convolution's grid; EDM preconditioning with sigma_data = 0.7 surrounds it. Class 10 means "no label".
+The backbone is diffusers' ``UNet2DModel`` on 2x2 space-to-depth blocks (28x28x1 becomes 14x14x4),
+which halves the cost of every convolution's grid; EDM preconditioning with sigma_data = 0.7
+surrounds it. Class 10 means "no label".
 """
 
 from __future__ import annotations
@@ -57,7 +58,9 @@ class FashionNetwork(nn.Module):
         self.unet.mid_block.register_forward_hook(self._remember)
 
     def forward(self, x: Tensor, noise_level: Tensor, label: Tensor) -> Tensor:
-        """``x`` ``(batch, 1, 28, 28)``, ``noise_level`` and ``label`` ``(batch,)``; the shape of ``x``."""
+        """``x`` ``(batch, 1, 28, 28)``, ``noise_level`` and ``label`` ``(batch,)``; the shape of
+        ``x``.
+        """
         # 250 spreads ln(sigma) / 4 over the range that the sinusoidal embedding resolves.
         blocks = self.unet(F.pixel_unshuffle(x, 2), 250 * noise_level, class_labels=label)
         return F.pixel_shuffle(blocks.sample, 2)
@@ -75,7 +78,12 @@ class Fashion:
     native = Form.NOISE
 
     def __init__(
-        self, network: FashionNetwork, schedule: EDM | None = None, *, bf16: bool = False, fingerprint: str = UNSAVED
+        self,
+        network: FashionNetwork,
+        schedule: EDM | None = None,
+        *,
+        bf16: bool = False,
+        fingerprint: str = UNSAVED,
     ) -> None:
         self.network = network.eval().requires_grad_(False)
         self.schedule, self.bf16, self.fingerprint = schedule or EDM(), bf16, fingerprint
@@ -101,7 +109,8 @@ class Fashion:
         return self
 
     def bottleneck(self) -> Tensor:
-        """The latest output of the U-Net's middle block, averaged over its channels: ``(batch, 49)``, a 7 x 7 map.
+        """The latest output of the U-Net's middle block, averaged over its channels: ``(batch,
+        49)``, a 7 x 7 map.
 
         Raises:
             ValueError: before the first call.
@@ -132,19 +141,23 @@ class Fashion:
 
 
 def class_condition(labels: Tensor) -> Condition:
-    """The condition of class labels ``(batch,)`` in 0 ... 9, or 10 for no label (an all-zero feature).
+    """The condition of class labels ``(batch,)`` in 0 ... 9, or 10 for no label (an all-zero
+    feature).
 
     Raises:
         ValueError: if a label is out of range.
     """
     if labels.numel() and not (int(labels.min()) >= 0 and int(labels.max()) <= NO_LABEL):
-        raise ValueError(f"label must be 0 ... 9 or 10 for no label, got {sorted(set(labels.tolist()))}")
+        raise ValueError(
+            f"label must be 0 ... 9 or 10 for no label, got {sorted(set(labels.tolist()))}"
+        )
     one_hot = F.one_hot(labels, NO_LABEL + 1)[:, :NO_LABEL].float()
     return Condition({"label": labels}, one_hot / NO_LABEL**0.5)
 
 
 def load(weights: Path = WEIGHTS) -> Fashion:
-    """The denoiser with the weights of a safetensors file (float16 or float32), the shipped ones by default.
+    """The denoiser with the weights of a safetensors file (float16 or float32), the shipped ones by
+    default.
 
     ``weights`` may also be the folder that ``indis train-model`` wrote.
 
@@ -168,7 +181,9 @@ def fill(network: FashionNetwork, weights: Path) -> None:
     try:
         network.load_state_dict({k: v.float() for k, v in tensors.items()})
     except RuntimeError:
-        raise ValueError(f"{weights} does not hold the weights of the Fashion-MNIST model") from None
+        raise ValueError(
+            f"{weights} does not hold the weights of the Fashion-MNIST model"
+        ) from None
 
 
 def _file(weights: Path) -> Path:

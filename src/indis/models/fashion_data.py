@@ -1,7 +1,7 @@
 """Fashion-MNIST (Xiao et al., 2017, MIT licence): 28x28 grey clothes in ten balanced classes.
 
-Read from the four ``*-ubyte.gz`` files of the original distribution. Debian ships them as the package
-``dataset-fashion-mnist``; any other folder that holds the files works too.
+Read from the four ``*-ubyte.gz`` files of the original distribution. Debian ships them as the
+package ``dataset-fashion-mnist``; any other folder that holds the files works too.
 """
 
 from __future__ import annotations
@@ -17,7 +17,18 @@ import torch
 from torch import Tensor
 
 DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
-CLASSES = ("T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
+CLASSES = (
+    "T-shirt",
+    "trouser",
+    "pullover",
+    "dress",
+    "coat",
+    "sandal",
+    "shirt",
+    "sneaker",
+    "bag",
+    "ankle boot",
+)
 
 
 def read(split: Literal["train", "t10k"], folder: Path = DEBIAN_FOLDER) -> tuple[Tensor, Tensor]:
@@ -30,12 +41,16 @@ def read(split: Literal["train", "t10k"], folder: Path = DEBIAN_FOLDER) -> tuple
     images = _idx(folder / f"{split}-images-idx3-ubyte.gz")
     labels = _idx(folder / f"{split}-labels-idx1-ubyte.gz")
     if images.shape[1:] != (28, 28) or labels.shape != images.shape[:1]:
-        raise ValueError(f"{folder} holds images {images.shape} and labels {labels.shape}, not Fashion-MNIST")
+        raise ValueError(
+            f"{folder} holds images {images.shape} and labels {labels.shape}, not Fashion-MNIST"
+        )
     return torch.from_numpy(images)[:, None], torch.from_numpy(labels).long()
 
 
 def _idx(path: Path) -> np.ndarray:
-    """One array in IDX format: two zero bytes, a type byte, the number of axes, the big-endian sizes, the data."""
+    """One array in IDX format: two zero bytes, a type byte, the number of axes, the big-endian
+    sizes, the data.
+    """
     if not path.is_file():
         raise FileNotFoundError(
             f"{path} is missing: install Debian's dataset-fashion-mnist or give the folder of the *-ubyte.gz files"

@@ -1,7 +1,8 @@
 r"""A two-dimensional denoiser that is exact: the posterior mean of a tree of Gaussians.
 
-The data are a mixture :math:`\sum_k w_k N(\mu_k, \Sigma_k)`, a binary tree drawn in the plane (after the toy
-of Karras et al., 2024). Under :math:`x = \alpha x_0 + \sigma \epsilon` the component k has, in the eigenbasis
+The data are a mixture :math:`\sum_k w_k N(\mu_k, \Sigma_k)`, a binary tree drawn in the plane
+(after the toy of Karras et al., 2024). Under :math:`x = \alpha x_0 + \sigma \epsilon` the component
+k has, in the eigenbasis
 :math:`(q_i, l_i)` of its covariance, the residual, variance and score
 
 .. math:: y_i = q_i \cdot (x - \alpha \mu_k), \quad d_i = \alpha^2 l_i + \sigma^2, \quad s_i = y_i / d_i,
@@ -21,7 +22,8 @@ Its derivatives follow from those of the two factors,
           \partial_x s_i = q_i / d_i, \quad \partial_\sigma s_i = -2 \sigma s_i / d_i, \quad
           \partial_\alpha s_i = -(q_i \cdot \mu_k + 2 \alpha l_i s_i) / d_i.
 
-(The first is :math:`\partial_x D = \alpha \sigma^{-2} \mathrm{Cov}(x_0 | x)`, without its cancellation.)
+(The first is :math:`\partial_x D = \alpha \sigma^{-2} \mathrm{Cov}(x_0 | x)`, without its
+cancellation.)
 
 The eight components of a branch share weight and covariance and lie evenly on a segment,
 :math:`\mu_k = c + \tau_k v`. So :math:`s_i` and :math:`m_k` are linear in :math:`\tau`,
@@ -53,13 +55,16 @@ ORIGIN, SCALE = np.array([0.0030, 0.0325]), np.array([1.3136, 1.3844])
 DEPTH, BRANCH = 7, 8
 ANGLES = {"A": math.pi / 4, "B": 5 * math.pi / 4}
 
-# Points per chunk: with 1016 float32 components the largest temporary is two megabytes, the L2 of two cores.
+# Points per chunk: with 1016 float32 components the largest temporary is two megabytes, the L2 of
+# two cores.
 CHUNK = 512
 
 
 @dataclass(frozen=True, eq=False)
 class Mixture:
-    """Gaussians in the plane: weights ``(K,)`` of sum one, means ``(K, 2)``, covariances ``(K, 2, 2)``."""
+    """Gaussians in the plane: weights ``(K,)`` of sum one, means ``(K, 2)``, covariances ``(K, 2,
+    2)``.
+    """
 
     weights: Tensor
     means: Tensor
@@ -69,7 +74,9 @@ class Mixture:
         """Independent points ``(count, 2)``, in the mixture's dtype."""
         k = torch.multinomial(self.weights, count, replacement=True, generator=generator)
         noise = torch.randn(count, 2, generator=generator, dtype=self.means.dtype)
-        return self.means[k] + torch.einsum("bij,bj->bi", torch.linalg.cholesky(self.covariances)[k], noise)
+        return self.means[k] + torch.einsum(
+            "bij,bj->bi", torch.linalg.cholesky(self.covariances)[k], noise
+        )
 
     def log_density(self, x: Tensor) -> Tensor:
         """Natural log of the density at ``x`` ``(batch, 2)``; ``(batch,)``, differentiable."""
@@ -81,7 +88,9 @@ class Mixture:
 
     @cached_property
     def branch_length(self) -> int:
-        """8 if components come in branches (one weight, one covariance, evenly spaced means), else 1."""
+        """8 if components come in branches (one weight, one covariance, evenly spaced means), else
+        1.
+        """
         if len(self.weights) % BRANCH:
             return 1
         weights, means, covariances = (v.unflatten(0, (-1, BRANCH)) for v in self._parts)
@@ -94,7 +103,8 @@ class Mixture:
 
 
 def tree(classes: str = "A", seed: int = 2) -> Mixture:
-    """The tree of class "A" or "B" (1016 components each) or both, "AB", from numpy's ``RandomState(seed)``.
+    """The tree of class "A" or "B" (1016 components each) or both, "AB", from numpy's
+    ``RandomState(seed)``.
 
     Raises:
         ValueError: if ``classes`` is none of the three.
@@ -105,7 +115,9 @@ def tree(classes: str = "A", seed: int = 2) -> Mixture:
     # Class B goes on with the stream of class A, so A is always drawn.
     grown = {name: list(_grow(random, 0, ORIGIN, angle)) for name, angle in ANGLES.items()}
     branches = [branch for name in classes for branch in grown[name]]
-    weights, means, covariances = (torch.from_numpy(np.concatenate(v)) for v in zip(*branches, strict=True))
+    weights, means, covariances = (
+        torch.from_numpy(np.concatenate(v)) for v in zip(*branches, strict=True)
+    )
     return Mixture(weights / weights.sum(), means, covariances)
 
 
@@ -113,8 +125,12 @@ _Branch = tuple[np.ndarray, np.ndarray, np.ndarray]
 _Line = tuple[Tensor, Tensor]
 
 
-def _grow(random: np.random.RandomState, depth: int, start: np.ndarray, angle: float) -> Iterator[_Branch]:
-    """A branch and then, depth first, its children; each draw's place in the stream is part of the recipe."""
+def _grow(
+    random: np.random.RandomState, depth: int, start: np.ndarray, angle: float
+) -> Iterator[_Branch]:
+    """A branch and then, depth first, its children; each draw's place in the stream is part of the
+    recipe.
+    """
     if depth == DEPTH:
         return
     length = 0.292 * 0.8**depth * (1 + 0.2 * random.randn())
@@ -135,11 +151,13 @@ def _branch(depth: int, start: np.ndarray, along: np.ndarray, length: float) -> 
 
 
 def posterior_mean(x: Tensor, alpha: Tensor, sigma: Tensor, mixture: Mixture) -> Tensor:
-    """E[x_0 | x] ``(batch, 2)`` for x = alpha x_0 + sigma eps; ``x`` ``(batch, 2)``, the levels ``(batch,)``.
+    """E[x_0 | x] ``(batch, 2)`` for x = alpha x_0 + sigma eps; ``x`` ``(batch, 2)``, the levels
+    ``(batch,)``.
 
-    Exact, in the dtype of ``x``, differentiable once in all three; ``alpha`` may be zero or negative but
-    ``sigma`` must be positive. Far from the data at small sigma the weights are sharper than float32 resolves
-    (the answer is finite, but rounding decides which of several almost equally distant components wins).
+    Exact, in the dtype of ``x``, differentiable once in all three; ``alpha`` may be zero or
+    negative but ``sigma`` must be positive. Far from the data at small sigma the weights are
+    sharper than float32 resolves (the answer is finite, but rounding decides which of several
+    almost equally distant components wins).
     """
     alpha, sigma = (v.to(x.dtype).expand(len(x)) for v in (alpha, sigma))
     wanted = torch.is_grad_enabled() and any(v.requires_grad for v in (x, alpha, sigma))
@@ -150,7 +168,9 @@ class _PosteriorMean(torch.autograd.Function):
     """Keeps eight derivatives per point, not the graph over the components."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, alpha: Tensor, sigma: Tensor, kernel: _Kernel, wanted: bool) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, alpha: Tensor, sigma: Tensor, kernel: _Kernel, wanted: bool
+    ) -> Tensor:
         points = torch.cat([x.T, alpha[None], sigma[None]])
         mean, jacobian = x.new_empty(2, len(x)), x.new_empty(2, 4, len(x) if wanted else 0)
         for start in range(0, len(x), CHUNK):
@@ -168,14 +188,18 @@ class _PosteriorMean(torch.autograd.Function):
 
 
 class _Kernel:
-    """A mixture's constants in one dtype, and the formulas of the module's docstring on a chunk of points.
+    """A mixture's constants in one dtype, and the formulas of the module's docstring on a chunk of
+    points.
 
-    The points are the *last* axis, so that every sum is a matrix product or runs over contiguous rows. Axes:
-    ``i`` eigendirection, ``c`` coordinate, ``g`` branch, ``n`` point; (i, g) is flattened where it is summed.
+    The points are the *last* axis, so that every sum is a matrix product or runs over contiguous
+    rows. Axes: ``i`` eigendirection, ``c`` coordinate, ``g`` branch, ``n`` point; (i, g) is
+    flattened where it is summed.
     """
 
     def __init__(self, mixture: Mixture, like: Tensor) -> None:
-        weights, means, covariances = (v.unflatten(0, (-1, mixture.branch_length)) for v in mixture._parts)
+        weights, means, covariances = (
+            v.unflatten(0, (-1, mixture.branch_length)) for v in mixture._parts
+        )
         values, vectors = torch.linalg.eigh(covariances[:, 0])
         values, vectors = values.T[..., None], vectors.permute(2, 0, 1)  # (i, g, 1), (i, g, c)
         centre, slope = means.mean(1), (means[:, -1] - means[:, 0]) / 2
@@ -188,12 +212,14 @@ class _Kernel:
         self.branches, self.length = len(centre), len(tau)
         self.values, self.centre, self.slope = constant(values), *map(constant, along)
         self.vectors = constant(vectors.permute(2, 0, 1)[..., None])  # (c, i, g, 1)
-        # Rows (i, g): y at tau = 0 from (x, alpha), its slope from alpha, and d from (alpha^2, sigma^2).
+        # Rows (i, g): y at tau = 0 from (x, alpha), its slope from alpha, and d from (alpha^2,
+        # sigma^2).
         self.residual = constant(torch.cat([vectors, -along[0]], -1).flatten(0, 1))
         self.residual_slope = constant(-along[1].flatten(0, 1))
         self.variance = constant(torch.cat([values, torch.ones_like(values)], -1).flatten(0, 1))
         self.log_weight = constant(2 * weights[:, :1].log())
-        # Base-2 logits, from the coefficients of -2 log r: exp is slower, far slower near underflow.
+        # Base-2 logits, from the coefficients of -2 log r: exp is slower, far slower near
+        # underflow.
         self.logit = constant(-0.5 / math.log(2) * torch.stack([tau**0, 2 * tau, tau**2], 1))
         self.powers = constant(torch.stack([tau**n for n in range(4)]))
         self.line = constant(torch.cat([centre, slope]).T)
@@ -207,7 +233,9 @@ class _Kernel:
         return rows.unflatten(1, (2, -1)).transpose(0, 1)[..., None].contiguous()
 
     def _tilt(self) -> Tensor:
-        """``(5, 3 i g)``: from covariances of m with s, tau s, s^2 - 1/d to parts of sum r (m - D) dlog r."""
+        """``(5, 3 i g)``: from covariances of m with s, tau s, s^2 - 1/d to parts of sum r (m - D)
+        dlog r.
+        """
         q, zero = self.vectors.flatten(1), torch.zeros_like(self.values.flatten())
         centre, slope, values = (v.flatten() for v in (self.centre, self.slope, self.values))
         rows = [(-q[0], zero, zero), (-q[1], zero, zero), (centre, slope, zero)]
@@ -215,10 +243,14 @@ class _Kernel:
         return torch.stack([torch.cat(row) for row in rows])
 
     def __call__(self, points: Tensor, jacobian: Tensor | None) -> Tensor:
-        """The mean ``(2, n)`` at (x, alpha, sigma) ``(4, n)``; fills ``jacobian`` ``(2, 4, n)`` if given."""
+        """The mean ``(2, n)`` at (x, alpha, sigma) ``(4, n)``; fills ``jacobian`` ``(2, 4, n)`` if
+        given.
+        """
         new = self.scratch.reset()
         inverse, score, moments = self._weigh(points, 2 if jacobian is None else 4, new)
-        pulls = torch.mul(score[0], moments[0], out=new(score[0].shape)).addcmul_(score[1], moments[1])
+        pulls = torch.mul(score[0], moments[0], out=new(score[0].shape)).addcmul_(
+            score[1], moments[1]
+        )
         mean = torch.mm(self.line, moments[:2].flatten(0, 1))
         mean.addcmul_(torch.mm(self.pull, pulls.flatten(0, 1)), points[2])
         if jacobian is not None:
@@ -227,21 +259,32 @@ class _Kernel:
         return mean
 
     def _weigh(self, points: Tensor, order: int, new: _Scratch) -> tuple[Tensor, _Line, Tensor]:
-        """1/d ``(i, g, n)``, the two coefficients of s in tau (same shape), and R ``(order, g, n)``."""
+        """1/d ``(i, g, n)``, the two coefficients of s in tau (same shape), and R ``(order, g,
+        n)``.
+        """
         shape = 2, self.branches, points.shape[1]
         flat = 2 * self.branches, points.shape[1]
-        inverse = torch.mm(self.variance, points[2:].square(), out=new(flat)).reciprocal_().view(shape)
+        inverse = (
+            torch.mm(self.variance, points[2:].square(), out=new(flat)).reciprocal_().view(shape)
+        )
         offset = torch.mm(self.residual, points[:3], out=new(flat)).view(shape)
         slope = torch.mm(self.residual_slope, points[2:3], out=new(flat)).view(shape)
-        score = torch.mul(inverse, offset, out=new(shape)), torch.mul(inverse, slope, out=new(shape))
+        score = (
+            torch.mul(inverse, offset, out=new(shape)),
+            torch.mul(inverse, slope, out=new(shape)),
+        )
 
         quadratic = new((3, *shape[1:]))
-        for out, y, s in zip(quadratic, (offset, offset, slope), (score[0], score[1], score[1]), strict=True):
+        for out, y, s in zip(
+            quadratic, (offset, offset, slope), (score[0], score[1], score[1]), strict=True
+        ):
             _dot(y, s, out)
         log_inverse = torch.mul(inverse[0], inverse[1], out=new(shape[1:])).log_()
         quadratic[0].sub_(log_inverse).sub_(self.log_weight)
 
-        weights = torch.mm(self.logit, quadratic.flatten(1), out=new((self.length, quadratic[0].numel())))
+        weights = torch.mm(
+            self.logit, quadratic.flatten(1), out=new((self.length, quadratic[0].numel()))
+        )
         by_point = weights.view(-1, shape[2])
         by_point.sub_(by_point.amax(0)).exp2_()
         moments = torch.mm(self.powers[:order], weights, out=new((order, weights.shape[1])))
@@ -281,7 +324,13 @@ class _Kernel:
             torch.mul(sigma, parts[4], out=out[3])
 
     def _direct(
-        self, points: Tensor, inverse: Tensor, pulls: Tensor, moments: Tensor, jacobian: Tensor, new: _Scratch
+        self,
+        points: Tensor,
+        inverse: Tensor,
+        pulls: Tensor,
+        moments: Tensor,
+        jacobian: Tensor,
+        new: _Scratch,
     ) -> None:
         """Add the part of the derivatives that moves the component means, sum r dm."""
         alpha, sigma = points[2:]
@@ -300,7 +349,9 @@ class _Kernel:
         jacobian[:, 2].addcmul_(alpha.square(), pulled(pulls.mul_(self.values)), value=-2)
 
 
-_KERNELS: WeakKeyDictionary[Mixture, dict[tuple[torch.dtype, torch.device], _Kernel]] = WeakKeyDictionary()
+_KERNELS: WeakKeyDictionary[Mixture, dict[tuple[torch.dtype, torch.device], _Kernel]] = (
+    WeakKeyDictionary()
+)
 
 
 def _kernel(mixture: Mixture, like: Tensor) -> _Kernel:
@@ -321,7 +372,8 @@ def _dot(left: Tensor, right: Tensor, out: Tensor) -> Tensor:
 class _Scratch(threading.local):
     """Memory for a chunk's temporaries, one block per thread.
 
-    Fresh allocations of this size come page by page from the system, which costs more than using them.
+    Fresh allocations of this size come page by page from the system, which costs more than using
+    them.
     """
 
     def __init__(self, like: Tensor) -> None:
@@ -337,26 +389,35 @@ class _Scratch(threading.local):
         """An uninitialised tensor, valid until the next :meth:`reset`."""
         start, self.used = self.used, self.used + math.prod(shape)
         if self.used > len(self.block):
-            # Tensors handed out before stay alive in the old block. The new one must serve both modes of autograd.
+            # Tensors handed out before stay alive in the old block. The new one must serve both
+            # modes of autograd.
             with torch.inference_mode(False):
-                self.block = torch.empty(2 * self.used, dtype=self.block.dtype, device=self.block.device)
+                self.block = torch.empty(
+                    2 * self.used, dtype=self.block.dtype, device=self.block.device
+                )
         return self.block[start : self.used].view(shape)
 
 
 class Toy:
-    """The exact denoiser of a tree: velocity form, on the flow that corresponds to sigma = 0.002 ... 80."""
+    """The exact denoiser of a tree: velocity form, on the flow that corresponds to sigma = 0.002
+    ... 80.
+    """
 
     shape = (2,)
     native = Form.VELOCITY
 
-    def __init__(self, mixture: Mixture, name: str = "toy", schedule: RectifiedFlow | None = None) -> None:
+    def __init__(
+        self, mixture: Mixture, name: str = "toy", schedule: RectifiedFlow | None = None
+    ) -> None:
         self.mixture, self.name, self.fingerprint = mixture, name, name
         self.schedule = schedule or RectifiedFlow(t_min=0.002 / 1.002, t_max=80 / 81)
         self.device = torch.device("cpu")
         self._latest: tuple[Tensor, Tensor] | None = None
 
     def to(self, device: torch.device | str) -> Toy:
-        """Itself, expecting its tensors there: the mixture's constants follow the points, see :func:`_kernel`."""
+        """Itself, expecting its tensors there: the mixture's constants follow the points, see
+        :func:`_kernel`.
+        """
         self.device = torch.device(device)
         return self
 
@@ -368,7 +429,8 @@ class Toy:
         return (x - mean) / broadcast(sigma, x)
 
     def bottleneck(self) -> Tensor:
-        """The latest call's state at unit variance and posterior mean ``(batch, 4)``: all that a network could know.
+        """The latest call's state at unit variance and posterior mean ``(batch, 4)``: all that a
+        network could know.
 
         Raises:
             ValueError: before the first call.
@@ -387,7 +449,8 @@ class Toy:
 
 
 def load(classes: str = "A", seed: int = 2) -> Toy:
-    """The denoiser of :func:`tree`; its name tells what is not default: "toy", "toy-AB", "toy-AB-seed3".
+    """The denoiser of :func:`tree`; its name tells what is not default: "toy", "toy-AB",
+    "toy-AB-seed3".
 
     Raises:
         ValueError: if ``classes`` is not "A", "B" or "AB".

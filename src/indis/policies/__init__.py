@@ -1,12 +1,12 @@
 """Policies: what turns (x_T, c) into a discretization."""
 
 from indis.policies.any_steps import AnySteps
+from indis.policies.base import Attentive, Fixed, Global, LogitPolicy, PerSample, Policy
 from indis.policies.closed import ClosedLoop
 from indis.policies.instance import Instance
 from indis.policies.local import LocalLoop
 from indis.policies.midpoint import MidpointBounds, MidpointTable
 from indis.policies.one_shot import OneShot
-from indis.policies.policy import Attentive, Fixed, Global, LogitPolicy, PerSample, Policy
 from indis.policies.predictor import MidpointPredictor
 
 __all__ = [

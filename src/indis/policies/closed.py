@@ -1,14 +1,15 @@
 """Look, then plan: phi decides after evaluations, not only before the first one. Beyond the paper.
 
-The first evaluation is at T for every sample, so its answer is free information that the noise alone does not show a
-small network; after every later one the state says more. With ``look="first"`` phi reads (x_T, D_0, c) once and
-plans; with ``look="every"`` it reads (x_k, D_k, c) at every node k, plans all that remains from there, and takes the
-first step of that plan:
+The first evaluation is at T for every sample, so its answer is free information that the noise
+alone does not show a small network; after every later one the state says more. With
+``look="first"`` phi reads (x_T, D_0, c) once and plans; with ``look="every"`` it reads (x_k, D_k,
+c) at every node k, plans all that remains from there, and takes the first step of that plan:
 
-    x_k, answer_k -> (x_k, D_k) normalised -> trunk + condition + place -> logits of columns k ... N-1 -> step k
+    x_k, answer_k -> (x_k, D_k) normalised -> trunk + condition + place -> logits of columns k ...
+    N-1 -> step k
 
-The next node is thus a share of what remains, monotone for any logits. The time shift of the first node is all that
-cannot wait for an answer: it is learned, but shared. No evaluation is added.
+The next node is thus a share of what remains, monotone for any logits. The time shift of the first
+node is all that cannot wait for an answer: it is learned, but shared. No evaluation is added.
 """
 
 from __future__ import annotations
@@ -21,17 +22,19 @@ import torch
 from torch import Tensor, nn
 
 from indis.denoise import Form, convert
-from indis.discretization import Bounds, Decision, Discretization, Keep, Plan, restart
 from indis.noise import NoiseSchedule
 from indis.numerics import broadcast
+from indis.plan import Bounds, Decision, Discretization, Keep, Plan, restart
+from indis.policies.base import discretize
 from indis.policies.instance import Instance
-from indis.policies.policy import discretize
 
 Look = Literal["first", "every"]
 
 
 def seen(x: Tensor, answer: Tensor, t: Tensor, schedule: NoiseSchedule, native: Form) -> Tensor:
-    """``(batch, 2 channels, ...)``: the state at unit variance and the denoised sample, from an answer at it."""
+    """``(batch, 2 channels, ...)``: the state at unit variance and the denoised sample, from an
+    answer at it.
+    """
     alpha, sigma = schedule.alpha(t), schedule.sigma(t)
     state = x / broadcast((alpha**2 + sigma**2).sqrt(), x)
     data = convert(answer, native, Form.DATA, x=x, schedule=schedule, t=t)
@@ -42,17 +45,28 @@ class ClosedLoop(Instance):
     """A policy whose plan looks at states and answers in the denoiser's ``native`` form."""
 
     views = 2  # the trunk sees the state beside the denoised sample
-    corrects: ClassVar[bool] = False  # does it also read what comes after a plan, and add to what the steps head for?
+    corrects: ClassVar[bool] = (
+        False  # does it also read what comes after a plan, and add to what the steps head for?
+    )
 
     def __init__(
-        self, base: Tensor, schedule: NoiseSchedule, bounds: Bounds, *, native: Form, look: Look, **network: Any
+        self,
+        base: Tensor,
+        schedule: NoiseSchedule,
+        bounds: Bounds,
+        *,
+        native: Form,
+        look: Look,
+        **network: Any,
     ) -> None:
         super().__init__(base, schedule, bounds, **network)
         self.native, self.look = native, look
         # Which node this is, and how far along it lies.
         self.place = nn.Linear(self.steps + 1, self.width, bias=False) if look == "every" else None
 
-    def forward(self, noise: Tensor, features: Tensor | None = None, index: Tensor | None = None) -> Plan:
+    def forward(
+        self, noise: Tensor, features: Tensor | None = None, index: Tensor | None = None
+    ) -> Plan:
         """A plan that is still open: it looks when the loop asks it to decide."""
         return Looking(self, features)
 
@@ -62,11 +76,15 @@ class ClosedLoop(Instance):
         return self.plan(logits)
 
     def rest(self, k: int, tau: Tensor, view: Tensor, features: Tensor | None) -> Discretization:
-        """The plan of steps k ... N-1 from node ``tau`` ``(grid,)``, given what is :func:`seen` there."""
+        """The plan of steps k ... N-1 from node ``tau`` ``(grid,)``, given what is :func:`seen`
+        there.
+        """
         place = self._place(k, tau, len(view)) if self.place is not None else None
         logits = self.read(view, features, place)
         base = restart(self.base, k, tau, self.schedule, self.bounds)
-        return discretize((self.scale * logits)[:, :, k:], base, self.schedule, self.bounds, begun=k)
+        return discretize(
+            (self.scale * logits)[:, :, k:], base, self.schedule, self.bounds, begun=k
+        )
 
     def describe(self) -> dict[str, Any]:
         """Also what it looks at and when."""
@@ -74,17 +92,24 @@ class ClosedLoop(Instance):
 
     @classmethod
     def _own(cls, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-        return super()._own(config, tensors) | {"native": Form(config["native"]), "look": config["look"]}
+        return super()._own(config, tensors) | {
+            "native": Form(config["native"]),
+            "look": config["look"],
+        }
 
     def _place(self, k: int, tau: Tensor, batch: int) -> Tensor:
-        """``(batch, width)`` from the node's number and the share of the log-SNR (or time) axis behind it."""
+        """``(batch, width)`` from the node's number and the share of the log-SNR (or time) axis
+        behind it.
+        """
         assert self.place is not None
         to = self.schedule.log_snr if self.bounds.domain == "log_snr" else torch.Tensor.double
         ends = to(self.base[:, [0, -1]])
         behind = (to(tau) - ends[:, 0]) / (ends[:, 1] - ends[:, 0])
         number = torch.zeros(batch, self.steps, dtype=behind.dtype, device=behind.device)
         number[:, k] = 1
-        return self.place(torch.cat([number, behind.expand(batch)[:, None]], dim=1).to(self.place.weight.dtype))
+        return self.place(
+            torch.cat([number, behind.expand(batch)[:, None]], dim=1).to(self.place.weight.dtype)
+        )
 
 
 @dataclass
@@ -112,7 +137,9 @@ class Looking:
         return self.policy.shared().start()
 
     def decide(self, k: int, x: Tensor, answer: Tensor) -> Decision:
-        """The first step of what is planned from here, or the next one of what was planned after the first look."""
+        """The first step of what is planned from here, or the next one of what was planned after
+        the first look.
+        """
         plans = self.plan is None or self.policy.look == "every"
         if plans or self.policy.corrects:
             tau = self.policy.base[:, 0] if self.plan is None else self.plan.tau[:, k - self.begun]
@@ -124,5 +151,7 @@ class Looking:
         return replace(decision, extra=self.extra(k, view)) if self.policy.corrects else decision
 
     def extra(self, k: int, view: Tensor) -> Tensor | None:
-        """What step k adds to the denoised sample, given what is :func:`seen` at its start; of those that correct."""
+        """What step k adds to the denoised sample, given what is :func:`seen` at its start; of
+        those that correct.
+        """
         return None

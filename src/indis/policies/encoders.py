@@ -1,13 +1,14 @@
 """Trunks: how phi reads a starting noise.
 
-A trunk maps unit noise ``(batch, *shape)`` to ``(batch, width)``. The vector trunk is a perceptron for
-low-dimensional toys. The convolutional trunk is light and takes any resolution: strided convolutions, then an
-adaptive average onto a small grid of cells, so that *where* in the picture the noise leans survives, which a global
-average would erase. Of a video it reads every frame so, and averages over the frames of either half.
+A trunk maps unit noise ``(batch, *shape)`` to ``(batch, width)``. The vector trunk is a perceptron
+for low-dimensional toys. The convolutional trunk is light and takes any resolution: strided
+convolutions, then an adaptive average onto a small grid of cells, so that *where* in the picture
+the noise leans survives, which a global average would erase. Of a video it reads every frame so,
+and averages over the frames of either half.
 
-A trunk's ``rate`` says how fast the weights of a network on it learn, relative to a bare logit. Under Adam every weight
-moves by about the rate in a step, and a logit sums over the whole width of them: at equal rates the network would
-overrun the plan that it refines.
+A trunk's ``rate`` says how fast the weights of a network on it learn, relative to a bare logit.
+Under Adam every weight moves by about the rate in a step, and a logit sums over the whole width of
+them: at equal rates the network would overrun the plan that it refines.
 """
 
 from __future__ import annotations
@@ -86,12 +87,15 @@ def trunk_for(shape: tuple[int, ...], width: int, depth: int) -> VectorTrunk | C
 
 
 def as_frames(samples: Tensor) -> Tensor:
-    """Pictures from pictures, or from videos ``(batch, channels, frames, height, width)``, one frame after another."""
+    """Pictures from pictures, or from videos ``(batch, channels, frames, height, width)``, one
+    frame after another.
+    """
     return samples if samples.ndim == 4 else samples.transpose(1, 2).flatten(0, 1)
 
 
 class Reader(nn.Module):
-    """What a sample is, as one vector: its starting noise through a trunk, plus its condition through a linear layer.
+    """What a sample is, as one vector: its starting noise through a trunk, plus its condition
+    through a linear layer.
 
     ``condition_dim`` 0 means that the noise alone is read.
     """
@@ -103,7 +107,8 @@ class Reader(nn.Module):
         self.condition = nn.Linear(condition_dim, width) if condition_dim else None
 
     def forward(self, noise: Tensor, features: Tensor | None) -> Tensor:
-        """``(batch, width)`` from unit noise ``(batch, *shape)`` and features ``(batch, condition_dim)``.
+        """``(batch, width)`` from unit noise ``(batch, *shape)`` and features ``(batch,
+        condition_dim)``.
 
         Raises:
             ValueError: if features are needed and missing or of another size.

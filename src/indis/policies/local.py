@@ -1,8 +1,10 @@
-r"""Look, plan, then correct place by place: a closed loop whose steps differ across the picture. Beyond the paper.
+r"""Look, plan, then correct place by place: a closed loop whose steps differ across the picture.
+Beyond the paper.
 
-A discretization says the same to every place of a sample, but what few steps miss differs: smooth parts are settled
-when edges and texture still move. So after every evaluation a tiny network reads what is known at each place, the
-state x_k, the denoised sample D_k and how far it has moved, and adds to the denoised sample that the step heads for:
+A discretization says the same to every place of a sample, but what few steps miss differs: smooth
+parts are settled when edges and texture still move. So after every evaluation a tiny network reads
+what is known at each place, the state x_k, the denoised sample D_k and how far it has moved, and
+adds to the denoised sample that the step heads for:
 
 .. math::
     E_k &= m_1 (D_k - D_{k-1}) + m_2 (D_{k-1} - D_{k-2}) + r \\
@@ -23,21 +25,25 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from indis.discretization import Plan
+from indis.plan import Plan
 from indis.policies.closed import ClosedLoop, Looking
 from indis.policies.encoders import as_frames
 
-Local = Literal["both", "weights", "free"]
+Correction = Literal["both", "weights", "free"]
 PAST = 2  # differences of denoised samples that have weights
 
 
 class PlaceReader(nn.Module):
-    """``(batch, outputs, *places)`` from maps ``(batch, channels, *places)`` and ``context`` ``(batch, dim)``.
+    """``(batch, outputs, *places)`` from maps ``(batch, channels, *places)`` and ``context``
+    ``(batch, dim)``.
 
-    Pictures are read at half their resolution, which costs a quarter, and videos frame by frame; a vector is one place.
+    Pictures are read at half their resolution, which costs a quarter, and videos frame by frame; a
+    vector is one place.
     """
 
-    def __init__(self, shape: tuple[int, ...], views: int, context: int, outputs: int, width: int) -> None:
+    def __init__(
+        self, shape: tuple[int, ...], views: int, context: int, outputs: int, width: int
+    ) -> None:
         super().__init__()
         self.pictures = len(shape) > 1
         channels = views * shape[0]
@@ -74,28 +80,44 @@ class PlaceReader(nn.Module):
 
 
 class LocalLoop(ClosedLoop):
-    """A :class:`ClosedLoop` that also corrects each place; ``local_width`` is that of the network that does."""
+    """A :class:`ClosedLoop` that also corrects each place; ``local_width`` is that of the network
+    that does.
+    """
 
     rate = 0.02  # of its weights, relative to a bare logit's
     corrects: ClassVar[bool] = True
 
-    def __init__(self, *args: Any, local: Local, local_width: int, **closed: Any) -> None:
+    def __init__(self, *args: Any, local: Correction, local_width: int, **closed: Any) -> None:
         super().__init__(*args, **closed)
         self.local, self.local_width = local, local_width
         self.sizes = [0 if local == "free" else PAST, 0 if local == "weights" else self.shape[0]]
-        self.places = PlaceReader(self.shape, 3, self.steps + self.condition_dim, sum(self.sizes), local_width)
+        self.places = PlaceReader(
+            self.shape, 3, self.steps + self.condition_dim, sum(self.sizes), local_width
+        )
 
-    def forward(self, noise: Tensor, features: Tensor | None = None, index: Tensor | None = None) -> Plan:
+    def forward(
+        self, noise: Tensor, features: Tensor | None = None, index: Tensor | None = None
+    ) -> Plan:
         """A plan that is still open: it looks when the loop asks it to decide."""
         return _Correcting(self, features)
 
-    def correction(self, k: int, state: Tensor, data: list[Tensor], features: Tensor | None) -> Tensor:
-        """E_k ``(batch, *shape)`` from the state at unit variance and the denoised samples, newest first."""
+    def correction(
+        self, k: int, state: Tensor, data: list[Tensor], features: Tensor | None
+    ) -> Tensor:
+        """E_k ``(batch, *shape)`` from the state at unit variance and the denoised samples, newest
+        first.
+        """
         moved = [a - b for a, b in zip(data, [*data[1:], data[-1]], strict=True)]
         dtype = self.places.context.weight.dtype
         number = F.one_hot(torch.full((len(state),), k, device=state.device), self.steps)
-        context = number if features is None or not self.condition_dim else torch.cat([number, features], dim=1)
-        out = self.places(torch.cat([state, data[0], moved[0]], dim=1).to(dtype), context.to(dtype)).to(state)
+        context = (
+            number
+            if features is None or not self.condition_dim
+            else torch.cat([number, features], dim=1)
+        )
+        out = self.places(
+            torch.cat([state, data[0], moved[0]], dim=1).to(dtype), context.to(dtype)
+        ).to(state)
         weights, free = out.split(self.sizes, dim=1)
         total = free if self.sizes[1] else torch.zeros_like(state)
         for share, difference in zip(torch.tanh(weights).unbind(1), moved[:-1], strict=False):
@@ -114,7 +136,9 @@ class LocalLoop(ClosedLoop):
 
     @classmethod
     def _own(cls, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-        return super()._own(config, tensors) | {name: config[name] for name in ("local", "local_width")}
+        return super()._own(config, tensors) | {
+            name: config[name] for name in ("local", "local_width")
+        }
 
 
 @dataclass

@@ -1,13 +1,16 @@
-r"""ALD3's one-shot predictor: a network reads x_T and hands out the interval fractions of its sample.
+r"""ALD3's one-shot predictor: a network reads x_T and hands out the interval fractions of its
+sample.
 
 Source: github.com/ConnorReed246/ALD3 (2025), read for facts.
 
 .. math:: u_k = u_0 + (u_N - u_0) \sum_{j<k} p_j, \qquad p_j = softplus(z_j) / \sum_i softplus(z_i)
 
-in a coordinate :math:`u`, log-SNR as published, with both ends fixed. Timesteps are all that is learned.
+in a coordinate :math:`u`, log-SNR as published, with both ends fixed. Timesteps are all that is
+learned.
 
-Two things differ from the published head. It has N outputs, since of N + 1 one cancels in the fixed ends; and z has a
-constant part that makes the fractions those of a *base grid* where the network says zero, as an untrained one does.
+Two things differ from the published head. It has N outputs, since of N + 1 one cancels in the fixed
+ends; and z has a constant part that makes the fractions those of a *base grid* where the network
+says zero, as an untrained one does.
 """
 
 from __future__ import annotations
@@ -19,17 +22,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from indis.discretization import LOGIT_ROWS, Bounds, coordinate
 from indis.noise import NoiseSchedule
 from indis.numerics import TIME_DTYPE
+from indis.plan import LOGIT_ROWS, Bounds, coordinate
+from indis.policies.base import LogitPolicy
 from indis.policies.encoders import trunk_for
-from indis.policies.policy import LogitPolicy
 
 _TINY = 1e-7  # published: keeps the sum of the fractions from zero
 
 
 class OneShot(LogitPolicy):
-    """The learned policy; of ``bounds`` only ``domain`` and ``floor`` matter. Untrained, it is its base bit for bit."""
+    """The learned policy; of ``bounds`` only ``domain`` and ``floor`` matter. Untrained, it is its
+    base bit for bit.
+    """
 
     offset: Tensor
 
@@ -53,7 +58,9 @@ class OneShot(LogitPolicy):
         self.register_buffer("offset", self._offset(), persistent=False)
 
     def logits(self, noise: Tensor, features: Tensor | None, index: Tensor | None) -> Tensor:
-        """A fraction is a softmax of logarithms: those of the shares, relative to the base grid's."""
+        """A fraction is a softmax of logarithms: those of the shares, relative to the base
+        grid's.
+        """
         hidden = F.silu(self.mix(self.trunk(noise.to(self.head.weight.dtype))))
         raw = self.head(hidden).to(TIME_DTYPE)
         moved = _log_share(raw + self.offset) - _log_share(self.offset)
@@ -61,7 +68,9 @@ class OneShot(LogitPolicy):
 
     def describe(self) -> dict[str, Any]:
         """Also how the network is built."""
-        return super().describe() | {"network": {name: getattr(self, name) for name in ("shape", "width", "depth")}}
+        return super().describe() | {
+            "network": {name: getattr(self, name) for name in ("shape", "width", "depth")}
+        }
 
     @classmethod
     def _own(cls, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Any]:

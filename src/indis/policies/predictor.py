@@ -1,14 +1,15 @@
-r"""AMED's predictor: each sample's midpoints, decided step by step from what the network has just thought.
+r"""AMED's predictor: each sample's midpoints, decided step by step from what the network has just
+thought.
 
     features of the evaluation at t -> linear -> SiLU -> linear -> 4 numbers
     t, t' -> sines and cosines -> linear -> SiLU -> 8 numbers each       all 20 -> linear -> r, s_dir, s_time
 
-(Zhou et al., 2024.) The plan is closed-loop: it is asked after the evaluation at the start of a step and reads its
-features then, at no further network call. No gradient flows into the features, as in the paper, where the state at the
-start of a step is given.
+(Zhou et al., 2024.) The plan is closed-loop: it is asked after the evaluation at the start of a
+step and reads its features then, at no further network call. No gradient flows into the features,
+as in the paper, where the state at the start of a step is given.
 
-The last layer starts at zero, so an untrained predictor is the midpoint rule; the paper's starts at random. Times are
-embedded in the schedule's own unit, sigma in the paper.
+The last layer starts at zero, so an untrained predictor is the midpoint rule; the paper's starts at
+random. Times are embedded in the schedule's own unit, sigma in the paper.
 """
 
 from __future__ import annotations
@@ -23,10 +24,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from indis.denoise import Denoiser, Revealing
-from indis.discretization import Decision, Keep
 from indis.noise import SCHEDULES, NoiseSchedule
+from indis.plan import Decision, Keep
+from indis.policies.base import Policy, shared_grid
 from indis.policies.midpoint import MidpointBounds, between, fraction, noisier
-from indis.policies.policy import Policy, shared_grid
 from indis.storage import describe, rebuild
 
 Features = Literal["bottleneck", "answer"]
@@ -48,7 +49,9 @@ def revealing(denoiser: Denoiser) -> Revealing:
 
 
 def pooled(answer: Tensor) -> Tensor:
-    """Features ``(batch, at most 64)`` of an answer ``(batch, *shape)``: a picture's channel mean in 8 x 8 cells."""
+    """Features ``(batch, at most 64)`` of an answer ``(batch, *shape)``: a picture's channel mean
+    in 8 x 8 cells.
+    """
     if answer.ndim == 4:
         return F.adaptive_avg_pool2d(answer.mean(1), CELLS).flatten(1)
     flat = answer.flatten(1)
@@ -58,9 +61,9 @@ def pooled(answer: Tensor) -> Tensor:
 class MidpointPredictor(Policy):
     """The learned network of AMED, for steps between the nodes of ``base`` ``(1, N + 1)``.
 
-    ``size`` is that of the features. Its plan suits :class:`~indis.solvers.Midpoint`, whose slope at the midpoint s_dir
-    scales. As a ``plugin`` it suits a multistep solver, which takes node and midpoint for two steps of its own, and
-    s_dir stretches the whole second one.
+    ``size`` is that of the features. Its plan suits :class:`~indis.solvers.Midpoint`, whose slope
+    at the midpoint s_dir scales. As a ``plugin`` it suits a multistep solver, which takes node and
+    midpoint for two steps of its own, and s_dir stretches the whole second one.
     """
 
     base: Tensor
@@ -88,23 +91,31 @@ class MidpointPredictor(Policy):
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
 
-    def forward(self, noise: Tensor, features: Tensor | None = None, index: Tensor | None = None) -> Feedback:
+    def forward(
+        self, noise: Tensor, features: Tensor | None = None, index: Tensor | None = None
+    ) -> Feedback:
         """A plan for one run; neither the noise nor the condition decides anything by itself."""
         return Feedback(self)
 
-    def predict(self, features: Tensor, start: Tensor, stop: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """r, s_dir and s_time, each ``(batch,)``, of a step between two times ``(1,)``; features ``(batch, size)``.
+    def predict(
+        self, features: Tensor, start: Tensor, stop: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """r, s_dir and s_time, each ``(batch,)``, of a step between two times ``(1,)``; features
+        ``(batch, size)``.
 
         Raises:
             ValueError: if the features have another size.
         """
         if features.shape[1] != self.size:
             raise ValueError(f"features must be (batch, {self.size}), got {tuple(features.shape)}")
-        times = torch.cat([self._embedded(start), self._embedded(stop)], dim=1).expand(len(features), -1)
+        times = torch.cat([self._embedded(start), self._embedded(stop)], dim=1).expand(
+            len(features), -1
+        )
         out = self.head(torch.cat([self.code(features.to(times.dtype)), times], dim=1))
         raw = dict(zip(self.rows, out.unbind(1), strict=True))
         s_dir, s_time = (
-            self.bounds.scale(name, raw.get(name, torch.zeros_like(raw["r"]))) for name in ("s_dir", "s_time")
+            self.bounds.scale(name, raw.get(name, torch.zeros_like(raw["r"])))
+            for name in ("s_dir", "s_time")
         )
         return fraction(raw["r"]), s_dir, s_time
 
@@ -121,20 +132,28 @@ class MidpointPredictor(Policy):
     def rebuild(cls, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Self:
         """Built like the original, then given its state."""
         schedule: NoiseSchedule = rebuild(config["schedule"], SCHEDULES)
-        policy = cls(tensors["base"], schedule, MidpointBounds(**config["bounds"]), **config["network"])
+        policy = cls(
+            tensors["base"], schedule, MidpointBounds(**config["bounds"]), **config["network"]
+        )
         policy.load_state_dict(dict(tensors))
         return policy
 
     def _embedded(self, t: Tensor) -> Tensor:
         """``(1, 8)``: sines and cosines of t at frequencies from 1 to 1e-4, through a layer."""
         half = EMBEDDING // 2
-        frequency = torch.exp(-math.log(1e4) * torch.arange(half, dtype=t.dtype, device=t.device) / (half - 1))
+        frequency = torch.exp(
+            -math.log(1e4) * torch.arange(half, dtype=t.dtype, device=t.device) / (half - 1)
+        )
         angle = t[:, None] * frequency
-        return F.silu(self.embedding(torch.cat([angle.sin(), angle.cos()], dim=1).to(self.head.weight.dtype)))
+        return F.silu(
+            self.embedding(torch.cat([angle.sin(), angle.cos()], dim=1).to(self.head.weight.dtype))
+        )
 
 
 class Feedback:
-    """The closed-loop plan of one run: even sub-steps go to a midpoint, odd ones to the next node."""
+    """The closed-loop plan of one run: even sub-steps go to a midpoint, odd ones to the next
+    node.
+    """
 
     keep: Keep = "data"  # as in the tables of indis.policies.midpoint
 
@@ -161,7 +180,10 @@ class Feedback:
         return self._finish(step) if inside else self._open(step, answer)
 
     def _open(self, step: int, answer: Tensor) -> Decision:
-        policy, (start, stop) = self.policy, (self.policy.base[:, step], self.policy.base[:, step + 1])
+        policy, (start, stop) = (
+            self.policy,
+            (self.policy.base[:, step], self.policy.base[:, step + 1]),
+        )
         r, s_dir, s_time = policy.predict(self._read(step, answer), start, stop)
         tau = between(policy.schedule, policy.bounds.domain, start, stop, r)
         dtau = noisier(policy.schedule, tau, s_time)
@@ -183,5 +205,7 @@ class Feedback:
         if self.policy.features == "answer":
             return pooled(answer.detach())
         if self.denoiser is None:
-            raise ValueError("a plan that reads the bottleneck must be attached to its denoiser; Sampler does it")
+            raise ValueError(
+                "a plan that reads the bottleneck must be attached to its denoiser; Sampler does it"
+            )
         return revealing(self.denoiser).bottleneck()

@@ -1,4 +1,6 @@
-"""Solvers: frozen dataclasses that turn nodes into coefficients, and the one loop that applies them."""
+"""Solvers: frozen dataclasses that turn nodes into coefficients, and the one loop that applies
+them.
+"""
 
 from __future__ import annotations
 
@@ -58,7 +60,10 @@ def named(spec: str) -> Solver:
     if len(values) > len(slots):
         raise ValueError(f"solver {name} takes {len(slots)} parameters, got {spec!r}")
     return SOLVERS[name](
-        **{slot.name: _read(value, slot.default, spec) for slot, value in zip(slots, values, strict=False)}
+        **{
+            slot.name: _read(value, slot.default, spec)
+            for slot, value in zip(slots, values, strict=False)
+        }
     )
 
 
@@ -72,4 +77,6 @@ def _read(text: str, default: Any, spec: str) -> Any:
             return int(text)
     else:
         return text
-    raise ValueError(f"solver parameter {text!r} in {spec!r} must be of type {type(default).__name__}")
+    raise ValueError(
+        f"solver parameter {text!r} in {spec!r} must be of type {type(default).__name__}"
+    )

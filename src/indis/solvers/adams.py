@@ -1,7 +1,7 @@
 """Adams-Bashforth methods: Euler, iPNDM, exact variable-step weights, DEIS.
 
-All integrate the answers themselves along the clock of their form; they differ in the polynomial that is put through
-them.
+All integrate the answers themselves along the clock of their form; they differ in the polynomial
+that is put through them.
 """
 
 from __future__ import annotations
@@ -36,7 +36,9 @@ class Euler:
         """As the network answers."""
         return drift_form(native)
 
-    def coefficients(self, schedule: NoiseSchedule, form: Form, tau: Tensor, steps: int) -> Coefficients:
+    def coefficients(
+        self, schedule: NoiseSchedule, form: Form, tau: Tensor, steps: int
+    ) -> Coefficients:
         """One unit of the newest answer."""
         carry, unit = first_order(schedule, form, tau)
         return Coefficients(carry, unit[:, None], unit)
@@ -72,22 +74,29 @@ class _Multistep:
 
 @dataclass(frozen=True)
 class IPNDM(_Multistep):
-    """Improved pseudo linear multistep (Zhang & Chen, 2023): the weights of an even grid on whatever grid is given.
+    """Improved pseudo linear multistep (Zhang & Chen, 2023): the weights of an even grid on
+    whatever grid is given.
 
-    This is the published method, not a consistent one of its order: on an uneven grid the constant weights
-    extrapolate more than the exact ones (:class:`AdamsBashforth`), which is what makes it strong at few steps.
+    This is the published method, not a consistent one of its order: on an uneven grid the constant
+    weights extrapolate more than the exact ones (:class:`AdamsBashforth`), which is what makes it
+    strong at few steps.
     """
 
-    def coefficients(self, schedule: NoiseSchedule, form: Form, tau: Tensor, steps: int) -> Coefficients:
+    def coefficients(
+        self, schedule: NoiseSchedule, form: Form, tau: Tensor, steps: int
+    ) -> Coefficients:
         """Constant weights times the unit."""
         carry, unit = first_order(schedule, form, tau)
-        weights = torch.tensor(EVEN_WEIGHTS[min(self.order, tau.shape[1] - 1)], dtype=tau.dtype, device=tau.device)
+        weights = torch.tensor(
+            EVEN_WEIGHTS[min(self.order, tau.shape[1] - 1)], dtype=tau.dtype, device=tau.device
+        )
         return Coefficients(carry, unit[:, None] * weights, unit)
 
 
 @dataclass(frozen=True)
 class _Exact(_Multistep):
-    """A multistep method that integrates its polynomial over the very nodes, whatever the order of a step.
+    """A multistep method that integrates its polynomial over the very nodes, whatever the order of
+    a step.
 
     ``lower_order_final`` ends with orders ..., 2, 1, as DPM-Solver++ does; it is off as published.
     """
@@ -103,35 +112,45 @@ class _Exact(_Multistep):
 
 @dataclass(frozen=True)
 class AdamsBashforth(_Exact):
-    """Exact variable-step Adams-Bashforth in the clock of the form (sigma / alpha for noise: "rho-AB").
+    """Exact variable-step Adams-Bashforth in the clock of the form (sigma / alpha for noise:
+    "rho-AB").
 
-    Published ``iPNDM_v`` code means this but has three slips in its formulas; numbers differ from it on purpose.
+    Published ``iPNDM_v`` code means this but has three slips in its formulas; numbers differ from
+    it on purpose.
     """
 
-    def coefficients(self, schedule: NoiseSchedule, form: Form, tau: Tensor, steps: int) -> Coefficients:
+    def coefficients(
+        self, schedule: NoiseSchedule, form: Form, tau: Tensor, steps: int
+    ) -> Coefficients:
         """Integrals of the Lagrange polynomials of the last nodes over the new interval."""
         carry, unit = first_order(schedule, form, tau)
         nodes, stop = self._recent(form.clock(schedule, tau), steps)
         weights = integrate_lagrange(nodes, nodes[0], stop)
-        return Coefficients(carry, form.scale(schedule, tau[:, -1:]) * torch.stack(weights, dim=1), unit)
+        return Coefficients(
+            carry, form.scale(schedule, tau[:, -1:]) * torch.stack(weights, dim=1), unit
+        )
 
 
 @dataclass(frozen=True)
 class DEIS(_Exact):
-    """tAB-DEIS (Zhang & Chen, 2023): Lagrange polynomials in the time of a VP process, integrated over sigma / alpha.
+    """tAB-DEIS (Zhang & Chen, 2023): Lagrange polynomials in the time of a VP process, integrated
+    over sigma / alpha.
 
-    Noise form only, so the loop refuses a schedule whose first time has no signal at all (a flow that starts at t = 1).
+    Noise form only, so the loop refuses a schedule whose first time has no signal at all (a flow
+    that starts at t = 1).
     """
 
     def form(self, native: Form) -> Form:
         """Noise."""
         return Form.NOISE
 
-    def coefficients(self, schedule: NoiseSchedule, form: Form, tau: Tensor, steps: int) -> Coefficients:
+    def coefficients(
+        self, schedule: NoiseSchedule, form: Form, tau: Tensor, steps: int
+    ) -> Coefficients:
         """Integrals to rounding, by quadrature; published code uses a Riemann sum of 10 000 points.
 
-        Over the logarithm of sigma / alpha, where the integrand is smooth: in VP time it has a root at 0, next to which
-        the last interval ends.
+        Over the logarithm of sigma / alpha, where the integrand is smooth: in VP time it has a root
+        at 0, next to which the last interval ends.
         """
         carry, unit = first_order(schedule, form, tau)
         clock = VPClock.fit(schedule)
@@ -139,4 +158,6 @@ class DEIS(_Exact):
         start, stop = (-schedule.log_snr(tau[:, -2:])).unbind(1)
         at, mass = quadrature_points(start, stop, panels=4)
         weights = weigh_lagrange(nodes, clock.time(at.exp()), mass * at.exp())
-        return Coefficients(carry, form.scale(schedule, tau[:, -1:]) * torch.stack(weights, dim=1), unit)
+        return Coefficients(
+            carry, form.scale(schedule, tau[:, -1:]) * torch.stack(weights, dim=1), unit
+        )

@@ -1,7 +1,9 @@
-r"""DPM-Solver++ multistep (Lu et al., 2022b): exponential integration of the data prediction in log-SNR.
+r"""DPM-Solver++ multistep (Lu et al., 2022b): exponential integration of the data prediction in
+log-SNR.
 
-With :math:`h = \lambda_{k+1} - \lambda_k`, :math:`r_i` the earlier steps over h, and :math:`\phi_n` of
-:func:`indis.numerics.phi` at -h, the published coefficients are :math:`h \phi_1` for the newest prediction,
+With :math:`h = \lambda_{k+1} - \lambda_k`, :math:`r_i` the earlier steps over h, and :math:`\phi_n`
+of :func:`indis.numerics.phi` at -h, the published coefficients are :math:`h \phi_1` for the newest
+prediction,
 :math:`h \phi_1 / 2` (2M) or :math:`h \phi_2` (3M) for its first difference and :math:`h \phi_3` for its second.
 """
 
@@ -38,7 +40,9 @@ class DPMSolverPP:
         """Data."""
         return Form.DATA
 
-    def coefficients(self, schedule: NoiseSchedule, form: Form, tau: Tensor, steps: int) -> Coefficients:
+    def coefficients(
+        self, schedule: NoiseSchedule, form: Form, tau: Tensor, steps: int
+    ) -> Coefficients:
         """Differences of the last predictions, re-expressed as weights of the predictions."""
         order = step_order(self.order, tau.shape[1] - 2, steps, final=self.lower_order_final)
         level = schedule.log_snr(tau)
@@ -62,7 +66,8 @@ def _weights(order: int, level: Tensor, h: Tensor, alpha: Tensor, unit: Tensor) 
         return [unit + second, -second]
     r1 = (level[:, -3] - level[:, -4]) / h
     first, curved = alpha * h * phi(2, -h), alpha * h * phi(3, -h)
-    # D10 = (m0 - m1) / r0 and D11 = (m1 - m2) / r1; D1 = D10 + r0 / (r0 + r1) (D10 - D11); D2 = (D10 - D11) / (r0 + r1)
+    # D10 = (m0 - m1) / r0 and D11 = (m1 - m2) / r1; D1 = D10 + r0 / (r0 + r1) (D10 - D11); D2 =
+    # (D10 - D11) / (r0 + r1)
     bend = (first * r0 + curved) / (r0 + r1)
     new, old = (first + bend) / r0, -bend / r1
     return [unit + new, old - new, -old]

@@ -1,19 +1,21 @@
-r"""Midpoint methods: a step asks at K points inside itself and goes along the mean of what it heard.
+r"""Midpoint methods: a step asks at K points inside itself and goes along the mean of what it
+heard.
 
-Midpoints are nodes, so there is no loop of its own: a step from :math:`t` to :math:`t'` is K + 1 sub-steps over the
-nodes :math:`t, m_1, \dots, m_K, t'`. With the form's clock c, scale s and :math:`y = x / s`, which moves along the
-clock alone,
+Midpoints are nodes, so there is no loop of its own: a step from :math:`t` to :math:`t'` is K + 1
+sub-steps over the nodes :math:`t, m_1, \dots, m_K, t'`. With the form's clock c, scale s and
+:math:`y = x / s`, which moves along the clock alone,
 
 .. math::
     y_{m_j} = y_t + (c_{m_j} - c_t) \sum_i a_i f_i, \qquad
     y_{t'} = y_t + (c_{t'} - c_t) \tfrac{1}{K} \sum_j f_{m_j}
 
-with :math:`f_i` the answers at the starts of this and earlier steps and :math:`a_i` the Adams-Bashforth weights of an
-even grid. A sub-step starts from where the previous one is, so the last one takes back what the prediction added. Where
-a midpoint lies is the plan's business: halfway in log-SNR, K = 1 and order 1 are DPM-Solver-2 (Lu et al., 2022a,
-Algorithm 1), halfway in a flow's time the classical midpoint rule. ``order`` above 1 is EPD-Plugin (Zhu et al., 2025;
-the rule is that of the authors' program): only the predictions of the midpoints use the history, and it holds the
-answers at the starts of steps alone.
+with :math:`f_i` the answers at the starts of this and earlier steps and :math:`a_i` the
+Adams-Bashforth weights of an even grid. A sub-step starts from where the previous one is, so the
+last one takes back what the prediction added. Where a midpoint lies is the plan's business: halfway
+in log-SNR, K = 1 and order 1 are DPM-Solver-2 (Lu et al., 2022a, Algorithm 1), halfway in a flow's
+time the classical midpoint rule. ``order`` above 1 is EPD-Plugin (Zhu et al., 2025; the rule is
+that of the authors' program): only the predictions of the midpoints use the history, and it holds
+the answers at the starts of steps alone.
 """
 
 from __future__ import annotations
@@ -33,7 +35,8 @@ from indis.solvers.solver import Coefficients, drift_form, first_order
 class Midpoint:
     """``points`` midpoints a step, predicted with an Adams-Bashforth ``order``.
 
-    Corrections of the weights at a step's last sub-step are in units of the whole step, newest midpoint first.
+    Corrections of the weights at a step's last sub-step are in units of the whole step, newest
+    midpoint first.
 
     Raises:
         ValueError: if there is no midpoint, or no such order.
@@ -57,7 +60,9 @@ class Midpoint:
         """As the network answers."""
         return drift_form(native)
 
-    def coefficients(self, schedule: NoiseSchedule, form: Form, tau: Tensor, steps: int) -> Coefficients:
+    def coefficients(
+        self, schedule: NoiseSchedule, form: Form, tau: Tensor, steps: int
+    ) -> Coefficients:
         """Sub-step k is number k mod (K + 1) of its step.
 
         Raises:
@@ -67,8 +72,13 @@ class Midpoint:
         step, place = divmod(tau.shape[1] - 2, self.points + 1)
         carry, unit = first_order(schedule, form, tau)
         if place < self.points:
-            return Coefficients(carry, torch.stack(self._along_starts(unit, step, place), dim=1), unit)
-        clock, scale = form.clock(schedule, tau[:, -self.points - 2 :]), form.scale(schedule, tau[:, -1])
+            return Coefficients(
+                carry, torch.stack(self._along_starts(unit, step, place), dim=1), unit
+            )
+        clock, scale = (
+            form.clock(schedule, tau[:, -self.points - 2 :]),
+            form.scale(schedule, tau[:, -1]),
+        )
         whole, undo = scale * (clock[:, -1] - clock[:, 0]), scale * (clock[:, 0] - clock[:, -2])
         along = self._along_starts(undo, step, place)
         weights = [whole / self.points] * self.points + along[self.points :]
@@ -81,18 +91,24 @@ class Midpoint:
             ValueError: if the sub-steps are not whole steps.
         """
         if steps % (self.points + 1):
-            raise ValueError(f"steps must be a multiple of {self.points + 1}, points + 1, for {self}, got {steps}")
+            raise ValueError(
+                f"steps must be a multiple of {self.points + 1}, points + 1, for {self}, got {steps}"
+            )
         return steps
 
     def depth(self, steps: int) -> int:
-        """Evaluations one after another if a step's midpoints are asked at the same time: two a step.
+        """Evaluations one after another if a step's midpoints are asked at the same time: two a
+        step.
 
-        EPD's papers count these. The loop asks one by one; a midpoint's question does not depend on another's answer.
+        EPD's papers count these. The loop asks one by one; a midpoint's question does not depend on
+        another's answer.
         """
         return 2 * (steps // (self.points + 1))
 
     def _along_starts(self, amount: Tensor, step: int, place: int) -> list[Tensor]:
-        """Weights, newest answer first, that move by ``amount`` along the answers at the starts of steps."""
+        """Weights, newest answer first, that move by ``amount`` along the answers at the starts of
+        steps.
+        """
         inside = [torch.zeros_like(amount)] * self.points
         past = [w * amount for w in EVEN_WEIGHTS[min(self.order, step + 1)]]
         weights = inside[:place]  # the midpoints of this step that have answered

@@ -4,10 +4,11 @@ Every linear method writes step k as (paper, Eq. 2)
 
 .. math:: x_{k+1} = u_k x_k + \sum_j w_{kj} f_{k-j}
 
-with :math:`f` the denoiser's answers in some :class:`~indis.denoise.Form`. A solver is a frozen dataclass of
-hyper-parameters whose one job is to compute :math:`u_k` and :math:`w_{kj}`; it holds no tensors and no state, and the
-one loop in :mod:`indis.solvers.loop` applies them. The coefficients of step k depend only on the nodes up to k + 1,
-so a closed-loop policy may still be undecided about later nodes.
+with :math:`f` the denoiser's answers in some :class:`~indis.denoise.Form`. A solver is a frozen
+dataclass of hyper-parameters whose one job is to compute :math:`u_k` and :math:`w_{kj}`; it holds
+no tensors and no state, and the one loop in :mod:`indis.solvers.loop` applies them. The
+coefficients of step k depend only on the nodes up to k + 1, so a closed-loop policy may still be
+undecided about later nodes.
 """
 
 from __future__ import annotations
@@ -25,9 +26,10 @@ from indis.noise import NoiseSchedule
 class Coefficients:
     """One step, for every row of the grid. Answers are ordered newest first.
 
-    ``unit`` is the weight of a first-order step (scale times clock difference): corrections of the weights are in its
-    units. ``correct`` weighs the answer at the *new* node first, then the history; with ``trial`` that answer costs a
-    call of its own (Heun), else the next step's first evaluation serves (UniC).
+    ``unit`` is the weight of a first-order step (scale times clock difference): corrections of the
+    weights are in its units. ``correct`` weighs the answer at the *new* node first, then the
+    history; with ``trial`` that answer costs a call of its own (Heun), else the next step's first
+    evaluation serves (UniC).
     """
 
     carry: Tensor  # (grid,)
@@ -48,7 +50,9 @@ class Solver(Protocol):
     def form(self, native: Form) -> Form:
         """The form in which the history is kept, given what the denoiser returns."""
 
-    def coefficients(self, schedule: NoiseSchedule, form: Form, tau: Tensor, steps: int) -> Coefficients:
+    def coefficients(
+        self, schedule: NoiseSchedule, form: Form, tau: Tensor, steps: int
+    ) -> Coefficients:
         """The last interval of ``tau`` ``(grid, k + 2)``: step k of ``steps``."""
 
     def nfe(self, steps: int) -> int:
@@ -69,7 +73,9 @@ def drift_form(native: Form) -> Form:
 
 
 def first_order(schedule: NoiseSchedule, form: Form, tau: Tensor) -> tuple[Tensor, Tensor]:
-    """Carry and unit ``(grid,)`` of the last interval: exact if the answer does not change over it."""
+    """Carry and unit ``(grid,)`` of the last interval: exact if the answer does not change over
+    it.
+    """
     scale, clock = form.scale(schedule, tau[:, -2:]), form.clock(schedule, tau[:, -2:])
     return scale[:, 1] / scale[:, 0], scale[:, 1] * (clock[:, 1] - clock[:, 0])
 

@@ -1,4 +1,5 @@
-r"""UniPC (Zhao et al., 2023): a predictor-corrector that reuses the next evaluation, in data prediction.
+r"""UniPC (Zhao et al., 2023): a predictor-corrector that reuses the next evaluation, in data
+prediction.
 
 With z = -h the published system is :math:`R \rho = b`, :math:`R_{ij} = r_j^{i-1}`,
 :math:`b_i = i!\, z \phi_{i+1}(z) / B`, where r are the earlier nodes relative to the step (the new node is r = 1) and
@@ -43,7 +44,9 @@ class UniPC:
         """Data."""
         return Form.DATA
 
-    def coefficients(self, schedule: NoiseSchedule, form: Form, tau: Tensor, steps: int) -> Coefficients:
+    def coefficients(
+        self, schedule: NoiseSchedule, form: Form, tau: Tensor, steps: int
+    ) -> Coefficients:
         """Predictor weights and, before the last step, corrector weights."""
         k = tau.shape[1] - 2
         order = step_order(self.order, k, steps, final=self.lower_order_final)
@@ -61,7 +64,9 @@ class UniPC:
         """One a step: the corrector is free."""
         return steps
 
-    def _predict(self, ratios: list[Tensor], z: Tensor, alpha: Tensor, unit: Tensor, bend: Tensor) -> Tensor:
+    def _predict(
+        self, ratios: list[Tensor], z: Tensor, alpha: Tensor, unit: Tensor, bend: Tensor
+    ) -> Tensor:
         if len(ratios) == 1:
             rho = torch.full_like(z, 0.5)[:, None]
         else:
@@ -69,7 +74,9 @@ class UniPC:
         older = [bend * rho[:, j] / r for j, r in enumerate(ratios)]
         return torch.stack([unit - sum(older), *older], dim=1)
 
-    def _correct(self, ratios: list[Tensor], z: Tensor, alpha: Tensor, unit: Tensor, bend: Tensor) -> Tensor:
+    def _correct(
+        self, ratios: list[Tensor], z: Tensor, alpha: Tensor, unit: Tensor, bend: Tensor
+    ) -> Tensor:
         nodes = [*ratios, torch.ones_like(z)]
         rho = self._solve(nodes, z, alpha, bend) if ratios else torch.full_like(z, 0.5)[:, None]
         older = [bend * rho[:, j] / r for j, r in enumerate(ratios)]
@@ -77,7 +84,9 @@ class UniPC:
         return torch.stack([new, unit - new - sum(older), *older], dim=1)
 
     def _solve(self, nodes: list[Tensor], z: Tensor, alpha: Tensor, bend: Tensor) -> Tensor:
-        """rho ``(grid, len(nodes))`` of the published system, batched over the grid and differentiable in the nodes."""
+        """rho ``(grid, len(nodes))`` of the published system, batched over the grid and
+        differentiable in the nodes.
+        """
         points = torch.stack(nodes, dim=1)
         size = len(nodes)
         matrix = torch.stack([points**i for i in range(size)], dim=1)

@@ -1,0 +1,329 @@
+"""Instance-aware budgets: a sample gets the number of steps that *it* needs. Beyond the paper.
+
+One phi serves every N (:mod:`indis.policies.any_steps`); a second small network foresees a sample's
+loss at each N. With a price per evaluation, sample i takes
+
+    N_i = argmin_N  E[loss_i(N)] + price * N
+
+which is the cheapest way to the lowest mean loss at whatever mean number of evaluations the price
+leads to. The price is set once, on end points, for the mean that is asked for; a sample's N then
+depends on nothing but the sample.
+
+    measure   the losses of some end points at every N
+    foresee   fit the predictor to them
+    price     find the price for a mean number of evaluations
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from indis import artifact
+from indis.bench.error_predictor import ErrorPredictor, deviance
+from indis.checks import require_least
+from indis.denoise import UNCONDITIONAL, Condition, Denoiser, to_device_of
+from indis.endpoints import Endpoints
+from indis.losses import Loss
+from indis.numerics import seeded
+from indis.policies import AnySteps
+from indis.sampler import Sampler
+from indis.storage import checksum, load_json, load_tensors, save_json, save_tensors
+from indis.tuning import copied_state
+
+FILE, WEIGHTS = artifact.BUDGET, "budget.safetensors"
+BOUND = ("config.json", WEIGHTS)  # the weights of the policy are bound by config.json
+
+
+@dataclass(frozen=True)
+class BudgetConfig:
+    """How the predictor is fitted. Measuring costs all evaluations of all N for every end point;
+    fitting is cheap.
+
+    Raises:
+        ValueError: for a number outside its range.
+    """
+
+    iterations: int = 4000  # number of the optimizer's steps
+    batch: int = 1024  # how many endpoints an iteration takes
+    lr: float = 3e-3  # learning rate of Adam
+    holdout: float = 0.1  # part of the end points that chooses the best state
+    width: int = 128  # width of the hidden layers
+    depth: int = 3  # number of hidden layers
+    seed: int = 0  # seed of the initial weights and the batches
+
+    def __post_init__(self) -> None:
+        require_least(self, iterations=1, batch=1, width=1, depth=1)
+        if not self.lr > 0:
+            raise ValueError(f"lr must be positive, got {self.lr}")
+        if not 0 < self.holdout < 1:
+            raise ValueError(f"holdout must be in (0, 1), got {self.holdout}")
+
+
+def any_steps(sampler: Sampler) -> AnySteps:
+    """The policy of a sampler for every N.
+
+    Raises:
+        ValueError: if it is another kind of sampler.
+    """
+    if not isinstance(sampler.policy, AnySteps):
+        raise ValueError(
+            "sampler must have one phi for every N: fit it with `indis fit --steps 3-10`"
+        )
+    return sampler.policy
+
+
+@contextmanager
+def kept_steps(policy: AnySteps) -> Iterator[None]:
+    """Let a block choose numbers of steps; afterwards the policy has the one that it had, whatever
+    happened.
+    """
+    chosen = policy.steps
+    try:
+        yield
+    finally:
+        policy.choose(chosen)
+
+
+def measure(
+    sampler: Sampler, denoiser: Denoiser, data: Endpoints, loss: Loss, batch: int = 500
+) -> Iterator[tuple[int, Tensor]]:
+    """Each number of steps and the losses ``(len(data),)`` there, the smallest number first; losses
+    are on the CPU.
+    """
+    policy = any_steps(sampler)
+    sampler, loss = to_device_of(sampler, denoiser), to_device_of(loss, denoiser)
+    for steps in policy.counts:
+        with kept_steps(policy), torch.no_grad():
+            policy.choose(steps)
+            parts = [
+                _losses(sampler, denoiser, data[i : i + batch], loss)
+                for i in range(0, len(data), batch)
+            ]
+        yield steps, torch.cat(parts).cpu()
+
+
+def foresee(
+    sampler: Sampler, data: Endpoints, losses: Tensor, config: BudgetConfig
+) -> ErrorPredictor:
+    """Fit the predictor to measured ``losses`` ``(len(data), counts)``; the best held-out state is
+    kept.
+
+    It is so small a network that it is fitted on the CPU, where the end points are.
+
+    Raises:
+        ValueError: if a loss is not finite, or the held-out part leaves nothing to fit on.
+        FloatingPointError: if the fit stops being finite.
+    """
+    policy = any_steps(sampler)
+    _require_finite(losses, policy.counts)
+    with seeded(config.seed):
+        reader = {
+            "condition_dim": policy.condition_dim,
+            "width": config.width,
+            "depth": config.depth,
+        }
+        predictor = ErrorPredictor(policy.counts, shape=policy.shape, **reader)
+    # It starts at each number's mean loss, and the scale of a loss does not matter.
+    mean = losses.mean(0).clamp_min(1e-30)
+    with torch.no_grad():
+        predictor.head.bias.copy_(mean.log())
+    split = len(data) - max(1, round(config.holdout * len(data)))
+    if split < 1:
+        raise ValueError(
+            f"holdout must leave one of the {len(data)} end points to fit on, got {config.holdout}"
+        )
+    _descend(predictor, data, losses, split, config)
+    return predictor.eval().requires_grad_(False)
+
+
+def allocate(log_expected: Tensor, counts: tuple[int, ...], price: float) -> Tensor:
+    """The column ``(batch,)`` that each row takes at a price per step."""
+    cost = torch.tensor(counts, dtype=torch.float64, device=log_expected.device)
+    return (log_expected.double().exp() + price * cost).argmin(1)
+
+
+def check_mean(counts: tuple[int, ...], mean: float) -> None:
+    """Can samples that take one of the ``counts`` each have that mean?
+
+    Raises:
+        ValueError: if not.
+    """
+    if not min(counts) <= mean <= max(counts):
+        raise ValueError(f"mean must be in {min(counts)} ... {max(counts)}, got {mean}")
+
+
+def mean_steps(log_expected: Tensor, counts: tuple[int, ...], price: float) -> float:
+    """The mean number of steps that rows take at a price.
+
+    It may stay far below the mean that the price was set for: where rows are foreseen alike, they
+    move together.
+    """
+    numbers = torch.tensor(counts, dtype=torch.float64, device=log_expected.device)
+    return numbers[allocate(log_expected, counts, price)].mean().item()
+
+
+def price_for(log_expected: Tensor, counts: tuple[int, ...], mean: float) -> float:
+    """The lowest price at which the mean number of steps is at most ``mean``.
+
+    Raises:
+        ValueError: if no mixture of the counts has that mean.
+    """
+    check_mean(counts, mean)
+    high = math.log(float(log_expected.double().exp().max()) + 1e-30)
+    low = high - 60  # a price that no loss notices
+    for _ in range(100):
+        middle = (low + high) / 2
+        too_many = mean_steps(log_expected, counts, math.exp(middle)) > mean
+        low, high = (middle, high) if too_many else (low, middle)
+    return math.exp(high)
+
+
+@dataclass
+class BudgetSampler:
+    """Samples with a number of steps of their own each. ``mean`` is what the price was set for."""
+
+    sampler: Sampler
+    predictor: ErrorPredictor
+    price: float
+    mean: float
+
+    def to(self, device: torch.device | str) -> BudgetSampler:
+        """Itself, with its policy and its predictor moved to a device."""
+        self.sampler.to(device)
+        self.predictor.to(device)
+        return self
+
+    def steps(self, noise: Tensor, features: Tensor | None = None) -> Tensor:
+        """The number of steps ``(batch,)`` that each sample takes."""
+        with torch.no_grad():
+            column = allocate(self.predictor(noise, features), self.predictor.counts, self.price)
+        return torch.tensor(self.predictor.counts, device=column.device)[column]
+
+    def __call__(
+        self, denoiser: Denoiser, noise: Tensor, condition: Condition = UNCONDITIONAL
+    ) -> Tensor:
+        """Samples from unit ``noise`` ``(batch, *shape)``: those of equal number run together."""
+        steps, policy = self.steps(noise, condition.features), any_steps(self.sampler)
+        out = torch.empty_like(noise)
+        with kept_steps(policy):
+            for number in steps.unique().tolist():
+                rows = (steps == number).nonzero()[:, 0]
+                policy.choose(number)
+                out[rows] = self.sampler(denoiser, noise[rows], condition[rows])
+        return out
+
+
+def save(
+    budget: BudgetSampler, folder: Path | str, provenance: dict[str, Any] | None = None
+) -> None:
+    """An artifact folder with two files more; ``budget.json`` comes last, so a folder that has it
+    is complete.
+
+    It has the checksums of the others: one that was interrupted while it was overwritten is told
+    from a good one.
+
+    Raises:
+        ValueError: if ``provenance`` is not JSON.
+    """
+    folder = Path(folder)
+    artifact.write(budget.sampler, folder, provenance)
+    save_tensors(folder / WEIGHTS, budget.predictor.state_dict())
+    own = {"price": budget.price, "mean": budget.mean, "predictor": budget.predictor.describe()}
+    save_json(folder / FILE, own | {"files": {name: checksum(folder / name) for name in BOUND}})
+
+
+def load(folder: Path | str) -> BudgetSampler:
+    """What :func:`save` wrote.
+
+    Raises:
+        FileNotFoundError: if the folder has no budget.
+        ValueError: if a file is damaged, or of another budget than the rest.
+    """
+    folder = Path(folder)
+    config = load_json(folder / FILE)
+    _check_files(folder, config)
+    sampler, (tensors, _) = artifact.read(folder), load_tensors(folder / WEIGHTS)
+    try:
+        predictor = ErrorPredictor(**config["predictor"])
+        predictor.load_state_dict(tensors)
+        price, mean = float(config["price"]), float(config["mean"])
+        return BudgetSampler(sampler, predictor.eval().requires_grad_(False), price, mean)
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(
+            f"{folder / FILE} is not a complete budget: {artifact.reason(error)}"
+        ) from None
+
+
+def _check_files(folder: Path, config: Any) -> None:
+    """Pass if the files are those that were written together."""
+    files = config.get("files") if isinstance(config, dict) else None
+    if not isinstance(files, dict):
+        raise ValueError(
+            f"{folder / FILE} is not a complete budget: it lacks the checksums of the other files"
+        )
+    for name in BOUND:
+        if not (folder / name).is_file():
+            raise FileNotFoundError(f"{folder / name} does not exist")
+        if files.get(name) != checksum(folder / name):
+            raise ValueError(
+                f"{folder} is damaged: {name} is not the one that {FILE} was written with"
+            )
+
+
+def _losses(sampler: Sampler, denoiser: Denoiser, part: Endpoints, loss: Loss) -> Tensor:
+    part = to_device_of(part, denoiser)
+    student = sampler(denoiser, part.noise, part.condition)
+    return loss(denoiser.decode(student), denoiser.decode(part.target))
+
+
+def _require_finite(losses: Tensor, counts: tuple[int, ...]) -> None:
+    # One sample that blew up at one N would turn every expected loss there into NaN, and no price
+    # could be found.
+    bad = ~losses.isfinite()
+    if bool(bad.any()):
+        numbers = [n for n, some in zip(counts, bad.any(0).tolist(), strict=True) if some]
+        raise ValueError(
+            f"losses must be finite, got {int(bad.sum())} that are not, with {numbers} steps"
+        )
+
+
+def _descend(
+    predictor: ErrorPredictor, data: Endpoints, losses: Tensor, split: int, config: BudgetConfig
+) -> None:
+    generator = torch.Generator().manual_seed(config.seed)
+    optimizer = torch.optim.Adam(predictor.parameters(), lr=config.lr)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, config.iterations)
+    heldout = data[split:], losses[split:]
+    best, state = _heldout(predictor, *heldout), copied_state(predictor)
+    for step in range(config.iterations):
+        index = torch.randint(split, (config.batch,), generator=generator)
+        loss = deviance(
+            predictor(data.noise[index], data.condition[index].features), losses[index]
+        ).mean()
+        if not bool(loss.isfinite()):
+            predictor.load_state_dict(state)
+            raise FloatingPointError(
+                f"the predictor's loss is not finite at iteration {step + 1}, lower lr"
+            )
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        if (step + 1) % 50 == 0 or step + 1 == config.iterations:
+            value = _heldout(predictor, *heldout)
+            if value < best:
+                best, state = value, copied_state(predictor)
+    predictor.load_state_dict(state)
+
+
+def _heldout(predictor: ErrorPredictor, data: Endpoints, losses: Tensor) -> float:
+    with torch.no_grad():
+        return deviance(predictor(data.noise, data.condition.features), losses).mean().item()

@@ -1,0 +1,78 @@
+"""What a report shows besides numbers: samples of several samplers from the same noise, and the
+plans phi makes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from indis.denoise import Denoiser, to_device_of
+from indis.endpoints import Endpoints
+from indis.pixels import to_bytes
+from indis.policies import Fixed, Global, Instance
+from indis.sampler import Sampler
+from indis.storage import save_tensors
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A row of samples; without a sampler it is the teacher, whose end points are stored."""
+
+    label: str
+    nfe: int
+    sampler: Sampler | None
+
+    @property
+    def title(self) -> str:
+        """What stands beside the row."""
+        return f"{self.label}, {self.nfe} NFE"
+
+
+def write_samples(
+    denoiser: Denoiser, data: Endpoints, pictures: list[Picture], folder: Path, count: int = 20
+) -> None:
+    """``samples.safetensors``: one uint8 tensor ``(count, *shape)`` for each row, all from the same
+    noise.
+    """
+    part = to_device_of(data[:count], denoiser)
+    rows = {}
+    for picture in pictures:
+        sampler = to_device_of(picture.sampler, denoiser)
+        with torch.inference_mode():
+            end = part.target if sampler is None else sampler(denoiser, part.noise, part.condition)
+            rows[picture.title] = to_bytes(denoiser.decode(end))
+    save_tensors(folder / "samples.safetensors", rows, {"order": list(rows)})
+
+
+def write_plans(
+    denoiser: Denoiser, data: Endpoints, pictures: list[Picture], folder: Path, count: int = 1000
+) -> None:
+    """``plans.safetensors``: the plans of instances, and for comparison the shared ones of the same
+    NFE.
+    """
+    part, tensors, shared = to_device_of(data[:count], denoiser), {}, {}
+    if "label" in part.condition.inputs:
+        tensors["label"] = part.condition.inputs["label"]
+    for picture in pictures:
+        sampler = picture.sampler
+        # Of a closed loop nothing is shown, and its plans would take whole runs.
+        if sampler is None or not (
+            type(sampler.policy) is Instance or isinstance(sampler.policy, Fixed | Global)
+        ):
+            continue
+        with torch.inference_mode():
+            plan = to_device_of(sampler, denoiser).realized_plan(
+                denoiser, part.noise, part.condition
+            )
+        columns = {name: getattr(plan, name) for name in ("tau", "dtau", "gamma")}
+        if isinstance(sampler.policy, Instance):
+            tensors |= {f"{name} N={picture.nfe}": value for name, value in columns.items()}
+        else:
+            kind = "base" if isinstance(sampler.policy, Fixed) else "global"
+            shared[f"{kind} N={picture.nfe}"] = {
+                name: value[0].tolist() for name, value in columns.items()
+            }
+    save_tensors(folder / "plans.safetensors", tensors, shared)

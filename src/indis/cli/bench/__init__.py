@@ -1,0 +1,1 @@
+"""Commands of whole experiments: ``indis bench ...``."""

@@ -1,0 +1,121 @@
+"""``indis train-model``: train what ships."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from indis.bench.train_fashion import TrainConfig
+from indis.cli.console import bar, emit, held_interrupt, say, writable, writable_file
+from indis.models.fashion_data import DEBIAN_FOLDER, read
+from indis.storage import checksum
+
+CHECKPOINT = "checkpoint.safetensors"
+OWN = (CHECKPOINT, "fashion*.safetensors")  # also the feature network's
+
+
+@dataclass(frozen=True)
+class TrainModel:
+    """Train the Fashion-MNIST denoiser (EDM, moving average, label dropout), or the feature
+    network; resumes.
+
+    Example: indis train-model --out runs/fashion --images 1000000
+
+    Example: indis train-model --out runs/longer --images 250000 --lr 4e-4 --init runs/fashion/fashion.safetensors
+
+    Example: indis train-model --out runs/judge --what features --seed 1
+    """
+
+    out: Path
+    """Folder of the checkpoint and of the exported weights."""
+    what: Literal["denoiser", "features"] = "denoiser"
+    """What is trained: the denoiser, or the feature network of FD-Fashion and the perceptual
+    distance."""
+    data: Path = DEBIAN_FOLDER
+    """Folder of the data set's *-ubyte.gz files; Debian: apt-get install dataset-fashion-mnist."""
+    init: Path | None = None
+    """Weights that the denoiser starts from: a file, or the folder of an earlier run; random ones
+    if absent."""
+    config: Annotated[TrainConfig, tyro.conf.arg(name="")] = field(default_factory=TrainConfig)
+    """The denoiser's training."""
+    save_every: int = 500
+    """Steps between the denoiser's checkpoints; an interrupt writes one too, at the end of the step
+    that it falls
+    into."""
+    json: Path | None = None
+    """Write what came out and where it is to this file."""
+
+    def run(self) -> None:
+        """Train."""
+        if self.save_every < 1:
+            raise ValueError(f"save-every must be at least 1, got {self.save_every}")
+        if self.what == "features":
+            self._check_features()
+        writable(self.out)
+        writable_file(self.json, {self.out: OWN})
+        emit(self._features() if self.what == "features" else self._denoiser(), self.json)
+
+    def _check_features(self) -> None:
+        """Of options their training has the seed alone; one that did nothing would be taken for one
+        that did.
+        """
+        usual = TrainModel(self.out)._denoiser_options()
+        for name, given in self._denoiser_options().items():
+            if given != usual[name] and name != "seed":
+                raise ValueError(
+                    f"{name.replace('_', '-')} must be left out with --what features, got {given}"
+                )
+
+    def _denoiser_options(self) -> dict[str, Any]:
+        return {"init": self.init, "save_every": self.save_every, **asdict(self.config)}
+
+    def _denoiser(self) -> dict[str, Any]:
+        from indis.bench.train_fashion import Trainer
+
+        trainer, checkpoint = Trainer(self.config, init=self.init), self.out / CHECKPOINT
+        images, labels = read("train", self.data)
+        if checkpoint.exists():
+            trainer.resume(checkpoint)
+            say(f"resuming at step {trainer.step} of {self.config.steps}")
+        with bar() as progress, held_interrupt() as interrupted:
+            task = progress.add_task("training", total=self.config.steps, completed=trainer.step)
+            for state in trainer.run(images, labels):
+                progress.update(
+                    task, completed=state.step, description=f"training, loss {state.loss:.3f}"
+                )
+                if state.step % self.save_every == 0 or interrupted():
+                    trainer.save(checkpoint)
+                if interrupted():
+                    raise KeyboardInterrupt
+        trainer.save(checkpoint)
+        weights = self.out / "fashion.safetensors"
+        trainer.export(weights)
+        say(f"weights in {weights}")
+        return {
+            "weights": str(weights),
+            "checksum": checksum(weights),
+            "steps": trainer.step,
+            **asdict(self.config),
+        }
+
+    def _features(self) -> dict[str, Any]:
+        from indis.bench.train_features import FeatureConfig, FeatureTrainer
+        from indis.models.fashion_features import MOMENTS, WEIGHTS
+
+        train, test = read("train", self.data), read("t10k", self.data)
+        trainer = FeatureTrainer(FeatureConfig(seed=self.config.seed))
+        with bar() as progress:
+            task = progress.add_task("training features", total=None)
+            for state in trainer.run(train, test):
+                progress.update(
+                    task,
+                    completed=state.step,
+                    description=f"training features, loss {state.loss:.3f}",
+                )
+        trainer.write(self.out, train[0])
+        say(f"test accuracy {trainer.accuracy:.4f}, weights and reference moments in {self.out}")
+        files = {"weights": str(self.out / WEIGHTS.name), "moments": str(self.out / MOMENTS.name)}
+        return {"accuracy": trainer.accuracy, **files, **asdict(trainer.config)}

@@ -1,1 +1,0 @@
-"""Studies: whole experiments that a single command reproduces, built from the library's own parts."""
