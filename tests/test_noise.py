@@ -16,7 +16,7 @@ from indis import (
     TableVP,
     prior,
 )
-from indis.noise import limit_shift
+from indis.noise import limit_shift, shifted, zero_time
 from problems import SCHEDULES
 from small_cases import sentence
 
@@ -299,3 +299,40 @@ def test_tables_that_do_not_fall_inside_the_unit_interval_are_refused(table):
 def test_times_beyond_a_table_are_refused():
     with pytest.raises(ValueError, match="0 <= t_min < t_max <= 2, got 0 and 5"):
         TableVP((0.9, 0.5, 0.1), t_max=5)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "time"),
+    [(s, -1.0 if isinstance(s, DiscreteVP) else 0.0) for s in SCHEDULES.values()]
+    + [(TableVP((0.9, 0.5, 0.1)), -1.0)],
+    ids=str,
+)
+def test_a_time_stands_for_no_noise_at_all(schedule, time):
+    assert zero_time(schedule) == time <= schedule.t_min
+
+
+@each
+def test_a_shifted_time_has_the_ratio_of_noise_to_signal_that_was_asked_for(schedule):
+    t = times(schedule)[5:390:7]
+    factor = torch.linspace(-0.4, 0.4, 5, dtype=torch.float64)[:, None]
+    later = shifted(schedule, t, factor)
+    assert later.shape == (5, len(t))
+    expected = schedule.log_snr(t) - factor
+    torch.testing.assert_close(schedule.log_snr(later), expected, rtol=1e-9, atol=1e-9)
+
+
+@each
+def test_a_factor_of_one_leaves_every_bit_of_a_time_and_its_gradients(schedule):
+    t = times(schedule).requires_grad_()
+    factor = torch.zeros_like(t, requires_grad=True)
+    same = shifted(schedule, t, factor)
+    assert torch.equal(same, t)
+    by_time, by_factor = torch.autograd.grad(same.sum(), [t, factor])
+    torch.testing.assert_close(by_time, torch.ones_like(t), rtol=1e-12, atol=1e-12)
+    step = 1e-6
+    ahead, behind = (shifted(schedule, t.detach(), factor.detach() + s) for s in (step, -step))
+    slope = (ahead - behind) / (2 * step)
+    smooth = torch.ones_like(t, dtype=torch.bool)
+    if hasattr(schedule, "table"):  # at an entry of a table the slope jumps
+        smooth = (t - t.round()).abs() > 1e-3
+    torch.testing.assert_close(by_factor[smooth], slope[smooth], rtol=1e-5, atol=1e-7)

@@ -38,15 +38,15 @@ from indis.numerics import TIME_DTYPE
 
 Domain = Literal["time", "log_snr"]
 Spacing = Literal["linear", "scaled_linear"]
-_ABOVE_ZERO = 5e-324  # the least positive number
 
 
 @runtime_checkable
 class NoiseSchedule(Protocol):
     """The contract of a noise schedule; all methods are elementwise on tensors of any shape.
 
-    Optional is ``limit``, the last time at which a network of it is defined, if there is one; see
-    :func:`within`.
+    Two attributes are optional. ``limit`` is the last time at which a network is defined (see
+    :func:`limit_shift`), infinity if absent. ``zero_time`` is the time that stands for sigma = 0
+    (see :func:`zero_time`), 0 if absent.
     """
 
     @property
@@ -74,10 +74,13 @@ class NoiseSchedule(Protocol):
         """The inverse of :meth:`log_snr`."""
 
 
-def _check(schedule: NoiseSchedule, *, low: float = 0.0, high: float = sys.float_info.max) -> None:
-    """Pass if the times of a schedule are in order and where it is defined."""
-    if not low <= schedule.t_min < schedule.t_max <= high:
-        least = "0 < t_min" if low else "0 <= t_min"
+def _check_times(
+    schedule: NoiseSchedule, *, above_zero: bool = False, high: float = sys.float_info.max
+) -> None:
+    """Refuse times out of order or out of [0, high]; with ``above_zero`` t_min must exceed 0."""
+    first = schedule.t_min > 0 if above_zero else schedule.t_min >= 0
+    if not (first and schedule.t_min < schedule.t_max <= high):
+        least = "0 < t_min" if above_zero else "0 <= t_min"
         most = f" <= {high:g}" if high < sys.float_info.max else ""
         given = f"{schedule.t_min:g} and {schedule.t_max:g}"
         raise ValueError(f"times must satisfy {least} < t_max{most}, got {given}")
@@ -104,7 +107,7 @@ class EDM:
     domain: Domain = "log_snr"
 
     def __post_init__(self) -> None:
-        _check(self, low=_ABOVE_ZERO)
+        _check_times(self, above_zero=True)
 
     def alpha(self, t: Tensor) -> Tensor:
         return torch.ones_like(t)
@@ -134,7 +137,7 @@ class RectifiedFlow:
     domain: Domain = "time"
 
     def __post_init__(self) -> None:
-        _check(self, high=self.limit)
+        _check_times(self, high=self.limit)
 
     def alpha(self, t: Tensor) -> Tensor:
         return 1 - t
@@ -192,7 +195,7 @@ class LinearVP(_VariancePreserving):
     domain: Domain = "log_snr"
 
     def __post_init__(self) -> None:
-        _check(self, low=_ABOVE_ZERO)
+        _check_times(self, above_zero=True)
         _check_betas(self.beta_min, self.beta_max)
 
     def _integral(self, t: Tensor) -> Tensor:
@@ -222,7 +225,7 @@ class ScaledLinearVP(_VariancePreserving):
     domain: Domain = "log_snr"
 
     def __post_init__(self) -> None:
-        _check(self, low=_ABOVE_ZERO)
+        _check_times(self, above_zero=True)
         _check_betas(self.beta_min, self.beta_max)
 
     @property
@@ -240,6 +243,8 @@ class ScaledLinearVP(_VariancePreserving):
 
 class _Table(ABC):
     """alpha^2 + sigma^2 = 1, given log-SNR at the steps of a table."""
+
+    zero_time: ClassVar[float] = -1.0  # the index before the first, as in DDIM with alpha_bar = 1
 
     @property
     @abstractmethod
@@ -296,7 +301,7 @@ class DiscreteVP(_Table):
     domain: Domain = "log_snr"
 
     def __post_init__(self) -> None:
-        _check(self, high=self.steps - 1)
+        _check_times(self, high=self.steps - 1)
         _check_betas(self.beta_start, self.beta_end, most=1)
         require_choice("spacing", self.spacing, Spacing)
 
@@ -340,7 +345,7 @@ class TableVP(_Table):
         object.__setattr__(self, "alphas_cumprod", tuple(table.tolist()))
         if self.t_max == math.inf:
             object.__setattr__(self, "t_max", len(table) - 1.0)
-        _check(self, high=len(table) - 1)
+        _check_times(self, high=len(table) - 1)
 
     @cached_property
     def table(self) -> Tensor:
@@ -370,6 +375,38 @@ def end_levels(schedule: NoiseSchedule) -> tuple[float, float]:
     """
     first, last = (torch.tensor(t, dtype=TIME_DTYPE) for t in (schedule.t_max, schedule.t_min))
     return float(schedule.alpha(first)), float(schedule.sigma(last))
+
+
+def zero_time(schedule: NoiseSchedule) -> float:
+    """Return the time that stands for sigma = 0, at or below ``t_min``.
+
+    Args:
+        schedule: any noise schedule; its attribute ``zero_time`` is returned if it has one.
+
+    Returns:
+        0 for EDM, flows and continuous VP schedules; -1 for tables, the index before the first
+        (alpha_bar = 1 there, as in DDIM, Song et al., 2020, sec. 4). No network is asked there.
+    """
+    return float(getattr(schedule, "zero_time", 0.0))
+
+
+def shifted(schedule: NoiseSchedule, t: Tensor, log_factor: Tensor) -> Tensor:
+    """Return the time at which sigma / alpha is exp(``log_factor``) times that at ``t``.
+
+    The result is ``t`` itself, bit for bit, wherever ``log_factor`` is 0, and it is differentiable
+    in both arguments. It may lie outside the schedule's range; see :func:`limit_shift`.
+
+    Args:
+        schedule: any noise schedule.
+        t: times of any shape, float64, where sigma is positive.
+        log_factor: the change of log(sigma / alpha); broadcasts with ``t``. Positive is noisier.
+
+    Returns:
+        Times of the broadcast shape.
+    """
+    level = schedule.log_snr(t)
+    # A difference of two inverses, since the way to log-SNR and back rounds.
+    return t + (schedule.time(level - log_factor) - schedule.time(level))
 
 
 def limit_shift(schedule: NoiseSchedule, tau: Tensor, dtau: Tensor) -> Tensor:
