@@ -3,107 +3,29 @@
 A **noise schedule** says what t means; a **denoiser** answers at (x, t); a **discretization** (tau,
 dtau, gamma) says where and how to ask; a **solver** turns tau into coefficients; a **policy** turns
 (x_T, c) into a discretization; a **method** learns a policy from **teacher endpoints**.
+
+Public names are listed in :mod:`indis.public` and imported when they are first used, so that
+``indis --help`` need not wait for torch.
 """
 
-from indis import artifact, grids, losses, methods, models, solvers
-from indis.denoise import UNCONDITIONAL, Condition, Counted, Denoiser, Form, Wrapped, convert
-from indis.endpoints import (
-    Endpoints,
-    TeachConfig,
-    endpoint_batches,
-    gather,
-    load_endpoints,
-    noise_from_seeds,
-    teach_folder,
-)
-from indis.guidance import Guided
-from indis.methods import GOD, INDIS, Method, heuristic
-from indis.noise import (
-    EDM,
-    DiscreteVP,
-    LinearVP,
-    NoiseSchedule,
-    RectifiedFlow,
-    ScaledLinearVP,
-    TableVP,
-    prior,
-)
-from indis.plan import Bounds, Decision, Discretization, from_logits
-from indis.policies import Fixed, Global, Instance, PerSample, Policy
-from indis.sampler import Sampler
-from indis.solvers import (
-    DEIS,
-    IPNDM,
-    AdamsBashforth,
-    DPMSolverPP,
-    Euler,
-    Heun,
-    Midpoint,
-    Solver,
-    UniPC,
-    solve,
-    trajectory,
-)
-from indis.tuning import Fit, Progress, Recipe
+from importlib import import_module
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
-__all__ = [
-    "DEIS",
-    "EDM",
-    "GOD",
-    "IPNDM",
-    "UNCONDITIONAL",
-    "AdamsBashforth",
-    "Bounds",
-    "Condition",
-    "Counted",
-    "DPMSolverPP",
-    "Decision",
-    "Denoiser",
-    "DiscreteVP",
-    "Discretization",
-    "Endpoints",
-    "Euler",
-    "Fit",
-    "Recipe",
-    "Fixed",
-    "Form",
-    "Global",
-    "Guided",
-    "Heun",
-    "INDIS",
-    "Instance",
-    "LinearVP",
-    "Method",
-    "Midpoint",
-    "NoiseSchedule",
-    "PerSample",
-    "Policy",
-    "Progress",
-    "RectifiedFlow",
-    "Sampler",
-    "ScaledLinearVP",
-    "TableVP",
-    "Solver",
-    "TeachConfig",
-    "UniPC",
-    "Wrapped",
-    "artifact",
-    "convert",
-    "endpoint_batches",
-    "from_logits",
-    "gather",
-    "grids",
-    "heuristic",
-    "load_endpoints",
-    "losses",
-    "methods",
-    "models",
-    "noise_from_seeds",
-    "prior",
-    "solve",
-    "solvers",
-    "teach_folder",
-    "trajectory",
-]
+if TYPE_CHECKING:
+    from indis.public import *  # noqa: F403
+else:
+
+    def __getattr__(name: str) -> Any:
+        """Return a submodule or a name of :mod:`indis.public`."""
+        if not name.startswith("__") and find_spec(f"{__name__}.{name}") is not None:
+            return import_module(f"{__name__}.{name}")
+        try:
+            return getattr(import_module("indis.public"), name)
+        except AttributeError:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}") from None
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *import_module("indis.public").__all__})
