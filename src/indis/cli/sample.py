@@ -136,7 +136,8 @@ def check_fits(name: Path | str, sampler: Sampler, denoiser: Denoiser) -> None:
     if isinstance(sampler.policy, Fixed):  # knows neither, only times
         _check_times(name, sampler.policy.plan, denoiser)
     made_for = artifact.made_for(name)
-    if made_for is not None and models.name_of(made_for) != denoiser.name:
+    name_made = models.name_of(made_for) if made_for is not None else None
+    if name_made not in (None, denoiser.name):
         raise ValueError(f"{name} was fitted to model {made_for}, got {denoiser.name}")
 
 
