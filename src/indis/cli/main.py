@@ -22,6 +22,7 @@ from indis.cli.bench.demo import Demo
 from indis.cli.bench.foresight import Sight
 from indis.cli.bench.overhead import Overhead
 from indis.cli.bench.report import Report
+from indis.cli.bench.speed import Speed
 from indis.cli.bench.toy import ToyCommand
 from indis.cli.bench.train import TrainModel
 from indis.cli.console import WithModel, say, tidied
@@ -54,6 +55,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], Any]] = {
     "compare": lambda arguments: Compare,
     "sight": lambda arguments: Sight,
     "overhead": lambda arguments: Overhead,
+    "speed": lambda arguments: Speed,
     "demo": lambda arguments: Demo,
     "train-model": lambda arguments: TrainModel,
 }
