@@ -1,5 +1,6 @@
 import math
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,15 +10,22 @@ from hypothesis import strategies as st
 from indis import (
     EDM,
     DiscreteVP,
+    Discretization,
+    Form,
     LinearVP,
     NoiseSchedule,
     RectifiedFlow,
     ScaledLinearVP,
     TableVP,
+    Wrapped,
+    convert,
+    grids,
     prior,
+    solve,
+    solvers,
 )
 from indis.noise import limit_shift, shifted, zero_time
-from problems import SCHEDULES
+from problems import SCHEDULES, Gaussian
 from small_cases import sentence
 
 each = pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES)
@@ -227,7 +235,7 @@ def test_round_trips_hold_at_any_time_in_both_precisions(name, fraction, dtype):
         (lambda: LinearVP(20, 0.1), "betas must satisfy 0 < first < last, got 20 and 0.1"),
         (lambda: ScaledLinearVP(0.0), "betas must satisfy 0 < first < last, got 0 and 12"),
         (
-            lambda: DiscreteVP(steps=100),
+            lambda: DiscreteVP(steps=100, t_max=999.0),
             "times must satisfy 0 <= t_min < t_max <= 99, got 0 and 999",
         ),
         (lambda: DiscreteVP(0.85, 12), "betas must satisfy 0 < first < last < 1, got 0.85 and 12"),
@@ -236,6 +244,7 @@ def test_round_trips_hold_at_any_time_in_both_precisions(name, fraction, dtype):
             "spacing must be linear or scaled_linear, got 'cosine'",
         ),
         (lambda: EDM(domain="sigma"), "domain must be time or log_snr, got 'sigma'"),
+        (lambda: DiscreteVP(prior="half"), "prior must be marginal or unit, got 'half'"),
     ],
 )
 def test_schedules_that_mean_nothing_are_refused(make, words):
@@ -286,7 +295,18 @@ def test_any_table_is_the_schedule_that_its_formula_gives():
 
 
 @pytest.mark.parametrize(
-    "table", [[0.9], [0.9, 0.95], [1.0, 0.5], [0.5, 0.0], [0.5, math.nan], [[0.9, 0.5]]], ids=str
+    "table",
+    [
+        [],
+        [0.9],
+        [0.9, 0.95],
+        [1.0, 0.5],
+        [0.5, 0.0],
+        [0.9, 0.5, 0.0, 0.0],
+        [0.5, math.nan],
+        [[0.9, 0.5]],
+    ],
+    ids=str,
 )
 def test_tables_that_do_not_fall_inside_the_unit_interval_are_refused(table):
     with pytest.raises(
@@ -304,11 +324,16 @@ def test_times_beyond_a_table_are_refused():
 @pytest.mark.parametrize(
     ("schedule", "time"),
     [(s, -1.0 if isinstance(s, DiscreteVP) else 0.0) for s in SCHEDULES.values()]
-    + [(TableVP((0.9, 0.5, 0.1)), -1.0)],
+    + [(TableVP((0.9, 0.5, 0.1)), -1.0), (TableVP((0.9, 0.5, 0.0)), -1.0)],
     ids=str,
 )
 def test_a_time_stands_for_no_noise_at_all(schedule, time):
     assert zero_time(schedule) == time <= schedule.t_min
+    end = torch.tensor([time], dtype=torch.float64)
+    assert (float(schedule.alpha(end)), float(schedule.sigma(end))) == (1.0, 0.0)
+    if schedule.domain == "log_snr":
+        assert float(schedule.log_snr(end)) == math.inf
+        assert float(schedule.time(torch.tensor([math.inf], dtype=torch.float64))) == time
 
 
 @each
@@ -336,3 +361,109 @@ def test_a_factor_of_one_leaves_every_bit_of_a_time_and_its_gradients(schedule):
     if hasattr(schedule, "table"):  # at an entry of a table the slope jumps
         smooth = (t - t.round()).abs() > 1e-3
     torch.testing.assert_close(by_factor[smooth], slope[smooth], rtol=1e-5, atol=1e-7)
+
+
+def zero_terminal(steps=1000):
+    """Stable Diffusion's table, moved and scaled so that sqrt(alpha_bar) ends at 0 (Lin et al.)."""
+    root = DiscreteVP(steps=steps).alpha(torch.arange(steps, dtype=torch.float64))
+    root = (root - root[-1]) * root[0] / (root[0] - root[-1])
+    return TableVP(root.square())
+
+
+def test_a_table_may_end_at_pure_noise():
+    schedule = zero_terminal()
+    assert (schedule.t_max, schedule.limit) == (999.0, 999.0)
+    t = torch.tensor([998.0, 998.25, 998.9, 999.0], dtype=torch.float64, requires_grad=True)
+    alpha = schedule.alpha(t)
+    left = torch.tensor([1.0, 0.75, 0.1, 0.0], dtype=torch.float64)
+    torch.testing.assert_close(alpha, left * alpha[0], rtol=1e-9, atol=0)
+    assert (alpha[-1].item(), schedule.sigma(t)[-1].item()) == (0.0, 1.0)
+    level = schedule.log_snr(t)
+    assert bool((level.diff() < 0).all())
+    assert -19 < level[-1].item() < -18
+    torch.testing.assert_close(
+        level[:3], (alpha / schedule.sigma(t)).log()[:3], rtol=1e-12, atol=1e-12
+    )
+    torch.testing.assert_close(schedule.time(level), t, rtol=0, atol=5e-5)
+    for value in (alpha, schedule.sigma(t), level, schedule.time(level.detach() + 0 * t)):
+        (slope,) = torch.autograd.grad(value.sum(), t, retain_graph=True)
+        assert bool(slope.isfinite().all())
+
+
+@each
+def test_noise_may_begin_with_the_scale_that_diffusers_begins_with(schedule):
+    if not hasattr(schedule, "prior"):
+        pytest.skip("no variance-preserving schedule")
+    unit = replace(schedule, prior="unit")
+    noise = torch.randn(2, 3, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(prior(unit, noise), noise)
+    assert unit != schedule
+
+
+def test_both_beginnings_are_those_of_diffusers_schedulers():
+    diffusers = pytest.importorskip("diffusers")
+    betas = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+    schedule = DiscreteVP()
+    noise = torch.ones(1, 1)
+    ddim = diffusers.DDIMScheduler(**betas)
+    assert float(prior(replace(schedule, prior="unit"), noise)) == float(ddim.init_noise_sigma)
+    euler = diffusers.EulerDiscreteScheduler(**betas, timestep_spacing="trailing")
+    euler.set_timesteps(10)
+    # Euler's state is x / alpha, and its first one sigma / alpha.
+    alpha = float(schedule.alpha(torch.tensor(999.0, dtype=torch.float64)))
+    expected = float(euler.init_noise_sigma) * alpha
+    assert float(prior(schedule, noise)) == pytest.approx(expected, rel=1e-5)
+    # A "leading" grid begins earlier, still with unit noise.
+    ddim.set_timesteps(10)
+    leading = DiscreteVP(t_max=float(ddim.timesteps[0]), prior="unit")
+    assert (leading.t_max, float(prior(leading, noise))) == (900.0, 1.0)
+
+
+def test_noise_that_half_precision_cannot_hold_is_refused():
+    schedule = EDM(0.002, 20_000)
+    noise = torch.randn(2, 3, generator=torch.Generator().manual_seed(0))
+    assert bool(prior(schedule, noise).isfinite().all())
+    assert bool(prior(schedule, noise.bfloat16()).isfinite().all())
+    assert bool(prior(EDM(), noise.half()).isfinite().all())
+    words = "noise must be of a dtype that holds sigma(t_max) = 20000 times a normal number"
+    with pytest.raises(ValueError, match=re.escape(words)) as error:
+        prior(schedule, noise.half())
+    assert "float32" in sentence(error) and "65504" in sentence(error)
+
+
+def test_a_table_of_any_length_begins_at_its_last_step():
+    betas = {"beta_start": 0.00085 / 4, "beta_end": 0.012 / 4, "steps": 4000}
+    schedule = DiscreteVP(**betas)
+    assert schedule.t_max == 3999
+    table = TableVP(schedule.alpha(torch.arange(4000, dtype=torch.float64)).square())
+    for name in ("alpha", "sigma"):
+        last = torch.tensor([3999.0], dtype=torch.float64)
+        torch.testing.assert_close(getattr(schedule, name)(last), getattr(table, name)(last))
+    assert DiscreteVP().t_max == 999 and DiscreteVP(steps=100).t_max == 99
+
+
+@pytest.mark.parametrize("solver", ["euler", "adams_bashforth:2", "dpmpp:2", "unipc:2", "heun"])
+def test_velocities_and_v_run_from_pure_noise_of_a_table(solver):
+    problem = Gaussian(zero_terminal(), Form.VELOCITY, mean=(0.3, -0.2), variance=(0.25, 0.5))
+
+    def v(x, t, condition):
+        alpha, sigma = (
+            level(t)[:, None] for level in (problem.schedule.alpha, problem.schedule.sigma)
+        )
+        noise = convert(
+            problem(x, t, condition), Form.VELOCITY, Form.NOISE, x=x, schedule=problem.schedule, t=t
+        )
+        data = convert(
+            problem(x, t, condition), Form.VELOCITY, Form.DATA, x=x, schedule=problem.schedule, t=t
+        )
+        return alpha * noise - sigma * data
+
+    x = problem.start(64)
+    ends = [torch.tensor(t, dtype=torch.float64) for t in (999.0, 0.0)]
+    exact = problem.exact(x, *ends)
+    plan = Discretization.plain(grids.uniform(problem.schedule, 40))
+    for denoiser in (problem, Wrapped.from_v(v, problem.schedule, (2,))):
+        sample = solve(denoiser, x, plan, solvers.named(solver))
+        assert float((sample - exact).abs().max()) < (0.15 if solver == "euler" else 0.06)
+    with pytest.raises(ValueError, match="is pure noise, where no noise prediction is of use"):
+        solve(Gaussian(problem.schedule, Form.NOISE), x, plan, solvers.named(solver))
