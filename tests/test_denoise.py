@@ -27,7 +27,7 @@ from indis import (
     noise_from_seeds,
 )
 from indis.cli.sample import Asked
-from indis.denoise import Labelled, Revealing
+from indis.denoise import ClassConditional, FeatureDenoiser
 from indis.evaluate import counted_nfe
 from indis.methods import AMED
 from indis.models.fashion import class_condition
@@ -181,13 +181,14 @@ def test_counting_counts_calls_and_samples_and_changes_no_answer():
     assert counted.schedule == EDM()
 
 
-def test_a_counter_shows_the_bottleneck_of_what_it_counts_if_there_is_one():
+def test_a_counter_passes_features_on_and_counts_the_call():
     model = models.load("toy")
     x, t = seeded(2, 2, dtype=torch.float32), torch.tensor([0.5, 0.2])
     counted, plain = Counted(model), Counted(Gaussian(EDM(), Form.NOISE))
-    counted(x, t, UNCONDITIONAL)
-    assert torch.equal(counted.bottleneck(), model.bottleneck())
-    assert isinstance(counted, Revealing) and not isinstance(plain, Revealing)
+    answer, features = counted.with_features(x, t, UNCONDITIONAL)
+    expected = model.with_features(x, t, UNCONDITIONAL)
+    assert torch.equal(answer, expected[0]) and torch.equal(features, expected[1])
+    assert isinstance(counted, FeatureDenoiser) and not isinstance(plain, FeatureDenoiser)
     assert counted.calls == 1
 
 
@@ -254,43 +255,52 @@ def test_an_answer_of_another_shape_is_refused_rather_than_broadcast(answer):
 
 
 class Thinker:
-    """A network that remembers its hidden layer, as a forward hook would."""
+    """A network that can return its hidden layer with its answer."""
 
-    def __init__(self):
-        self.layer, self.hidden = torch.nn.Linear(3, 5), None
+    def __init__(self, shows=True):
+        self.layer, self.shows = torch.nn.Linear(3, 5), shows
+
+    def hidden(self, x):
+        return torch.tanh(self.layer(x))
 
     def __call__(self, x, t, condition):
-        self.hidden = torch.tanh(self.layer(x))
-        return self.hidden[:, :3] + x
+        hidden = self.hidden(x)
+        answer = hidden[:, :3] + x
+        return (answer, hidden) if self.shows else answer
 
     def wrapped(self, **given):
-        return Wrapped(self, RectifiedFlow(), (3,), Form.VELOCITY, **given)
+        return Wrapped(self, RectifiedFlow(), (3,), Form.VELOCITY, features=self.shows, **given)
 
 
-def test_a_wrapped_function_shows_features_and_takes_labels_only_if_it_was_given_them():
+def test_a_wrapped_function_has_features_and_classes_only_if_it_was_given_them():
+    plain, shows = Thinker(False).wrapped(), Thinker().wrapped()
+    asked = Thinker(False).wrapped(class_condition=TinyClasses().condition)
+    every = (plain, shows, asked)
+    assert [isinstance(model, FeatureDenoiser) for model in every] == [False, True, False]
+    assert [isinstance(model, ClassConditional) for model in every] == [False, False, True]
+    counted = [isinstance(Counted(model), FeatureDenoiser) for model in (plain, shows)]
+    assert counted == [False, True]
+    assert all(isinstance(model, Denoiser) for model in every)
+
+
+def test_features_of_a_wrapped_function_come_with_the_answer_and_without_gradient():
     thinker = Thinker()
-    plain, shows = thinker.wrapped(), thinker.wrapped(features=lambda: thinker.hidden)
-    asked = thinker.wrapped(labelled=TinyClasses().condition)
-    assert [isinstance(model, Revealing) for model in (plain, shows, asked)] == [False, True, False]
-    assert [isinstance(model, Labelled) for model in (plain, shows, asked)] == [False, False, True]
-    assert [isinstance(Counted(model), Revealing) for model in (plain, shows)] == [False, True]
-    assert all(isinstance(model, Denoiser) for model in (plain, shows, asked))
-
-
-def test_the_features_of_a_wrapped_function_are_those_of_its_latest_call_without_gradient():
-    thinker = Thinker()
-    model = thinker.wrapped(features=lambda: thinker.hidden)
-    model(seeded(4, 3, dtype=torch.float32), torch.ones(4))
-    assert torch.equal(model.bottleneck(), thinker.hidden) and not model.bottleneck().requires_grad
+    model, x = thinker.wrapped(), seeded(4, 3, dtype=torch.float32)
+    answer, features = model.with_features(x, torch.ones(4), UNCONDITIONAL)
+    assert torch.equal(features, thinker.hidden(x)) and not features.requires_grad
+    assert torch.equal(answer, model(x, torch.ones(4)))
+    odd = Wrapped(lambda x, t, c: (x, torch.zeros(4, 2, 7)), EDM(), (3,), "noise", features=True)
     with pytest.raises(ValueError) as error:
-        thinker.wrapped(features=lambda: torch.zeros(4, 2, 7)).bottleneck()
-    assert sentence(error) == "features must give (batch, size), got (4, 2, 7)"
+        odd.with_features(x, torch.ones(4), UNCONDITIONAL)
+    assert sentence(error) == "features must be (batch, size), got (4, 2, 7)"
+    with pytest.raises(TypeError, match=r"function must return a pair of tensors"):
+        Wrapped(lambda x, t, c: x, EDM(), (3,), "noise", features=True)(x, torch.ones(4))
 
 
 def test_amed_reads_the_features_of_a_wrapped_function(tmp_path):
     thinker = Thinker()
     thinker.layer.requires_grad_(False)
-    model = thinker.wrapped(features=lambda: thinker.hidden)
+    model = thinker.wrapped()
     teacher = heuristic(model, solver="euler", grid="uniform", steps=12)
     data = gather(list(endpoint_batches(model, teacher, range(24))))
     fit = Recipe(iterations=2, batch=8, holdout=8, lr=0.1)
@@ -303,21 +313,25 @@ def test_amed_reads_the_features_of_a_wrapped_function(tmp_path):
     with torch.no_grad():
         sampler.policy.head.weight.fill_(0.5)  # as after more training: the features decide
         drawn = sampler(model, data.noise)
-        blind = thinker.wrapped(features=lambda: torch.zeros_like(thinker.hidden))
+        blind = Wrapped(
+            lambda x, t, c: (thinker(x, t, c)[0], torch.zeros(len(x), 5)),
+            RectifiedFlow(),
+            (3,),
+            Form.VELOCITY,
+            features=True,
+        )
         assert float((sampler(blind, data.noise) - drawn).abs().max()) > 1e-4
     artifact.save(sampler, tmp_path)
     with torch.no_grad():
         assert torch.equal(artifact.load(tmp_path)(model, data.noise), drawn)
-    with pytest.raises(
-        ValueError, match=r"needs a denoiser with bottleneck\(\), which 'wrapped' lacks"
-    ):
-        sampler(thinker.wrapped(), data.noise)
+    with pytest.raises(ValueError, match=r"with_features\(\), which this policy reads and 'wrapped'"):
+        sampler(Thinker(False).wrapped(), data.noise)
 
 
 def test_a_wrapped_function_of_classes_is_asked_for_labels_as_a_model_family_is():
     tiny = TinyClasses()
     parts = (tiny, tiny.schedule, tiny.shape, tiny.native)
-    model = Asked(Wrapped(*parts, condition=tiny.condition, labelled=tiny.condition), [3, 5])
+    model = Asked(Wrapped(*parts, condition=tiny.condition, class_condition=tiny.condition), [3, 5])
     assert model.condition([0, 1, 2]).inputs["label"].tolist() == [3, 5, 3]
     with pytest.raises(ValueError) as error:
         Asked(Wrapped(*parts, condition=tiny.condition), [3])

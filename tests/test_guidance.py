@@ -19,9 +19,9 @@ from indis import (
     gather,
     prior,
 )
-from indis.denoise import Labelled, Revealing, device_of
+from indis.denoise import ClassConditional, FeatureDenoiser, device_of
 from indis.losses import mse
-from indis.models.fashion import class_condition
+from indis.models import fashion
 from indis.noise import EDM
 from indis.tuning import Recipe
 from problems import seeded
@@ -33,11 +33,11 @@ X, T = seeded(4, *TINY.shape, seed=1), torch.tensor([0.1, 1.0, 5.0, 40.0], dtype
 
 
 def without(condition):
-    return class_condition(torch.full((len(condition.features),), 10))
+    return fashion.class_condition(torch.full((len(condition.features),), 10))
 
 
 def labelled(labels):
-    return class_condition(torch.tensor(labels))
+    return fashion.class_condition(torch.tensor(labels))
 
 
 def guided(scale, inner=TINY):
@@ -94,38 +94,35 @@ def test_it_says_whose_and_how_strongly_and_where():
     assert len({model.fingerprint, *(other.fingerprint for other in others)}) == 4
     assert guided(2.0).fingerprint == model.fingerprint
     assert (model.schedule, model.shape, model.native) == (TINY.schedule, TINY.shape, TINY.native)
-    assert device_of(model) == torch.device("cpu") and not isinstance(model, Revealing)
+    assert device_of(model) == torch.device("cpu") and not isinstance(model, FeatureDenoiser)
 
 
 def test_it_can_be_asked_for_the_classes_that_the_model_has():
-    inner = Wrapped(TINY, EDM(), TINY.shape, "noise", condition=TINY.condition, labelled=labelled)
+    inner = Wrapped(TINY, EDM(), TINY.shape, "noise", condition=TINY.condition, class_condition=labelled)
     for model in (Guided(inner, 2.0, without), Counted(inner)):
-        assert isinstance(model, Labelled) and torch.equal(
-            model.labelled([3, 1]).features, labelled([3, 1]).features
+        assert isinstance(model, ClassConditional) and torch.equal(
+            model.class_condition([3, 1]).features, labelled([3, 1]).features
         )
-    assert not isinstance(guided(2.0), Labelled)
+    assert not isinstance(guided(2.0), ClassConditional)
 
 
-def test_a_bottleneck_is_that_of_the_half_with_condition():
-    seen = []
-
+def test_features_are_those_of_the_half_with_condition():
     def answer(x, t, condition):
-        seen.append(condition.inputs["label"].double()[:, None])
-        return TINY(x, t, condition)
+        return TINY(x, t, condition), condition.inputs["label"].double()[:, None]
 
-    inner = Wrapped(
-        answer, EDM(), TINY.shape, "noise", condition=TINY.condition, features=lambda: seen[-1]
-    )
+    inner = Wrapped(answer, EDM(), TINY.shape, "noise", condition=TINY.condition, features=True)
     model = guided(2.0, inner)
-    model(X, T, ASKED)
-    assert isinstance(model, Revealing) and model.bottleneck().flatten().tolist() == [0, 1, 2, 3]
+    assert isinstance(model, FeatureDenoiser)
+    guided_answer, features = model.with_features(X, T, ASKED)
+    assert features.flatten().tolist() == [0, 1, 2, 3]
+    assert torch.equal(guided_answer, model(X, T, ASKED))
 
 
 @pytest.mark.parametrize(
     ("none", "condition"),
     [
         (lambda c: UNCONDITIONAL, ASKED),
-        (lambda c: class_condition(torch.tensor([10])), ASKED),
+        (lambda c: fashion.class_condition(torch.tensor([10])), ASKED),
         (lambda c: UNCONDITIONAL, UNCONDITIONAL),
         (lambda c: Condition({"text": c.inputs["label"]}), ASKED),
     ],
@@ -147,12 +144,12 @@ def test_the_model_that_ships_is_guided_away_from_no_class():
     from indis import models
 
     model = models.load("fashion")
-    strong = Guided(model, 3.0, lambda c: model.labelled([10] * len(c.features)))
+    strong = Guided(model, 3.0, lambda c: model.class_condition([10] * len(c.features)))
     x, t = (
         prior(model.schedule, seeded(3, *model.shape, seed=2, dtype=torch.float32)),
         torch.full((3,), 80.0),
     )
-    plain, none = (model(x, t, model.labelled(labels)) for labels in ([0, 1, 2], [10] * 3))
+    plain, none = (model(x, t, model.class_condition(labels)) for labels in ([0, 1, 2], [10] * 3))
     torch.testing.assert_close(
-        strong(x, t, model.labelled([0, 1, 2])), none + 3 * (plain - none), rtol=1e-3, atol=1e-4
+        strong(x, t, model.class_condition([0, 1, 2])), none + 3 * (plain - none), rtol=1e-3, atol=1e-4
     )

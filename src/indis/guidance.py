@@ -16,7 +16,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from indis.denoise import Condition, Denoiser, DenoiserWrapper, Revealing, to_device_of
+from indis.denoise import Condition, Denoiser, DenoiserWrapper, FeatureDenoiser, to_device_of
 from indis.storage import digest
 
 
@@ -41,8 +41,6 @@ class Guided(DenoiserWrapper):
         super().__init__(denoiser)
         self.scale, self.without = scale, without
         self.name = f"{denoiser.name}, guided"
-        if isinstance(denoiser, Revealing):
-            self.bottleneck = self._bottleneck
 
     @property
     def fingerprint(self) -> str:
@@ -61,10 +59,13 @@ class Guided(DenoiserWrapper):
         given, none = self.inner(torch.cat([x, x]), torch.cat([t, t]), both).chunk(2)
         return none + self.scale * (given - none)
 
-    def _bottleneck(self) -> Tensor:
-        """Of the half with condition."""
-        assert isinstance(self.inner, Revealing)
-        return self.inner.bottleneck().chunk(2)[0]
+    def _with_features(self, x: Tensor, t: Tensor, condition: Condition) -> tuple[Tensor, Tensor]:
+        """The guided answer, and the features of the half with condition."""
+        assert isinstance(self.inner, FeatureDenoiser)
+        both = _side_by_side(condition, to_device_of(self.without(condition), self.inner))
+        answers, features = self.inner.with_features(torch.cat([x, x]), torch.cat([t, t]), both)
+        given, none = answers.chunk(2)
+        return none + self.scale * (given - none), features.chunk(2)[0]
 
 
 def _side_by_side(given: Condition, none: Condition) -> Condition:

@@ -9,9 +9,10 @@ which casts a coefficient to the sample's dtype.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,9 +22,9 @@ TIME_DTYPE = torch.float64
 
 
 def broadcast(coefficient: Tensor, x: Tensor) -> Tensor:
-    """Give a per-sample coefficient ``(grid,)`` the dtype and the trailing axes of ``x`` ``(batch,
-    *shape)``.
-    """
+    """Give coefficients ``(grid,)`` the dtype, device and number of axes of ``x`` ``(batch, ...)``."""
+    if x.device.type != "cpu":  # first the dtype: some devices have no float64
+        coefficient = coefficient.to(x.dtype).to(x.device)
     return coefficient.to(x.dtype).reshape(-1, *[1] * (x.ndim - 1))
 
 
@@ -59,15 +60,21 @@ def gauss_legendre(points: int) -> tuple[Tensor, Tensor]:
 
 
 def lagrange(nodes: list[Tensor], at: Tensor) -> list[Tensor]:
-    """The Lagrange basis polynomials of ``nodes`` (each ``(grid,)``) evaluated at ``at`` ``(grid,
-    points)``.
+    """Evaluate the Lagrange basis polynomials of ``nodes`` at points.
+
+    Args:
+        nodes: Tensors of the same shape ``(...)``.
+        at: Points ``(..., points)``.
+
+    Returns:
+        One tensor ``(..., points)`` for each node.
     """
     basis = []
     for j, own in enumerate(nodes):
         value = torch.ones_like(at)
         for i, other in enumerate(nodes):
             if i != j:
-                value = value * (at - other[:, None]) / (own - other)[:, None]
+                value = value * (at - other[..., None]) / (own - other)[..., None]
         basis.append(value)
     return basis
 
@@ -79,37 +86,51 @@ def integrate_lagrange(
     density: Tensor | None = None,
     points: int = 16,
 ) -> list[Tensor]:
-    r"""Integrals :math:`\int_{start}^{stop} \ell_j(u) \rho(u) du` of the Lagrange basis, by
-    Gauss-Legendre quadrature.
+    r"""Integrate the Lagrange basis, :math:`\int_{start}^{stop} \ell_j(u) \rho(u) du`.
 
-    ``nodes`` are ``(grid,)`` tensors, ``density`` holds :math:`\rho` at :func:`quadrature_points`
-    of the same interval (one for a plain integral). Sixteen points are exact for every polynomial
-    of degree below 32, need no linear solve and stay differentiable in the nodes and in both ends.
+    Gauss-Legendre quadrature with 16 points is exact for every polynomial of degree below 32. It
+    needs no linear solve and stays differentiable in the nodes and in both ends.
+
+    Args:
+        nodes: Tensors of the same shape ``(...)``.
+        start: Lower ends ``(...)``.
+        stop: Upper ends ``(...)``.
+        density: :math:`\rho` at :func:`quadrature_points` of the same interval; one if absent.
+        points: Points of the quadrature.
+
+    Returns:
+        One tensor ``(...)`` for each node.
     """
     at, weights = quadrature_points(start, stop, points)
     return weigh_lagrange(nodes, at, weights if density is None else weights * density)
 
 
 def weigh_lagrange(nodes: list[Tensor], at: Tensor, mass: Tensor) -> list[Tensor]:
-    """Sums of the Lagrange basis over points ``at`` with weights ``mass``, each ``(grid,
-    points)``.
-    """
+    """Sum the Lagrange basis over points ``at`` with weights ``mass``, each ``(..., points)``."""
     return [(value * mass).sum(-1) for value in lagrange(nodes, at)]
 
 
 def quadrature_points(
     start: Tensor, stop: Tensor, points: int = 16, panels: int = 1
 ) -> tuple[Tensor, Tensor]:
-    """Quadrature nodes and (signed) weights on ``[start, stop]``, each ``(grid, panels * points)``.
+    """Return quadrature nodes and signed weights on ``[start, stop]``.
 
-    With several ``panels`` of equal width an integrand may have a singularity near the interval.
+    Args:
+        start: Lower ends ``(...)``.
+        stop: Upper ends ``(...)``.
+        points: Points a panel.
+        panels: Panels of equal width. With several an integrand may have a singularity near the
+            interval.
+
+    Returns:
+        Nodes and weights, each ``(..., panels * points)``.
     """
-    unit, weights = (v.to(start.device) for v in gauss_legendre(points))
+    unit, weights = gauss_legendre(points)
     if panels > 1:
-        unit = ((torch.arange(panels, device=unit.device)[:, None] + unit) / panels).flatten()
+        unit = ((torch.arange(panels)[:, None] + unit) / panels).flatten()
         weights = (weights / panels).repeat(panels)
-    width = (stop - start)[:, None]
-    return start[:, None] + width * unit, width * weights
+    width = (stop - start)[..., None]
+    return start[..., None] + width * unit, width * weights
 
 
 def phi(order: int, z: Tensor) -> Tensor:
@@ -123,3 +144,72 @@ def phi(order: int, z: Tensor) -> Tensor:
     s, weights = (v.to(z.device) for v in gauss_legendre(24))
     kernel = ((1 - s) * z[..., None]).exp() * s ** (order - 1) / math.factorial(order - 1)
     return (kernel * weights).sum(-1)
+
+
+Scalar = float | Tensor  # a coefficient shared by the batch, or one a sample: (grid, 1, ..., 1)
+
+
+def scalars_for(columns: Tensor, like: Tensor) -> Any:
+    """Turn coefficients into factors of samples, cast and moved once.
+
+    Args:
+        columns: Coefficients ``(grid, n)`` or ``(grid, n, m)``, float64 on the CPU.
+        like: Samples ``(batch, *shape)``.
+
+    Returns:
+        A list of n scalars, or of n lists of m. Coefficients that the batch shares and that carry
+        no gradient become Python numbers, which cost no tensor operation.
+    """
+    if len(columns) == 1 and not columns.requires_grad:
+        return columns[0].tolist()
+    moved = columns.to(like.device, like.dtype)
+    moved = moved.reshape(*moved.shape, *[1] * (like.ndim - 1))
+    if columns.ndim == 2:
+        return list(moved.unbind(1))
+    return [list(step.unbind(1)) for step in moved.unbind(1)]
+
+
+def scaled(scale: Scalar | None, x: Tensor) -> Tensor:
+    """Return ``scale`` times ``x``; None and exactly 1 leave ``x`` as it is."""
+    if scale is None or (isinstance(scale, float) and scale == 1):
+        return x
+    return scale * x
+
+
+def weighted_sum(
+    weights: Sequence[Scalar], values: Iterable[Tensor], added: Tensor | None = None
+) -> Tensor:
+    """Return sum_j w_j v_j plus ``added``, in as few passes over the samples as there are terms.
+
+    Args:
+        weights: Scalars, one for each value or more: those without a value do not count.
+        values: Tensors ``(batch, *shape)``, the first of which is the state.
+        added: A further term ``(batch, *shape)``.
+
+    Returns:
+        The sum in the dtype of the state.
+    """
+    total, own = None, False  # own: no one else holds this tensor, so it may be changed in place
+    for weight, value in zip(weights, values, strict=False):
+        if isinstance(weight, float):
+            if weight == 0 and total is not None:
+                continue
+            if total is None:
+                total, own = (value, False) if weight == 1 else (value * weight, True)
+            elif own:
+                total = total.add_(value, alpha=weight)
+            else:
+                total, own = torch.add(total, value, alpha=weight), True
+        elif total is None:
+            total, own = value * weight, True
+        else:
+            total = torch.addcmul(total, value.to(total.dtype), weight)
+    assert total is not None
+    return total if added is None else total + added
+
+
+def to_sample_device(times: Tensor, like: Tensor) -> Tensor:
+    """Move times to the device of samples; float32 where that has no float64 (MPS)."""
+    if like.device.type == "mps":
+        times = times.float()
+    return times.to(like.device)

@@ -47,7 +47,7 @@ def _own_gradients(
         own.free.data.copy_(policy.scale * policy.free)
     copies = to_device_of(Sampler(own, sampler.solver, sampler.analytic_first), denoiser)
     data, loss = to_device_of(data, denoiser), to_device_of(loss, denoiser)
-    student = copies(denoiser, data.noise, data.condition, checkpoint=checkpoint)
+    student = copies(denoiser, data.noise, data.condition, recompute=checkpoint)
     loss(denoiser.decode(student), denoiser.decode(data.target)).sum().backward(inputs=[own.free])
     assert own.free.grad is not None
     return own.free.grad

@@ -173,7 +173,7 @@ class Tuning(ABC):
             part.noise,
             part.condition,
             index=index,
-            checkpoint=self.config.checkpoint,
+            recompute=self.config.checkpoint,
         )
         losses = self.loss(self.denoiser.decode(student), self.denoiser.decode(part.target))
         if tuple(losses.shape) != (len(student),):

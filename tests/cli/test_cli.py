@@ -91,10 +91,10 @@ def test_labels_are_taken_in_turn_by_the_seeds(indis, work):
     sampler = heuristic(model, solver="ipndm:3", grid="uniform", steps=1)
     noise = noise_from_seeds([7, 8, 9], model.shape)
     torch.testing.assert_close(
-        two, sampler(model, noise, model.labelled([5, 3, 5])), rtol=0, atol=1e-5
+        two, sampler(model, noise, model.class_condition([5, 3, 5])), rtol=0, atol=1e-5
     )
     torch.testing.assert_close(
-        own, sampler(model, noise, model.labelled([7, 8, 9])), rtol=0, atol=1e-5
+        own, sampler(model, noise, model.class_condition([7, 8, 9])), rtol=0, atol=1e-5
     )
     torch.testing.assert_close(two[::2], one[::2], rtol=0, atol=1e-5)
     assert (two[1] - one[1]).abs().max() > 0.1

@@ -21,7 +21,7 @@ from indis import (
 from indis.methods import EPD, METHODS, AdaSDE
 from indis.plan import Churn
 from indis.policies.churn import Churned, fresh_noise
-from indis.solvers.loop import inflate
+from indis.solvers.stepper import inflate
 from methods.published import SCHEDULE, fill, first_slope, problem, slope
 from problems import Gaussian, seeded
 from small_cases import sentence

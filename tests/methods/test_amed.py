@@ -20,22 +20,16 @@ NOISE = seeded(4, 3, seed=9)
 
 
 class Thinking(Gaussian):
-    """A Gaussian's denoiser with a bottleneck of its own: a function of the state, times
-    ``mood``."""
+    """A Gaussian's denoiser with features of its own: a function of the state, times ``mood``."""
 
     def __init__(self, native=Form.NOISE, mood=1.0):
         super().__init__(SCHEDULE, native)
-        self.mood, self.thought, self.reads = mood, None, 0
+        self.mood, self.reads = mood, 0
 
-    def __call__(self, x, t, condition):
-        self.thought = self.mood * torch.stack(
-            [x.detach().sum(1), t.expand(len(x)).to(x.dtype)], dim=1
-        )
-        return super().__call__(x, t, condition)
-
-    def bottleneck(self):
+    def with_features(self, x, t, condition):
         self.reads += 1
-        return self.thought
+        thought = [x.detach().sum(1), t.expand(len(x)).to(x.dtype)]
+        return self(x, t, condition), self.mood * torch.stack(thought, dim=1)
 
 
 def learned(config, denoiser=None, seed=4):
@@ -188,7 +182,7 @@ def test_reading_the_features_costs_no_call():
 
 def test_a_denoiser_without_a_bottleneck_is_told_what_would_do():
     for attempt in (AMED().untrained, lambda denoiser: learned(AMED())(denoiser, NOISE)):
-        with pytest.raises(ValueError, match="bottleneck.*features='answer'") as error:
+        with pytest.raises(ValueError, match="with_features") as error:
             attempt(problem())
         sentence(error)
 
@@ -307,7 +301,7 @@ def test_checkpointing_a_network_with_a_bottleneck_changes_neither_values_nor_gr
     sampler, results = learned(AMED(steps=2, analytic_first=False), model), []
     for checkpoint in (False, True):
         sampler.policy.zero_grad()
-        end = sampler(model, noise, condition, checkpoint=checkpoint)
+        end = sampler(model, noise, condition, recompute=checkpoint)
         end.square().mean().backward()
         results.append([end.detach(), *(p.grad.clone() for p in sampler.policy.parameters())])
     for plain, recomputed in zip(*results, strict=True):

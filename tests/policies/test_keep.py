@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from indis import INDIS, IPNDM, UNCONDITIONAL, Euler, Fixed, Heun, Sampler, grids, solve
-from indis.denoise import Form, Wrapped, convert, held, told
+from indis.denoise import Form, Wrapped, convert
+from indis.forms import shift_scales
 from indis.noise import EDM, LinearVP, RectifiedFlow
 from indis.plan import Bounds, Discretization
 from indis.policies import ClosedLoop, Global
@@ -123,19 +124,17 @@ def test_a_closed_loop_sees_and_uses_what_was_meant_at_the_time_that_was_told(
 
 
 @pytest.mark.parametrize("native", Form)
-def test_nothing_is_told_nor_held_without_a_shift(native):
+def test_input_and_output_keep_their_scale_without_a_shift(native):
     tau = torch.tensor([0.3, 0.7], dtype=torch.float64)
     for schedule in (EDM(), FLOW, VP):
-        for factor in (told, held):
-            assert torch.equal(
-                factor(schedule, native, tau, torch.zeros_like(tau)), torch.ones_like(tau)
-            )
+        for scale in shift_scales(schedule, native, tau, torch.zeros_like(tau)):
+            assert torch.equal(scale, torch.ones_like(tau))
 
 
 @pytest.mark.parametrize(("schedule", "native"), CASES[:4])
 def test_states_of_edm_and_of_flows_are_shown_as_they_are(schedule, native):
     tau = torch.linspace(schedule.t_min, 0.9, 50, dtype=torch.float64)
-    assert torch.equal(told(schedule, native, tau, tau / 30), torch.ones_like(tau))
+    assert torch.equal(shift_scales(schedule, native, tau, tau / 30)[0], torch.ones_like(tau))
 
 
 def test_the_method_keeps_the_data_unless_it_is_told_to_keep_the_answer():

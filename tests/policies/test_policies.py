@@ -292,14 +292,14 @@ def test_noise_of_the_wrong_shape_is_refused(shape):
 def test_gradients_reach_every_parameter_but_those_behind_the_zero_layer_at_the_start(checkpoint):
     noise = seeded(4, 3, seed=6)
     untrained = policy_for("instance", PROBLEM, 3)
-    Sampler(untrained, IPNDM(3))(PROBLEM, noise, checkpoint=checkpoint).square().sum().backward()
+    Sampler(untrained, IPNDM(3))(PROBLEM, noise, recompute=checkpoint).square().sum().backward()
     reached = (untrained.head.weight.grad != 0).any(1)
     # Corrections of older weights in steps 0 (two) and 1 (one) have no answers to weigh.
     assert int((~reached).sum()) == 3
     assert torch.equal(untrained.head.bias.grad != 0, reached)
     assert float(untrained.mix.weight.grad.abs().max()) == 0
     moved = instance()
-    Sampler(moved, IPNDM(3))(PROBLEM, noise, checkpoint=checkpoint).square().sum().backward()
+    Sampler(moved, IPNDM(3))(PROBLEM, noise, recompute=checkpoint).square().sum().backward()
     assert all(float(p.grad.abs().max()) > 0 for p in moved.parameters())
 
 

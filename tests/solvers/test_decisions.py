@@ -23,7 +23,8 @@ from indis import (
     grids,
     solve,
 )
-from indis.solvers.solver import first_order
+from indis.solvers import step_coefficients
+from indis.solvers.base import first_order
 from problems import Bumpy, seeded
 from solvers.cases import PROBLEMS, SOLVERS, each_solver, plan_for
 
@@ -32,7 +33,7 @@ class Careful:
     """A closed-loop plan: the larger the answer, the shorter the step, by a factor that is
     learned."""
 
-    keep = "answer"
+    keep, to_zero, needs_features = "answer", False, False
 
     def __init__(self, problem: Bumpy, steps: int, care: Tensor) -> None:
         self.schedule, self.steps, self.care = problem.schedule, steps, care
@@ -41,7 +42,7 @@ class Careful:
     def start(self) -> tuple[Tensor, Tensor]:
         return self.nodes[0], torch.zeros(1, dtype=torch.float64)
 
-    def decide(self, k: int, x: Tensor, answer: Tensor) -> Decision:
+    def decide(self, k, x, answer, features=None):
         size = answer.flatten(1).square().mean(1).sqrt().to(torch.float64)
         fraction = torch.exp(-self.care * size) / (self.steps - k)
         tau = self.nodes[-1] + fraction * (self.schedule.t_min - self.nodes[-1])
@@ -75,7 +76,7 @@ def test_gradients_flow_through_a_closed_loop(solver):
 
 def test_a_stretch_multiplies_a_steps_weights_and_none_of_the_answers_that_are_kept():
     class Stretched(Discretization):
-        def decide(self, k: int, x: Tensor, answer: Tensor) -> Decision:
+        def decide(self, k, x, answer, features=None):
             return replace(super().decide(k, x, answer), stretch=stretch[:, k])
 
     problem, solver, x = PROBLEMS["edm"], IPNDM(2), seeded(3, 2, seed=7)
@@ -112,7 +113,10 @@ def test_a_corrector_keeps_what_the_plan_decided_for_the_answers_before_it(order
             )
             older = sum(corrected[:, [j]] * answers[j + 1] for j in range(corrected.shape[1]))
             x = step.carry[:, None] * start + step.correct[:, [0]] * answers[0] + older
-        start, step = x, solver.coefficients(problem.schedule, Form.DATA, plan.tau[:, : k + 2], 4)
+        start, step = (
+            x,
+            step_coefficients(solver, problem.schedule, Form.DATA, plan.tau[:, : k + 2], 4),
+        )
         weights = step.predict + step.unit[:, None] * plan.weights[:, k, : step.predict.shape[1]]
         x = step.carry[:, None] * start + sum(
             weights[:, [j]] * answers[j] for j in range(weights.shape[1])
@@ -135,13 +139,13 @@ def test_what_is_added_moves_the_step_as_if_so_much_more_were_denoised(solver, s
     known, extra = seeded(3, 2, seed=1), seeded(3, 2, seed=2)
 
     class Adding(Discretization):
-        def decide(self, k: int, x: Tensor, answer: Tensor) -> Decision:
-            return replace(super().decide(k, x, answer), extra=(k + 1) * extra)
+        def decide(self, k, x, answer, features=None):
+            return replace(super().decide(k, x, answer), correction=(k + 1) * extra)
 
     def constant(x: Tensor, t: Tensor, condition: Condition) -> Tensor:
         return convert(known, Form.DATA, form, x=x, schedule=schedule, t=t)
 
-    steps = 3 if solver.form(form) is Form.DATA else 1
+    steps = 3 if solver.form(form, schedule) is Form.DATA else 1
     tau, x = grids.log_snr(schedule, steps), seeded(3, 2, seed=3)
     end = solve(Wrapped(constant, schedule, (2,), form), x, Adding.plain(tau), solver)
     for k in range(steps):
@@ -161,13 +165,13 @@ def test_heun_asks_where_what_is_added_has_led_and_adds_it_to_the_corrected_step
     known, extra, x = seeded(3, 2, seed=1), seeded(3, 2, seed=2), seeded(3, 2, seed=3)
 
     class Adding(Discretization):
-        def decide(self, k: int, x: Tensor, answer: Tensor) -> Decision:
-            return replace(super().decide(k, x, answer), extra=extra)
+        def decide(self, k, x, answer, features=None):
+            return replace(super().decide(k, x, answer), correction=extra)
 
     def constant(x: Tensor, t: Tensor, condition: Condition) -> Tensor:
         return convert(known, Form.DATA, native, x=x, schedule=schedule, t=t)
 
-    tau, form = grids.log_snr(schedule, 1), Heun().form(native)
+    tau, form = grids.log_snr(schedule, 1), Heun().form(native, schedule)
     carry, unit = first_order(schedule, form, tau)
     (alpha, then), (sigma, sigma_then) = schedule.alpha(tau[0]), schedule.sigma(tau[0])
     added = (then - alpha * sigma_then / sigma) * extra

@@ -23,6 +23,7 @@ from indis import (
 )
 from indis.grids import VPClock, ratio
 from indis.numerics import integrate_lagrange, quadrature_points
+from indis.solvers import step_coefficients
 from problems import Gaussian
 
 STEPS = 6
@@ -33,7 +34,7 @@ both = pytest.mark.parametrize("kind", [AdamsBashforth, DEIS])
 def weights(solver, k):
     """Those of step k on EDM's grid, where the scale is 1 and the clock of the noise form is the
     time."""
-    return solver.coefficients(EDM(0.05, 10.0), Form.NOISE, TAU[:, : k + 2], STEPS).predict[0]
+    return step_coefficients(solver, EDM(0.05, 10.0), Form.NOISE, TAU[:, : k + 2], STEPS).predict[0]
 
 
 @both

@@ -32,9 +32,9 @@ from indis import (
 )
 from indis.grids import VPClock
 from indis.numerics import broadcast, integrate_lagrange, phi, quadrature_points
-from indis.solvers import SOLVERS, Midpoint
+from indis.solvers import SOLVERS, Midpoint, step_coefficients
 from indis.solvers.adams import EVEN_WEIGHTS
-from indis.solvers.solver import first_order
+from indis.solvers.base import first_order
 from problems import FORMS, Gaussian, seeded
 
 # Away from the ends where log-SNR or the slope of the ODE is infinite.
@@ -102,7 +102,7 @@ def error(problem: Gaussian, solver, grid, steps: int) -> float:
 def test_halving_the_step_divides_the_error_by_two_to_the_order(solver, low, high, name):
     # Solvers that work in one form whatever the native one are the same in all (see below), so one
     # form is enough.
-    for native in dict.fromkeys(solver.form(form) for form in FORMS):
+    for native in dict.fromkeys(solver.form(form, SCHEDULES[name]) for form in FORMS):
         problem = Gaussian(SCHEDULES[name], native)
         order = math.log2(
             error(problem, solver, grids.log_snr, 32) / error(problem, solver, grids.log_snr, 64)
@@ -220,7 +220,7 @@ def test_lagrange_integrals_take_a_density():
 @pytest.mark.parametrize("order", [1, 2, 3, 4])
 def test_adams_bashforth_weights_of_an_even_grid_are_the_textbook_ones(order):
     tau = torch.linspace(9, 2, 8, dtype=torch.float64)[None, : order + 1]
-    found = AdamsBashforth(order).coefficients(EDM(), Form.NOISE, tau, 7)
+    found = step_coefficients(AdamsBashforth(order), EDM(), Form.NOISE, tau, 7)
     expected = torch.tensor([EVEN_WEIGHTS[order]], dtype=torch.float64)
     torch.testing.assert_close(
         found.predict / found.unit[:, None], expected, rtol=1e-13, atol=1e-13
@@ -233,7 +233,7 @@ def test_adams_bashforth_weights_of_an_even_grid_are_the_textbook_ones(order):
 
 def test_adams_bashforth_weights_on_the_polynomial_grid_are_those_of_the_moment_equations():
     tau = grids.polynomial(EDM(), 5)[:, :4]
-    found = AdamsBashforth(3).coefficients(EDM(), Form.NOISE, tau, 5)
+    found = step_coefficients(AdamsBashforth(3), EDM(), Form.NOISE, tau, 5)
     past, start, stop = tau[0, :3].flip(0), tau[0, 2], tau[0, 3]
     degrees = torch.arange(3, dtype=torch.float64)
     moments = (stop ** (degrees + 1) - start ** (degrees + 1)) / (degrees + 1)
@@ -262,7 +262,7 @@ def test_unipc_3_integrates_data_that_are_polynomials_of_log_snr(name, variant):
     schedule = SCHEDULES[name]
     tau = grids.quadratic(schedule, 6)[:, 1:5]  # uneven in log-SNR
     level, sigma = schedule.log_snr(tau)[0], schedule.sigma(tau)[0]
-    found = UniPC(3, variant, False).coefficients(schedule, Form.DATA, tau, 6)
+    found = step_coefficients(UniPC(3, variant, False), schedule, Form.DATA, tau, 6)
     assert found.correct is not None
     newest_first = level[:-1].flip(0)
     for degree in range(4):
@@ -314,7 +314,7 @@ def test_weights_of_tiny_steps_sum_to_one_first_order_step(solver, gap):
     # Constant answers are integrated exactly however small the step; naive differences of phi would
     # lose digits.
     tau = torch.tensor([[1 + 3 * gap, 1 + 2 * gap, 1 + gap, 1]], dtype=torch.float64)
-    found = solver.coefficients(EDM(), solver.form(Form.NOISE), tau, 9)
+    found = step_coefficients(solver, EDM(), solver.form(Form.NOISE, EDM()), tau, 9)
     torch.testing.assert_close(found.predict.sum(1), found.unit, rtol=1e-8, atol=0)
     torch.testing.assert_close(
         found.unit.abs(), torch.tensor([gap], dtype=torch.float64), rtol=2 * gap, atol=0
@@ -343,7 +343,7 @@ def test_deis_integrates_widest_intervals_to_rounding(nodes, order):
     """Weights sum to the step; and a line in VP time is integrated to what fine sums in log sigma
     give."""
     schedule, tau = EDM(), torch.tensor([nodes], dtype=torch.float64)
-    step = DEIS(order).coefficients(schedule, Form.NOISE, tau, len(nodes) - 1)
+    step = step_coefficients(DEIS(order), schedule, Form.NOISE, tau, len(nodes) - 1)
     torch.testing.assert_close(step.predict.sum(1), step.unit, rtol=1e-11, atol=0)
     clock = VPClock.fit(schedule)
     past = clock.time(tau[0, :-1]).flip(0)[: step.predict.shape[1]]

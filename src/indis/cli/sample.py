@@ -13,7 +13,7 @@ from indis import artifact, models
 from indis.bench import budget
 from indis.bench.budget import BudgetSampler
 from indis.cli.console import WithModel, bar, emit, say, writable_file
-from indis.denoise import Counted, Denoiser, Labelled
+from indis.denoise import Counted, Denoiser, ClassConditional
 from indis.endpoints import check_seeds
 from indis.evaluate import Draw, sample_batches
 from indis.methods import heuristic
@@ -249,11 +249,11 @@ class Asked(Counted):
 
     def __init__(self, denoiser: Denoiser, labels: Sequence[int]) -> None:
         super().__init__(denoiser)
-        if not isinstance(denoiser, Labelled):
+        if not isinstance(denoiser, ClassConditional):
             raise ValueError(
                 f"label must be left out for {denoiser.name}, which has no classes, got {list(labels)}"
             )
-        labelled = denoiser.labelled
+        labelled = denoiser.class_condition
         labelled(list(labels))  # before any work
         self.condition = lambda seeds: labelled([labels[seed % len(labels)] for seed in seeds])
 

@@ -21,11 +21,11 @@ import torch
 
 from indis import grids, solvers
 from indis.checks import require_choice, require_least
-from indis.denoise import Denoiser, device_of, to_device_of
+from indis.denoise import Denoiser, FeatureDenoiser, to_device_of
 from indis.methods.two_stage import TwoStage
 from indis.numerics import seeded
 from indis.policies import MidpointPredictor
-from indis.policies.predictor import Features, pooled, revealing
+from indis.policies.predictor import Features, pooled
 from indis.sampler import Sampler
 from indis.solvers import DEIS, IPNDM, AdamsBashforth, DPMSolverPP, Euler, Midpoint, Solver
 from indis.tuning import Recipe
@@ -69,6 +69,7 @@ class AMED(TwoStage):
                 plugin=not isinstance(solver, Midpoint),
                 width=self.width,
             )
+        policy.analytic_first = self.analytic_first
         return Sampler(policy, solver, self.analytic_first)
 
     def _check_solver(self, solver: Solver) -> None:
@@ -94,14 +95,16 @@ class AMEDPlugin(AMED):
 
 def _feature_size(denoiser: Denoiser, features: Features) -> int:
     """How many features there are, from one call: a network tells only when it is asked."""
-    if features == "bottleneck":
-        revealing(denoiser)
     with torch.no_grad():
-        times = torch.full(
-            (1,), denoiser.schedule.t_max, dtype=torch.float64, device=device_of(denoiser)
-        )
-        still = torch.zeros(1, *denoiser.shape, device=times.device)
-        answer = denoiser(still, times, to_device_of(denoiser.condition([0]), denoiser))
-        return (pooled(answer) if features == "answer" else revealing(denoiser).bottleneck()).shape[
-            1
-        ]
+        times = torch.full((1,), denoiser.schedule.t_max, dtype=torch.float64)
+        still = torch.zeros(1, *denoiser.shape)
+        x, t = (to_device_of(v, denoiser) for v in (still, times))
+        condition = to_device_of(denoiser.condition([0]), denoiser)
+        if features == "answer":
+            return pooled(denoiser(x, t, condition)).shape[1]
+        if not isinstance(denoiser, FeatureDenoiser):
+            raise ValueError(
+                f"AMED needs a denoiser with with_features(), which {denoiser.name!r} lacks; "
+                "features='answer' does not"
+            )
+        return denoiser.with_features(x, t, condition)[1].shape[1]

@@ -45,7 +45,7 @@ from indis.methods.grid import GridMethod
 from indis.noise import NoiseSchedule, end_levels
 from indis.numerics import TIME_DTYPE, broadcast
 from indis.plan import Churn
-from indis.solvers.loop import inflate
+from indis.solvers.stepper import inflate
 
 # Noise over signal, paper, Table 3.
 TABLES = {

@@ -65,7 +65,7 @@ class DyWeight(Method):
             grids.named(self.grid)(schedule, self.steps),
             ipndm_rows(self.steps, solver.memory),
             schedule,
-            form=solver.form(denoiser.native),
+            form=solver.form(denoiser.native, denoiser.schedule),
             native=denoiser.native,
             tracking=self.tracking,
             analytic_first=self.analytic_first,

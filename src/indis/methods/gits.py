@@ -19,7 +19,7 @@ noise prediction under any schedule, x and t themselves for a rectified flow.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -32,9 +32,9 @@ from indis.losses import Loss
 from indis.methods.grid import GridMethod
 from indis.noise import prior
 from indis.numerics import broadcast
-from indis.plan import Decision, Discretization, Keep
+from indis.plan import Decision, Discretization, PlanWrapper
 from indis.solvers import Solver, solve
-from indis.solvers.solver import drift_form
+from indis.solvers.base import drift_form
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ def follow(denoiser: Denoiser, data: Endpoints, tau: Tensor, teacher: Solver) ->
     Raises:
         ValueError: if a state is not finite.
     """
-    schedule, form = denoiser.schedule, drift_form(denoiser.native)
+    schedule, form = denoiser.schedule, drift_form(denoiser.native, denoiser.schedule)
     record = _Record(Discretization.plain(tau))
     end = solve(denoiser, prior(schedule, data.noise), record, teacher, data.condition)
     states = torch.stack([*record.states, end])
@@ -147,29 +147,18 @@ def follow(denoiser: Denoiser, data: Endpoints, tau: Tensor, teacher: Solver) ->
     return Run(y.flatten(2), torch.stack(slopes).flatten(2), form.clock(schedule, tau[0]), end)
 
 
-@dataclass(frozen=True)
-class _Record:
-    """A plan that notes every state and the answer there, and decides as another plan."""
+class _Record(PlanWrapper):
+    """A plan that remembers every state and the answer there."""
 
-    inner: Discretization
-    states: list[Tensor] = field(default_factory=list)
-    answers: list[Tensor] = field(default_factory=list)
+    def __init__(self, inner: Discretization) -> None:
+        super().__init__(inner)
+        self.states: list[Tensor] = []
+        self.answers: list[Tensor] = []
 
-    @property
-    def steps(self) -> int:
-        return self.inner.steps
-
-    @property
-    def keep(self) -> Keep:
-        return self.inner.keep
-
-    def start(self) -> tuple[Tensor, Tensor]:
-        return self.inner.start()
-
-    def decide(self, k: int, x: Tensor, answer: Tensor) -> Decision:
+    def decide(self, k: int, x: Tensor, answer: Tensor, features: Tensor | None = None) -> Decision:
         self.states.append(x)
         self.answers.append(answer)
-        return self.inner.decide(k, x, answer)
+        return super().decide(k, x, answer, features)
 
 
 def cost_matrix(run: Run, metric: str) -> Tensor:

@@ -9,7 +9,6 @@ field                                  what it gives
 ``use_condition=False``                phi sees the noise alone
 ``keep="answer"``                      a shift changes the data prediction, as in Eq. 5
 ``weights=b``                          also corrects multistep weights by up to b
-``track=True``                         and its nodes lie where the weights lead, as in DyWeight
 ``look="first"``, ``look="every"``     decides after evaluations too (closed loop)
 =====================================  =======================================
 """
@@ -58,9 +57,6 @@ class INDIS(Method):
     gamma: float = 0.5  # largest change of the answer's scale, b of Eq. 6; 0 for none
     # largest correction of the multistep weights, not in the paper; 0 for none
     weights: float = 0.0
-    track: bool = (
-        False  # nodes follow the sums of the corrected weights, as in DyWeight; not in the paper
-    )
     # unit of a time shift: share of log-SNR, of the next interval, or time; None: what suits the
     # schedule
     shift: Shift | None = None
@@ -79,13 +75,6 @@ class INDIS(Method):
         require_least(self, probes=0, width=1, depth=1)
         if not 0 <= self.settle < 1:
             raise ValueError(f"settle must be in [0, 1), got {self.settle}")
-        if self.track and not (
-            self.weights and isinstance(solvers.named(self.solver), solvers.IPNDM)
-        ):
-            raise ValueError(
-                f"track must be False without weights on ipndm:1 ... ipndm:4, got weights {self.weights:g} on "
-                f"{self.solver!r}"
-            )
         chosen: dict[str, Any] = {
             "shift": self.shift or "relative",
             "domain": self.domain or "log_snr",
@@ -102,18 +91,12 @@ class INDIS(Method):
                 "look must be every or never with an analytic first step, whose answer says nothing new"
             )
 
-    @property
-    def freedoms(self) -> str:
-        """Also whether nodes follow the weights."""
-        return super().freedoms + ("+tracking" if self.track else "")
-
     def bounds(self, denoiser: Denoiser) -> Bounds:
         """The bounds in the terms of a denoiser's schedule."""
         given = {"shift": self.shift, "domain": self.domain}
         chosen = {name: value for name, value in given.items() if value is not None}
         sizes = {"dtau": self.dtau, "gamma": self.gamma, "weights": self.weights}
-        track = solvers.named(self.solver).form(denoiser.native).value if self.track else None
-        return Bounds.natural(denoiser.schedule, keep=self.keep, track=track, **sizes, **chosen)
+        return Bounds.natural(denoiser.schedule, keep=self.keep, **sizes, **chosen)
 
     def network(self, denoiser: Denoiser, order: int) -> dict[str, Any]:
         """What a phi for this denoiser is built from; ``order`` is how many multistep weights a

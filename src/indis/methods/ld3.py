@@ -128,7 +128,9 @@ class LD3(Method):
         domain = self.domain or ("log_snr" if isinstance(schedule, EDM) else "time")
         start = "log_snr" if self.grid == "uniform" and domain == "log_snr" else self.grid
         solver = solvers.named(self.solver)
-        keep: Keep = "data" if solver.form(denoiser.native) is Form.DATA else "answer"
+        keep: Keep = (
+            "data" if solver.form(denoiser.native, denoiser.schedule) is Form.DATA else "answer"
+        )
         policy = LD3Policy(
             grids.named(start)(schedule, self.steps), schedule, domain, self.win_rate, keep
         )

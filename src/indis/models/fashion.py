@@ -108,6 +108,10 @@ class Fashion:
         self.network.to(device)
         return self
 
+    def with_features(self, x: Tensor, t: Tensor, condition: Condition) -> tuple[Tensor, Tensor]:
+        """Return the answer and the bottleneck's features."""
+        return self(x, t, condition), self.bottleneck()
+
     def bottleneck(self) -> Tensor:
         """The latest output of the U-Net's middle block, averaged over its channels: ``(batch,
         49)``, a 7 x 7 map.
@@ -129,9 +133,9 @@ class Fashion:
 
     def condition(self, seeds: list[int]) -> Condition:
         """Class ``seed mod 10``: every run of ten consecutive seeds shows every class once."""
-        return self.labelled([seed % NO_LABEL for seed in seeds])
+        return self.class_condition([seed % NO_LABEL for seed in seeds])
 
-    def labelled(self, labels: list[int]) -> Condition:
+    def class_condition(self, labels: list[int]) -> Condition:
         """Classes 0 ... 9, or 10 for no label.
 
         Raises:

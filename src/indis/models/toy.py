@@ -428,6 +428,10 @@ class Toy:
         self._latest = (x / broadcast((alpha**2 + sigma**2).sqrt(), x)).detach(), mean.detach()
         return (x - mean) / broadcast(sigma, x)
 
+    def with_features(self, x: Tensor, t: Tensor, condition: Condition) -> tuple[Tensor, Tensor]:
+        """Return the answer and the bottleneck's features."""
+        return self(x, t, condition), self.bottleneck()
+
     def bottleneck(self) -> Tensor:
         """The latest call's state at unit variance and posterior mean ``(batch, 4)``: all that a
         network could know.

@@ -1,7 +1,7 @@
 """Policies: what turns (x_T, c) into a discretization."""
 
 from indis.policies.any_steps import AnySteps
-from indis.policies.base import Attentive, Fixed, Global, LogitPolicy, PerSample, Policy
+from indis.policies.base import Fixed, Global, LogitPolicy, PerSample, Policy
 from indis.policies.closed import ClosedLoop
 from indis.policies.instance import Instance
 from indis.policies.local import LocalLoop
@@ -12,7 +12,6 @@ from indis.policies.predictor import MidpointPredictor
 __all__ = [
     "POLICIES",
     "AnySteps",
-    "Attentive",
     "ClosedLoop",
     "Fixed",
     "Global",

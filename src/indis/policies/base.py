@@ -26,29 +26,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Any, Protocol, Self, runtime_checkable
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
-from indis.denoise import Denoiser, Form
 from indis.noise import SCHEDULES, NoiseSchedule
-from indis.numerics import restored
-from indis.plan import LOGIT_ROWS, Bounds, Discretization, Follow, Keep, Plan, from_logits
-from indis.policies.tracking import effective, stride
+from indis.plan import LOGIT_ROWS, Bounds, Discretization, Keep, Plan, from_logits
 from indis.storage import describe, rebuild
-
-
-@runtime_checkable
-class Attentive(Protocol):
-    """A closed-loop plan that reads more from the denoiser than its answers."""
-
-    def attach(self, denoiser: Denoiser, *, analytic_first: bool) -> None:
-        """Told before the first evaluation who is asked, and whether the first answer is analytic.
-
-        Raises:
-            ValueError: if the denoiser lacks what the plan reads.
-        """
 
 
 class Policy(nn.Module, ABC):
@@ -60,6 +45,20 @@ class Policy(nn.Module, ABC):
     """
 
     steps: int
+    to_zero: bool = False
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        # Buffers of times stay float64 on the CPU wherever the networks go (see indis.plan).
+        times = {id(buffer) for buffer in self.buffers() if buffer.dtype == torch.float64}
+        return super()._apply(lambda t: t if id(t) in times else fn(t), recurse)
+
+    def check_shape(self, shape: tuple[int, ...]) -> None:
+        """Raise ValueError if the policy cannot read samples of this shape."""
+        own = getattr(self, "shape", None)
+        if own is not None and tuple(own) != shape:
+            raise ValueError(
+                f"denoiser must have the shape of the sampler, {tuple(own)}, got {shape}"
+            )
 
     @abstractmethod
     def forward(
@@ -130,6 +129,10 @@ class Fixed(Policy):
         for name in ("tau", "dtau", "gamma", "weights", "stretch"):
             self.register_buffer(name, getattr(plan, name))
 
+    def check(self, schedule: NoiseSchedule) -> None:
+        """Raise ValueError if the plan does not fit a schedule."""
+        self.plan.check(schedule).check_start(schedule)
+
     @property
     def plan(self) -> Discretization:
         """The plan, whatever the sample."""
@@ -144,7 +147,8 @@ class Fixed(Policy):
     @classmethod
     def rebuild(cls, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Self:
         """A plan from its columns."""
-        return cls(Discretization(**tensors, keep=config["keep"]))
+        columns: dict[str, Any] = dict(tensors)
+        return cls(Discretization(**columns, keep=config["keep"]))
 
     def forward(
         self, noise: Tensor, features: Tensor | None = None, index: Tensor | None = None
@@ -217,7 +221,7 @@ class LogitPolicy(Policy):
         schedule: NoiseSchedule = rebuild(config["schedule"], SCHEDULES)
         shared = {
             "schedule": schedule,
-            "bounds": Bounds(**config["bounds"]),
+            "bounds": Bounds(**{k: v for k, v in config["bounds"].items() if k != "track"}),
             "order": config["order"],
         }
         policy = cls(base=tensors["base"], **shared, **cls._own(config, tensors))
@@ -233,31 +237,8 @@ class LogitPolicy(Policy):
 def discretize(
     logits: Tensor, base: Tensor, schedule: NoiseSchedule, bounds: Bounds, begun: int = 0
 ) -> Discretization:
-    """:func:`~indis.plan.from_logits`, whose nodes may follow the weights; ``begun`` steps are
-    behind.
-    """
-    return from_logits(logits, base, schedule, bounds, _follow(schedule, bounds, begun))
-
-
-def _follow(schedule: NoiseSchedule, bounds: Bounds, begun: int) -> Follow | None:
-    """What moves nodes to where corrected weights lead, if the bounds say so: a solver's own rows
-    sum to one.
-    """
-    if bounds.track is None:
-        return None
-    form = Form(bounds.track)
-
-    def follow(goals: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-        excess = weights.tril(begun).sum(2)  # step k has k + 1 answers
-        tau = effective(goals, 1 + excess, schedule, form)
-        # The way to the clock and back rounds; where nothing has moved, the last bit is restored,
-        # gradient kept.
-        still = (excess == 0).all(dim=1, keepdim=True)
-        tau = restored(tau, goals, still)
-        units = stride(goals, tau, schedule, form)
-        return tau, restored(units, torch.ones_like(units), still)
-
-    return follow
+    """Turn logits into a plan."""
+    return from_logits(logits, base, schedule, bounds)
 
 
 class Global(LogitPolicy):

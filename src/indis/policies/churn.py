@@ -48,6 +48,9 @@ class Churned:
         """The number of sub-steps."""
         return self.plan.steps
 
+    to_zero = False
+    needs_features = False
+
     @property
     def keep(self) -> Keep:
         """As the plan."""
@@ -57,7 +60,9 @@ class Churned:
         """As the plan: the start of sampling is noise already."""
         return self.plan.start()
 
-    def decide(self, k: int, x: Tensor, answer: Tensor) -> Decision:
+    def decide(
+        self, k: int, x: Tensor, answer: Tensor, features: Tensor | None = None
+    ) -> Decision:
         """As the plan, and after a whole step, unless it was the last, its churn."""
         decision = self.plan.decide(k, x, answer)
         step, rest = divmod(k + 1, self.every)

@@ -82,9 +82,7 @@ class ClosedLoop(Instance):
         place = self._place(k, tau, len(view)) if self.place is not None else None
         logits = self.read(view, features, place)
         base = restart(self.base, k, tau, self.schedule, self.bounds)
-        return discretize(
-            (self.scale * logits)[:, :, k:], base, self.schedule, self.bounds, begun=k
-        )
+        return discretize((self.scale * logits)[:, :, k:], base, self.schedule, self.bounds)
 
     def describe(self) -> dict[str, Any]:
         """Also what it looks at and when."""
@@ -108,7 +106,7 @@ class ClosedLoop(Instance):
         number = torch.zeros(batch, self.steps, dtype=behind.dtype, device=behind.device)
         number[:, k] = 1
         return self.place(
-            torch.cat([number, behind.expand(batch)[:, None]], dim=1).to(self.place.weight.dtype)
+            torch.cat([number, behind.expand(batch)[:, None]], dim=1).to(self.place.weight)
         )
 
 
@@ -120,6 +118,8 @@ class Looking:
     features: Tensor | None
     plan: Discretization | None = None
     begun: int = 0
+    to_zero = False
+    needs_features = False
 
     @property
     def steps(self) -> int:
@@ -136,7 +136,9 @@ class Looking:
         self.plan, self.begun = None, 0
         return self.policy.shared().start()
 
-    def decide(self, k: int, x: Tensor, answer: Tensor) -> Decision:
+    def decide(
+        self, k: int, x: Tensor, answer: Tensor, features: Tensor | None = None
+    ) -> Decision:
         """The first step of what is planned from here, or the next one of what was planned after
         the first look.
         """
@@ -148,9 +150,13 @@ class Looking:
             self.plan, self.begun = self.policy.rest(k, tau, view, self.features), k
         assert self.plan is not None
         decision = self.plan.decide(k - self.begun, x, answer)
-        return replace(decision, extra=self.extra(k, view)) if self.policy.corrects else decision
+        return (
+            replace(decision, correction=self.correction(k, view))
+            if self.policy.corrects
+            else decision
+        )
 
-    def extra(self, k: int, view: Tensor) -> Tensor | None:
+    def correction(self, k: int, view: Tensor) -> Tensor | None:
         """What step k adds to the denoised sample, given what is :func:`seen` at its start; of
         those that correct.
         """

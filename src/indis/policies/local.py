@@ -152,7 +152,7 @@ class _Correcting(Looking):
         self.data = []
         return super().start()
 
-    def extra(self, k: int, view: Tensor) -> Tensor | None:
+    def correction(self, k: int, view: Tensor) -> Tensor | None:
         """E_k; before anything could move there is nothing to weigh."""
         state, data = view.chunk(2, dim=1)
         self.data = [data, *self.data][: PAST + 1]

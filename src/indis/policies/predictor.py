@@ -23,7 +23,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from indis.denoise import Denoiser, Revealing
 from indis.noise import SCHEDULES, NoiseSchedule
 from indis.plan import Decision, Keep
 from indis.policies.base import Policy, shared_grid
@@ -33,19 +32,6 @@ from indis.storage import describe, rebuild
 Features = Literal["bottleneck", "answer"]
 CODE, EMBEDDING = 4, 8  # widths of the features' code and of a time's embedding, the paper's
 CELLS = 8  # pooled pictures are CELLS x CELLS, the paper's bottleneck
-
-
-def revealing(denoiser: Denoiser) -> Revealing:
-    """The denoiser, if it has a bottleneck to read.
-
-    Raises:
-        ValueError: if it has none.
-    """
-    if not isinstance(denoiser, Revealing):
-        raise ValueError(
-            f"AMED needs a denoiser with bottleneck(), which {denoiser.name!r} lacks; features='answer' does not"
-        )
-    return denoiser
 
 
 def pooled(answer: Tensor) -> Tensor:
@@ -67,6 +53,7 @@ class MidpointPredictor(Policy):
     """
 
     base: Tensor
+    analytic_first = False
 
     def __init__(
         self,
@@ -156,35 +143,29 @@ class Feedback:
     """
 
     keep: Keep = "data"  # as in the tables of indis.policies.midpoint
+    to_zero = False
 
     def __init__(self, policy: MidpointPredictor) -> None:
         self.policy, self.steps = policy, policy.steps
-        self.denoiser: Denoiser | None = None
-        self.analytic_first = False
+        self.needs_features = policy.features == "bottleneck"
         self.s_dir: Tensor | None = None  # of the midpoint under way
-
-    def attach(self, denoiser: Denoiser, *, analytic_first: bool) -> None:
-        """See :class:`~indis.policies.Attentive`."""
-        if self.policy.features == "bottleneck":
-            revealing(denoiser)
-        self.denoiser, self.analytic_first = denoiser, analytic_first
 
     def start(self) -> tuple[Tensor, Tensor]:
         """The first node, asked where it is."""
         first = self.policy.base[:, 0]
         return first, torch.zeros_like(first)
 
-    def decide(self, k: int, x: Tensor, answer: Tensor) -> Decision:
+    def decide(self, k: int, x: Tensor, answer: Tensor, features: Tensor | None = None) -> Decision:
         """A midpoint after the answer at a node, the next node after the answer at a midpoint."""
         step, inside = divmod(k, 2)
-        return self._finish(step) if inside else self._open(step, answer)
+        return self._finish(step) if inside else self._open(step, answer, features)
 
-    def _open(self, step: int, answer: Tensor) -> Decision:
+    def _open(self, step: int, answer: Tensor, features: Tensor | None) -> Decision:
         policy, (start, stop) = (
             self.policy,
             (self.policy.base[:, step], self.policy.base[:, step + 1]),
         )
-        r, s_dir, s_time = policy.predict(self._read(step, answer), start, stop)
+        r, s_dir, s_time = policy.predict(self._read(step, answer, features), start, stop)
         tau = between(policy.schedule, policy.bounds.domain, start, stop, r)
         dtau = noisier(policy.schedule, tau, s_time)
         self.s_dir = s_dir
@@ -198,14 +179,11 @@ class Feedback:
             return Decision(one, stop, none, stretch=self.s_dir)
         return Decision(one, stop, none, weights=(self.s_dir - 1)[:, None])
 
-    def _read(self, step: int, answer: Tensor) -> Tensor:
+    def _read(self, step: int, answer: Tensor, features: Tensor | None) -> Tensor:
         """Features ``(batch, size)``; zeros where no network was asked, as published."""
-        if self.analytic_first and step == 0:
+        if self.policy.analytic_first and step == 0:
             return torch.zeros(len(answer), self.policy.size, device=answer.device)
         if self.policy.features == "answer":
             return pooled(answer.detach())
-        if self.denoiser is None:
-            raise ValueError(
-                "a plan that reads the bottleneck must be attached to its denoiser; Sampler does it"
-            )
-        return revealing(self.denoiser).bottleneck()
+        assert features is not None
+        return features

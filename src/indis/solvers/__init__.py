@@ -8,11 +8,13 @@ from dataclasses import MISSING, fields
 from typing import Any
 
 from indis.solvers.adams import DEIS, IPNDM, AdamsBashforth, Euler
+from indis.solvers.base import Coefficients, Parallel, Solver
 from indis.solvers.dpmpp import DPMSolverPP
 from indis.solvers.heun import Heun
-from indis.solvers.loop import State, end, solve, trajectory
+from indis.solvers.loop import State, last, solve, trajectory
 from indis.solvers.midpoint import Midpoint
-from indis.solvers.solver import Coefficients, Parallel, Solver
+from indis.solvers.stepper import Stepper
+from indis.solvers.tableau import step_coefficients
 from indis.solvers.unipc import UniPC
 
 SOLVERS: dict[str, type] = {
@@ -39,10 +41,12 @@ __all__ = [
     "Parallel",
     "Solver",
     "State",
+    "Stepper",
     "UniPC",
-    "end",
+    "last",
     "named",
     "solve",
+    "step_coefficients",
     "trajectory",
 ]
 

@@ -1,11 +1,12 @@
 """Adams-Bashforth methods: Euler, iPNDM, exact variable-step weights, DEIS.
 
-All integrate the answers themselves along the clock of their form; they differ in the polynomial
-that is put through them.
+All of them integrate the answers along the clock of their form. They differ in the polynomial that
+they put through the answers.
 """
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +16,7 @@ from indis.denoise import Form
 from indis.grids import VPClock, ratio
 from indis.noise import NoiseSchedule
 from indis.numerics import integrate_lagrange, quadrature_points, weigh_lagrange
-from indis.solvers.solver import Coefficients, drift_form, first_order, step_order
+from indis.solvers.base import Coefficients, drift_form, first_order, step_order
 
 # Adams-Bashforth weights of an even grid, newest first.
 EVEN_WEIGHTS = {
@@ -28,23 +29,27 @@ EVEN_WEIGHTS = {
 
 @dataclass(frozen=True)
 class Euler:
-    """First order: DDIM in noise form, the flow Euler step in velocity form."""
+    """First order: DDIM in noise form, the Euler step of a flow in velocity form."""
 
     memory = 1
 
-    def form(self, native: Form) -> Form:
-        """As the network answers."""
-        return drift_form(native)
+    def form(self, native: Form, schedule: NoiseSchedule) -> Form:
+        """Return the form in which the answer is a slope."""
+        return drift_form(native, schedule)
+
+    def kind(self, k: int, steps: int, *, singular_end: bool) -> Hashable:
+        """All steps are alike."""
+        return 1
 
     def coefficients(
-        self, schedule: NoiseSchedule, form: Form, tau: Tensor, steps: int
+        self, schedule: NoiseSchedule, form: Form, tau: Tensor, kind: Hashable
     ) -> Coefficients:
-        """One unit of the newest answer."""
+        """Weigh the newest answer by the unit."""
         carry, unit = first_order(schedule, form, tau)
-        return Coefficients(carry, unit[:, None], unit)
+        return Coefficients(carry, unit[..., None], unit)
 
     def nfe(self, steps: int) -> int:
-        """One a step."""
+        """One evaluation a step."""
         return steps
 
 
@@ -63,101 +68,104 @@ class _Multistep:
         """As many answers as the order."""
         return self.order
 
-    def form(self, native: Form) -> Form:
-        """As the network answers."""
-        return drift_form(native)
+    def form(self, native: Form, schedule: NoiseSchedule) -> Form:
+        """Return the form in which the answer is a slope."""
+        return drift_form(native, schedule)
+
+    def kind(self, k: int, steps: int, *, singular_end: bool) -> Hashable:
+        """The order of the step."""
+        return min(self.order, k + 1)
 
     def nfe(self, steps: int) -> int:
-        """One a step."""
+        """One evaluation a step."""
         return steps
 
 
 @dataclass(frozen=True)
 class IPNDM(_Multistep):
-    """Improved pseudo linear multistep (Zhang & Chen, 2023): the weights of an even grid on
-    whatever grid is given.
+    """Improved pseudo linear multistep (Zhang & Chen, 2023): even-grid weights on any grid.
 
-    This is the published method, not a consistent one of its order: on an uneven grid the constant
+    This is the published method, not a consistent one of its order. On an uneven grid the constant
     weights extrapolate more than the exact ones (:class:`AdamsBashforth`), which is what makes it
     strong at few steps.
     """
 
     def coefficients(
-        self, schedule: NoiseSchedule, form: Form, tau: Tensor, steps: int
+        self, schedule: NoiseSchedule, form: Form, tau: Tensor, kind: Hashable
     ) -> Coefficients:
-        """Constant weights times the unit."""
+        """Multiply the constant weights by the unit."""
         carry, unit = first_order(schedule, form, tau)
-        weights = torch.tensor(
-            EVEN_WEIGHTS[min(self.order, tau.shape[1] - 1)], dtype=tau.dtype, device=tau.device
-        )
-        return Coefficients(carry, unit[:, None] * weights, unit)
+        weights = torch.tensor(EVEN_WEIGHTS[_order(kind)], dtype=tau.dtype, device=tau.device)
+        return Coefficients(carry, unit[..., None] * weights, unit)
 
 
 @dataclass(frozen=True)
 class _Exact(_Multistep):
-    """A multistep method that integrates its polynomial over the very nodes, whatever the order of
-    a step.
+    """A multistep method that integrates its polynomial over the nodes themselves.
 
-    ``lower_order_final`` ends with orders ..., 2, 1, as DPM-Solver++ does; it is off as published.
+    ``lower_order_final`` ends with orders ..., 2, 1, as DPM-Solver++ does. It is off as published.
     """
 
     lower_order_final: bool = False
 
-    def _recent(self, coordinate: Tensor, steps: int) -> tuple[list[Tensor], Tensor]:
-        """The nodes whose answers step k of ``steps`` uses, newest first, and the node to reach."""
-        past = coordinate[:, :-1]
-        order = step_order(self.order, past.shape[1] - 1, steps, final=self.lower_order_final)
-        return [past[:, -1 - j] for j in range(order)], coordinate[:, -1]
+    def kind(self, k: int, steps: int, *, singular_end: bool) -> Hashable:
+        """The order of the step."""
+        lower = self.lower_order_final
+        return step_order(self.order, k, steps, lower_final=lower, singular_end=False)
 
 
 @dataclass(frozen=True)
 class AdamsBashforth(_Exact):
-    """Exact variable-step Adams-Bashforth in the clock of the form (sigma / alpha for noise:
-    "rho-AB").
+    """Exact variable-step Adams-Bashforth in the clock of the form (for noise: "rho-AB").
 
-    Published ``iPNDM_v`` code means this but has three slips in its formulas; numbers differ from
+    Published ``iPNDM_v`` code means this but has three slips in its formulas. Numbers differ from
     it on purpose.
     """
 
     def coefficients(
-        self, schedule: NoiseSchedule, form: Form, tau: Tensor, steps: int
+        self, schedule: NoiseSchedule, form: Form, tau: Tensor, kind: Hashable
     ) -> Coefficients:
-        """Integrals of the Lagrange polynomials of the last nodes over the new interval."""
+        """Integrate the Lagrange polynomials of the last nodes over the new interval."""
         carry, unit = first_order(schedule, form, tau)
-        nodes, stop = self._recent(form.clock(schedule, tau), steps)
-        weights = integrate_lagrange(nodes, nodes[0], stop)
-        return Coefficients(
-            carry, form.scale(schedule, tau[:, -1:]) * torch.stack(weights, dim=1), unit
-        )
+        nodes, stop = _recent(form.clock(schedule, tau), _order(kind))
+        weights = torch.stack(integrate_lagrange(nodes, nodes[0], stop), dim=-1)
+        return Coefficients(carry, form.scale(schedule, tau[..., -1:]) * weights, unit)
 
 
 @dataclass(frozen=True)
 class DEIS(_Exact):
-    """tAB-DEIS (Zhang & Chen, 2023): Lagrange polynomials in the time of a VP process, integrated
-    over sigma / alpha.
+    """tAB-DEIS (Zhang & Chen, 2023): polynomials in VP time, integrated over sigma / alpha.
 
-    Noise form only, so the loop refuses a schedule whose first time has no signal at all (a flow
-    that starts at t = 1).
+    It works in noise form only, so a schedule that begins at pure noise (a flow from t = 1) is
+    refused.
     """
 
-    def form(self, native: Form) -> Form:
+    def form(self, native: Form, schedule: NoiseSchedule) -> Form:
         """Noise."""
         return Form.NOISE
 
     def coefficients(
-        self, schedule: NoiseSchedule, form: Form, tau: Tensor, steps: int
+        self, schedule: NoiseSchedule, form: Form, tau: Tensor, kind: Hashable
     ) -> Coefficients:
-        """Integrals to rounding, by quadrature; published code uses a Riemann sum of 10 000 points.
+        """Integrate by quadrature, exact to rounding (published code: a sum of 10 000 points).
 
-        Over the logarithm of sigma / alpha, where the integrand is smooth: in VP time it has a root
-        at 0, next to which the last interval ends.
+        The variable of integration is the logarithm of sigma / alpha, in which the integrand is
+        smooth. In VP time it has a root at 0, next to which the last interval ends.
         """
         carry, unit = first_order(schedule, form, tau)
         clock = VPClock.fit(schedule)
-        nodes, _ = self._recent(clock.time(ratio(schedule, tau)), steps)
-        start, stop = (-schedule.log_snr(tau[:, -2:])).unbind(1)
+        nodes, _ = _recent(clock.time(ratio(schedule, tau)), _order(kind))
+        start, stop = (-schedule.log_snr(tau[..., -2:])).unbind(-1)
         at, mass = quadrature_points(start, stop, panels=4)
-        weights = weigh_lagrange(nodes, clock.time(at.exp()), mass * at.exp())
-        return Coefficients(
-            carry, form.scale(schedule, tau[:, -1:]) * torch.stack(weights, dim=1), unit
-        )
+        weights = torch.stack(weigh_lagrange(nodes, clock.time(at.exp()), mass * at.exp()), dim=-1)
+        return Coefficients(carry, form.scale(schedule, tau[..., -1:]) * weights, unit)
+
+
+def _order(kind: Hashable) -> int:
+    assert isinstance(kind, int)
+    return kind
+
+
+def _recent(coordinate: Tensor, order: int) -> tuple[list[Tensor], Tensor]:
+    """The ``order`` newest nodes, newest first, and the node to reach."""
+    return [coordinate[..., -2 - j] for j in range(order)], coordinate[..., -1]

@@ -1,14 +1,14 @@
-r"""DPM-Solver++ multistep (Lu et al., 2022b): exponential integration of the data prediction in
-log-SNR.
+r"""DPM-Solver++ multistep (Lu et al., 2022b): exponential integration of the data prediction.
 
-With :math:`h = \lambda_{k+1} - \lambda_k`, :math:`r_i` the earlier steps over h, and :math:`\phi_n`
-of :func:`indis.numerics.phi` at -h, the published coefficients are :math:`h \phi_1` for the newest
-prediction,
-:math:`h \phi_1 / 2` (2M) or :math:`h \phi_2` (3M) for its first difference and :math:`h \phi_3` for its second.
+With :math:`h = \lambda_{k+1} - \lambda_k`, :math:`r_i` the earlier steps over h, and
+:math:`\phi_n` of :func:`indis.numerics.phi` at -h, the published coefficients are
+:math:`h \phi_1` for the newest prediction, :math:`h \phi_1 / 2` (2M) or :math:`h \phi_2` (3M) for
+its first difference and :math:`h \phi_3` for its second.
 """
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import dataclass
 
 import torch
@@ -17,12 +17,16 @@ from torch import Tensor
 from indis.denoise import Form
 from indis.noise import NoiseSchedule
 from indis.numerics import phi
-from indis.solvers.solver import Coefficients, step_order
+from indis.solvers.base import Coefficients, step_order
 
 
 @dataclass(frozen=True)
 class DPMSolverPP:
-    """Orders 1-3; ``lower_order_final`` ends with orders ..., 2, 1 as published for few steps."""
+    """Orders 1 to 3. ``lower_order_final`` ends with orders ..., 2, 1 as published for few steps.
+
+    Where log-SNR is infinite at the end of the last step, that step is of first order whatever the
+    flag says.
+    """
 
     order: int = 2
     lower_order_final: bool = True
@@ -36,38 +40,44 @@ class DPMSolverPP:
         """As many answers as the order."""
         return self.order
 
-    def form(self, native: Form) -> Form:
+    def form(self, native: Form, schedule: NoiseSchedule) -> Form:
         """Data."""
         return Form.DATA
 
+    def kind(self, k: int, steps: int, *, singular_end: bool) -> Hashable:
+        """The order of the step."""
+        lower = self.lower_order_final
+        return step_order(self.order, k, steps, lower_final=lower, singular_end=singular_end)
+
     def coefficients(
-        self, schedule: NoiseSchedule, form: Form, tau: Tensor, steps: int
+        self, schedule: NoiseSchedule, form: Form, tau: Tensor, kind: Hashable
     ) -> Coefficients:
-        """Differences of the last predictions, re-expressed as weights of the predictions."""
-        order = step_order(self.order, tau.shape[1] - 2, steps, final=self.lower_order_final)
+        """Write the differences of the last predictions as weights of the predictions."""
         level = schedule.log_snr(tau)
-        h = level[:, -1] - level[:, -2]
-        alpha, sigma = schedule.alpha(tau[:, -1]), schedule.sigma(tau[:, -2:])
-        unit = alpha * h * phi(1, -h)
-        weights = torch.stack(_weights(order, level, h, alpha, unit), dim=1)
-        return Coefficients(sigma[:, 1] / sigma[:, 0], weights, unit)
+        h = level[..., -1] - level[..., -2]
+        alpha, sigma = schedule.alpha(tau[..., -1]), schedule.sigma(tau[..., -2:])
+        unit = alpha * -torch.expm1(-h)  # alpha h phi_1(-h)
+        weights = torch.stack(_weights(kind, level, h, alpha, unit), dim=-1)
+        return Coefficients(sigma[..., 1] / sigma[..., 0], weights, unit)
 
     def nfe(self, steps: int) -> int:
-        """One a step."""
+        """One evaluation a step."""
         return steps
 
 
-def _weights(order: int, level: Tensor, h: Tensor, alpha: Tensor, unit: Tensor) -> list[Tensor]:
+def _weights(
+    order: Hashable, level: Tensor, h: Tensor, alpha: Tensor, unit: Tensor
+) -> list[Tensor]:
     if order == 1:
         return [unit]
-    r0 = (level[:, -2] - level[:, -3]) / h
+    r0 = (level[..., -2] - level[..., -3]) / h
     if order == 2:
         second = unit / (2 * r0)
         return [unit + second, -second]
-    r1 = (level[:, -3] - level[:, -4]) / h
+    r1 = (level[..., -3] - level[..., -4]) / h
     first, curved = alpha * h * phi(2, -h), alpha * h * phi(3, -h)
-    # D10 = (m0 - m1) / r0 and D11 = (m1 - m2) / r1; D1 = D10 + r0 / (r0 + r1) (D10 - D11); D2 =
-    # (D10 - D11) / (r0 + r1)
+    # D10 = (m0 - m1) / r0, D11 = (m1 - m2) / r1, D1 = D10 + r0 / (r0 + r1) (D10 - D11),
+    # D2 = (D10 - D11) / (r0 + r1)
     bend = (first * r0 + curved) / (r0 + r1)
     new, old = (first + bend) / r0, -bend / r1
     return [unit + new, old - new, -old]

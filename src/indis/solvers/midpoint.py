@@ -1,25 +1,25 @@
-r"""Midpoint methods: a step asks at K points inside itself and goes along the mean of what it
-heard.
+r"""Midpoint methods: a step asks at K points inside itself and goes along the mean of the answers.
 
-Midpoints are nodes, so there is no loop of its own: a step from :math:`t` to :math:`t'` is K + 1
-sub-steps over the nodes :math:`t, m_1, \dots, m_K, t'`. With the form's clock c, scale s and
-:math:`y = x / s`, which moves along the clock alone,
+Midpoints are nodes, so these methods need no loop of their own: a step from :math:`t` to
+:math:`t'` is K + 1 sub-steps over the nodes :math:`t, m_1, \dots, m_K, t'`. With the form's clock
+c, scale s and :math:`y = x / s`, which moves along the clock alone,
 
 .. math::
     y_{m_j} = y_t + (c_{m_j} - c_t) \sum_i a_i f_i, \qquad
     y_{t'} = y_t + (c_{t'} - c_t) \tfrac{1}{K} \sum_j f_{m_j}
 
 with :math:`f_i` the answers at the starts of this and earlier steps and :math:`a_i` the
-Adams-Bashforth weights of an even grid. A sub-step starts from where the previous one is, so the
-last one takes back what the prediction added. Where a midpoint lies is the plan's business: halfway
+Adams-Bashforth weights of an even grid. A sub-step starts where the previous one ended, so the
+last sub-step takes back what the prediction added. The plan decides where midpoints lie: halfway
 in log-SNR, K = 1 and order 1 are DPM-Solver-2 (Lu et al., 2022a, Algorithm 1), halfway in a flow's
-time the classical midpoint rule. ``order`` above 1 is EPD-Plugin (Zhu et al., 2025; the rule is
-that of the authors' program): only the predictions of the midpoints use the history, and it holds
-the answers at the starts of steps alone.
+time the classical midpoint rule. ``order`` above 1 is EPD-Plugin (Zhu et al., 2025, as in the
+authors' program): only the predictions of the midpoints use the history, and the history holds
+only the answers at the starts of steps.
 """
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import dataclass
 
 import torch
@@ -28,7 +28,7 @@ from torch import Tensor
 from indis.denoise import Form
 from indis.noise import NoiseSchedule
 from indis.solvers.adams import EVEN_WEIGHTS
-from indis.solvers.solver import Coefficients, drift_form, first_order
+from indis.solvers.base import Coefficients, drift_form, first_order
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Midpoint:
     midpoint first.
 
     Raises:
-        ValueError: if there is no midpoint, or no such order.
+        ValueError: If there is no midpoint, or no such order.
     """
 
     points: int = 1
@@ -56,61 +56,63 @@ class Midpoint:
         """As many answers as ``order`` steps ask for."""
         return self.order * (self.points + 1)
 
-    def form(self, native: Form) -> Form:
-        """As the network answers."""
-        return drift_form(native)
+    def form(self, native: Form, schedule: NoiseSchedule) -> Form:
+        """Return the form in which the answer is a slope."""
+        return drift_form(native, schedule)
 
-    def coefficients(
-        self, schedule: NoiseSchedule, form: Form, tau: Tensor, steps: int
-    ) -> Coefficients:
-        """Sub-step k is number k mod (K + 1) of its step.
+    def kind(self, k: int, steps: int, *, singular_end: bool) -> Hashable:
+        """The place of the sub-step inside its step, and the order of the step.
 
         Raises:
-            ValueError: if the sub-steps are not whole steps.
+            ValueError: If the sub-steps are not whole steps.
         """
         self.nfe(steps)
-        step, place = divmod(tau.shape[1] - 2, self.points + 1)
+        step, place = divmod(k, self.points + 1)
+        return place, min(self.order, step + 1)
+
+    def coefficients(
+        self, schedule: NoiseSchedule, form: Form, tau: Tensor, kind: Hashable
+    ) -> Coefficients:
+        """Go to a midpoint, or from the last midpoint to the end of the step."""
+        assert isinstance(kind, tuple)
+        place, order = kind
         carry, unit = first_order(schedule, form, tau)
         if place < self.points:
-            return Coefficients(
-                carry, torch.stack(self._along_starts(unit, step, place), dim=1), unit
-            )
-        clock, scale = (
-            form.clock(schedule, tau[:, -self.points - 2 :]),
-            form.scale(schedule, tau[:, -1]),
-        )
-        whole, undo = scale * (clock[:, -1] - clock[:, 0]), scale * (clock[:, 0] - clock[:, -2])
-        along = self._along_starts(undo, step, place)
+            weights = self._along_starts(unit, order, place)
+            return Coefficients(carry, torch.stack(weights, dim=-1), unit)
+        clock = form.clock(schedule, tau[..., -self.points - 2 :])
+        scale = form.scale(schedule, tau[..., -1])
+        whole = scale * (clock[..., -1] - clock[..., 0])
+        undo = scale * (clock[..., 0] - clock[..., -2])
+        along = self._along_starts(undo, order, place)
         weights = [whole / self.points] * self.points + along[self.points :]
-        return Coefficients(carry, torch.stack(weights, dim=1), whole)
+        return Coefficients(carry, torch.stack(weights, dim=-1), whole)
 
     def nfe(self, steps: int) -> int:
-        """One a sub-step.
+        """One evaluation a sub-step.
 
         Raises:
-            ValueError: if the sub-steps are not whole steps.
+            ValueError: If the sub-steps are not whole steps.
         """
         if steps % (self.points + 1):
             raise ValueError(
-                f"steps must be a multiple of {self.points + 1}, points + 1, for {self}, got {steps}"
+                f"steps must be a multiple of {self.points + 1}, points + 1, for {self}, "
+                f"got {steps}"
             )
         return steps
 
     def depth(self, steps: int) -> int:
-        """Evaluations one after another if a step's midpoints are asked at the same time: two a
-        step.
+        """Two evaluations a step if the midpoints of a step are evaluated at the same time.
 
-        EPD's papers count these. The loop asks one by one; a midpoint's question does not depend on
-        another's answer.
+        EPD's papers count these. The loop evaluates one after another, but no midpoint's question
+        depends on another's answer.
         """
         return 2 * (steps // (self.points + 1))
 
-    def _along_starts(self, amount: Tensor, step: int, place: int) -> list[Tensor]:
-        """Weights, newest answer first, that move by ``amount`` along the answers at the starts of
-        steps.
-        """
+    def _along_starts(self, amount: Tensor, order: int, place: int) -> list[Tensor]:
+        """Weights, newest first, that move by ``amount`` along the answers at starts of steps."""
         inside = [torch.zeros_like(amount)] * self.points
-        past = [w * amount for w in EVEN_WEIGHTS[min(self.order, step + 1)]]
+        past = [weight * amount for weight in EVEN_WEIGHTS[order]]
         weights = inside[:place]  # the midpoints of this step that have answered
         for weight in past[:-1]:
             weights = [*weights, weight, *inside]
