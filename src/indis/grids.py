@@ -1,36 +1,50 @@
-r"""Grids: the heuristic choices of the nodes tau, shared by all samples.
+r"""Grids: heuristic choices of the nodes tau, shared by all samples.
 
 A grid is a function ``(schedule, steps) -> tau`` with ``tau`` of shape ``(1, steps + 1)``, float64,
-strictly decreasing from ``t_max`` to ``t_min`` with both ends exact, but for a list, which ends
-where it says. Formulas use the noise-to-signal ratio :math:`s = \sigma / \alpha`, which is the time
-itself for EDM.
+strictly decreasing from ``t_max`` to ``t_min`` with both ends exact. Formulas use the
+noise-to-signal ratio :math:`s = \sigma / \alpha`, which is the time itself for EDM.
 
-=================  =========================================================  =============================
-name               evenly spaced                                              source
-=================  =========================================================  =============================
-natural            what suits the schedule: polynomial, or uniform for flows  this library's default
-uniform            t                                                          paper, sec. 3.1
-log_snr            log(alpha / sigma)                                         Lu et al., 2022 (DPM-Solver)
-polynomial[:rho]   s^(1/rho), rho = 7                                         Karras et al., 2022, eq. 5
-quadratic          sqrt(t)                                                    Song et al., 2020 (DDIM)
-vp_time[:rho]      the time of a linear VP process with the same s, ^(1/rho)  Zhang & Chen, 2023 (DEIS)
-flow_shift[:k]     t, then k t / (1 + (k - 1) t), k = 3                       Esser et al., 2024 (SD3), eq. 23
-resolution[:n]     flow_shift with the shift of n image tokens, n = 4096      FLUX; "RDS"
-list:t0,...,tN     nothing: these times, from t_max to where sampling stops   you
-=================  =========================================================  =============================
+=====================  ====================================================  ======================
+name                   evenly spaced                                         source
+=====================  ====================================================  ======================
+natural                what suits the schedule, see :func:`resolve_grid`     this library's default
+uniform                t                                                     paper, sec. 3.1
+log_snr                log(alpha / sigma)                                    Lu et al., 2022
+polynomial[:rho[,s]]   s^(1/rho), rho = 7; s at most the second number       Karras et al., 2022
+quadratic              sqrt(t)                                               Song et al., 2020
+vp_time[:rho]          time^(1/rho) of a linear VP process with the same s   Zhang & Chen, 2023
+flow_shift[:k]         t, then k t / (1 + (k - 1) t), k = 3                  Esser et al., 2024
+resolution[:n]         flow_shift with the shift of n image tokens, 4096     FLUX
+list:t0,...,tN         nothing: these times, from t_max to the last node     you
+NAME+zero              what NAME says, in one step less; the last step goes  EDM, DDIM
+                       from t_min to sigma = 0
+=====================  ====================================================  ======================
+
+A list may be typed with three decimals: its ends are moved to t_max and t_min where they are these
+times, rounded. A list that ends in 0 goes to sigma = 0. For a table, whose times are step indices
+and may end at index 0, that end is the index -1 (:func:`~indis.noise.zero_time`).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 
 import torch
 from torch import Tensor
 
-from indis.noise import NoiseSchedule, end_levels, is_start_time
+from indis.checks import number_text
+from indis.noise import (
+    DiscreteVP,
+    NoiseSchedule,
+    TableVP,
+    end_levels,
+    is_start_time,
+    zero_time,
+)
+from indis.noise import VPClock as VPClock
+from indis.noise import ratio as ratio
 from indis.numerics import TIME_DTYPE
 
 Grid = Callable[[NoiseSchedule, int], Tensor]
@@ -42,61 +56,88 @@ def ramp(
     to: Callable[[Tensor], Tensor],
     back: Callable[[Tensor], Tensor],
 ) -> Tensor:
-    """Nodes that are evenly spaced in the coordinate ``to(t)``, with both ends exact."""
-    if steps < 1:
-        raise ValueError(f"steps must be at least 1, got {steps}")
+    """Return nodes evenly spaced in the coordinate ``to(t)``, with both ends exact.
+
+    Args:
+        schedule: where t_max and t_min come from.
+        steps: the number N of intervals.
+        to: the coordinate of times of any shape.
+        back: its inverse.
+
+    Returns:
+        Nodes ``(1, steps + 1)``, float64.
+
+    Raises:
+        ValueError: if there is less than one step.
+    """
+    _require_steps(steps)
     ends = torch.tensor([schedule.t_max, schedule.t_min], dtype=TIME_DTYPE)
     first, last = to(ends)
     even = first + (last - first) * torch.linspace(0, 1, steps + 1, dtype=TIME_DTYPE)
     return torch.cat([ends[:1], back(even[1:-1]), ends[1:]])[None]
 
 
-def ratio(schedule: NoiseSchedule, t: Tensor) -> Tensor:
-    """Noise-to-signal ratio sigma / alpha."""
-    return (-schedule.log_snr(t)).exp()
-
-
 def natural(schedule: NoiseSchedule, steps: int) -> Tensor:
-    """The grid that :func:`resolve_grid` names."""
+    """Return the grid that :func:`resolve_grid` chooses for the schedule."""
     return named(resolve_grid("natural", schedule))(schedule, steps)
 
 
 def uniform(schedule: NoiseSchedule, steps: int) -> Tensor:
-    """Even in time."""
+    """Return nodes evenly spaced in time."""
     return ramp(schedule, steps, lambda t: t, lambda t: t)
 
 
 def log_snr(schedule: NoiseSchedule, steps: int) -> Tensor:
-    """Even in log-SNR, which is cut at about 18 where a flow begins at pure noise or ends at pure
-    data.
+    """Return nodes evenly spaced in log-SNR.
+
+    It is cut at about 18 where a flow begins at pure noise or ends at pure data.
     """
     return ramp(schedule, steps, schedule.log_snr, schedule.time)
 
 
-def polynomial(schedule: NoiseSchedule, steps: int, rho: float = 7.0) -> Tensor:
-    """Even in (sigma / alpha)^(1 / rho); rho = 7 is EDM's.
+def polynomial(
+    schedule: NoiseSchedule, steps: int, rho: float = 7.0, cap: float = math.inf
+) -> Tensor:
+    """Return nodes evenly spaced in s^(1 / rho), s = sigma / alpha (Karras et al., 2022, eq. 5).
+
+    Args:
+        schedule: any noise schedule.
+        steps: the number N of intervals.
+        rho: the exponent; 7 is EDM's.
+        cap: the first interval ends where it would if s were at most this number at t_max. Above
+            20 or so the state is noise, and nodes there are wasted.
+
+    Returns:
+        Nodes ``(1, steps + 1)``, float64.
 
     Raises:
-        ValueError: if the schedule begins at pure noise or ends at pure data, where the ratio has
-            no end.
+        ValueError: if the schedule ends at pure data, or begins at pure noise without a cap, or if
+            the cap lies below s at t_min.
     """
-    _require_ends(schedule, "polynomial")
+    _require_ends(schedule, "polynomial", begin=cap == math.inf)
+    least = float(ratio(schedule, torch.tensor(schedule.t_min, dtype=TIME_DTYPE)))
+    if not cap > least:
+        raise ValueError(
+            f"the cap of grid polynomial must exceed sigma / alpha at t_min, {number_text(least)}, "
+            f"got {number_text(cap)}"
+        )
     return ramp(
         schedule,
         steps,
-        lambda t: ratio(schedule, t) ** (1 / rho),
+        lambda t: ratio(schedule, t).clamp_max(cap) ** (1 / rho),
         lambda v: schedule.time(-rho * v.log()),
     )
 
 
 def quadratic(schedule: NoiseSchedule, steps: int) -> Tensor:
-    """Even in the square root of time."""
+    """Return nodes evenly spaced in the square root of time."""
     return ramp(schedule, steps, torch.sqrt, torch.square)
 
 
 def vp_time(schedule: NoiseSchedule, steps: int, rho: float = 1.0) -> Tensor:
-    """Even in u^(1 / rho), u the time of the linear VP process fitted to the schedule's ends
-    ("time_uniform").
+    """Return nodes evenly spaced in u^(1 / rho), u the time of a linear VP process.
+
+    That process is fitted to the schedule's ends ("time_uniform" of Zhang & Chen, 2023).
 
     Raises:
         ValueError: if the schedule begins at pure noise or ends at pure data, where there is
@@ -113,13 +154,17 @@ def vp_time(schedule: NoiseSchedule, steps: int, rho: float = 1.0) -> Tensor:
 
 
 def flow_shift(schedule: NoiseSchedule, steps: int, shift: float = 3.0) -> Tensor:
-    """Even in time, then moved towards noise: t -> shift t / (1 + (shift - 1) t).
+    """Return nodes evenly spaced in time and then moved: t -> shift t / (1 + (shift - 1) t).
+
+    A shift above 1 moves them towards noise (Esser et al., 2024, eq. 23).
 
     Raises:
         ValueError: if the schedule has times beyond 1, where the formula has a pole.
     """
     if schedule.t_max > 1:
-        raise ValueError(f"a shifted grid needs times in [0, 1], got t_max = {schedule.t_max:g}")
+        raise ValueError(
+            f"a shifted grid needs times in [0, 1], got t_max = {number_text(schedule.t_max)}"
+        )
     return ramp(
         schedule,
         steps,
@@ -129,29 +174,82 @@ def flow_shift(schedule: NoiseSchedule, steps: int, shift: float = 3.0) -> Tenso
 
 
 def resolution(schedule: NoiseSchedule, steps: int, tokens: float = 4096) -> Tensor:
-    """FLUX's resolution-dependent shift exp(mu), mu linear from 0.5 at 256 image tokens to 1.15 at
-    4096.
+    """Return :func:`flow_shift` with FLUX's shift exp(mu) for a number of image tokens.
+
+    mu is linear in the tokens, 0.5 at 256 and 1.15 at 4096.
     """
     mu = 0.5 + (1.15 - 0.5) * (tokens - 256) / (4096 - 256)
     return flow_shift(schedule, steps, math.exp(mu))
 
 
 def listed(schedule: NoiseSchedule, times: Sequence[float]) -> Tensor:
-    """A grid from explicit times, first to last.
+    """Return a grid of explicit times.
+
+    Ends that are the schedule's, rounded to three decimals or more, are moved to these. A last time
+    of 0 below t_min, or of :func:`~indis.noise.zero_time`, means a last step to sigma = 0.
+
+    Args:
+        schedule: the schedule whose times these are.
+        times: at least two times, first to last.
+
+    Returns:
+        Nodes ``(1, len(times))``, float64.
 
     Raises:
         ValueError: if they do not decrease strictly or leave the schedule's range.
     """
-    tau = torch.tensor(list(times), dtype=TIME_DTYPE)
+    inside, zero = [float(t) for t in times], zero_time(schedule)
+    to_zero = len(inside) > 1 and inside[-1] in (zero, 0) and inside[-1] < schedule.t_min
+    if to_zero:
+        inside.pop()
+    if inside:
+        inside[-1] = _unrounded(inside[-1], schedule.t_min)
+        inside[0] = _unrounded(inside[0], schedule.t_max)
+    tau = torch.tensor([*inside, zero] if to_zero else inside, dtype=TIME_DTYPE)
     if len(tau) < 2 or not bool((tau.diff() < 0).all()):
         raise ValueError(
             f"times must be at least two strictly decreasing numbers, got {list(times)}"
         )
-    if tau[0] > schedule.t_max or tau[-1] < schedule.t_min:
-        raise ValueError(
-            f"times must lie in [{schedule.t_min:g}, {schedule.t_max:g}], got {list(times)}"
-        )
+    if inside[0] > schedule.t_max or inside[-1] < schedule.t_min:
+        low, high = number_text(schedule.t_min), number_text(schedule.t_max)
+        raise ValueError(f"times must lie in [{low}, {high}], got {list(times)}")
     return tau[None]
+
+
+def append_zero(schedule: NoiseSchedule, tau: Tensor) -> Tensor:
+    """Return nodes with one more step, from their end to sigma = 0.
+
+    That step needs no further evaluation: it returns the data prediction of the node before. So N
+    evaluations are a grid of N - 1 intervals down to t_min and the step to zero. EDM's published
+    setting of 18 Heun steps and 35 evaluations is ``polynomial+zero`` with 18 steps.
+
+    Args:
+        schedule: the schedule of the nodes.
+        tau: nodes ``(grid, steps + 1)``.
+
+    Returns:
+        Nodes ``(grid, steps + 2)`` that end at :func:`~indis.noise.zero_time`.
+
+    Raises:
+        ValueError: if the nodes end at sigma = 0 already.
+    """
+    zero = zero_time(schedule)
+    if not bool((tau[:, -1] > zero).all()):
+        raise ValueError("tau must end before sigma = 0 to have a step to it, but it ends there")
+    return torch.cat([tau, torch.full_like(tau[:, :1], zero)], dim=1)
+
+
+def ends_at_zero(schedule: NoiseSchedule, tau: Tensor) -> bool:
+    """Return whether the last step of ``tau`` goes from t_min or above to sigma = 0.
+
+    It is false for a flow with t_min = 0: its grids end there like any other at t_min.
+
+    Args:
+        schedule: the schedule of the nodes.
+        tau: nodes ``(grid, steps + 1)``.
+    """
+    zero = zero_time(schedule)
+    return zero < schedule.t_min and bool((tau[:, -1] == zero).all())
 
 
 GRIDS: dict[str, Callable[..., Tensor]] = {
@@ -168,117 +266,128 @@ GRIDS: dict[str, Callable[..., Tensor]] = {
 
 LIST = "list"  # of times, so a grid of one number of steps alone
 NAMES = (*GRIDS, LIST)
+ZERO = "zero"  # after a plus: a last step to sigma = 0
+PARAMETERS = {
+    "polynomial": ("rho", "cap"),
+    "vp_time": ("rho",),
+    "flow_shift": ("shift",),
+    "resolution": ("tokens",),
+}
+NOISE_RATIO = 20.0  # sigma / alpha above which the state of a table is noise
 
 
 def named(spec: str) -> Grid:
-    """The grid that ``name`` or ``name:parameter`` means, for example ``polynomial:3`` or
-    ``list:80,10,1,0.002``.
+    """Return the grid of a name, such as "uniform", "polynomial:3" or "list:80,10,1,0.002".
+
+    Args:
+        spec: a name of the table above, with its parameters after a colon. "+zero" at its end adds
+            a last step to sigma = 0.
 
     Raises:
-        ValueError: if the name is unknown, or the parameter no positive number or list of numbers.
+        ValueError: if the name is unknown, or the parameter is no positive number or list of
+            numbers.
     """
-    name, _, parameter = spec.partition(":")
+    text, plus, end = spec.partition("+")
+    if plus and end != ZERO:
+        raise ValueError(f"grid may end in +{ZERO} and in nothing else after a plus, got {spec!r}")
+    name, _, parameter = text.partition(":")
     if name not in NAMES:
         raise ValueError(f"grid must be one of {', '.join(NAMES)}, got {name!r}")
     if name == LIST:
-        return partial(_given, times=_times(parameter, spec))
-    if not parameter:
-        return GRIDS[name]
-    keywords = {
-        "polynomial": "rho",
-        "vp_time": "rho",
-        "flow_shift": "shift",
-        "resolution": "tokens",
-    }
-    if name not in keywords:
-        raise ValueError(f"grid {name} takes no parameter, got {spec!r}")
-    return partial(GRIDS[name], **{keywords[name]: _positive(parameter, spec)})
+        return partial(_given, times=_times(parameter, spec), to_zero=bool(plus))
+    grid: Grid = GRIDS[name]
+    if parameter:
+        grid = partial(GRIDS[name], **_parameters(name, parameter, spec))
+    return partial(_with_zero, grid=grid) if plus else grid
 
 
 def resolve_grid(spec: str, schedule: NoiseSchedule) -> str:
-    """What "natural" means for a schedule; any other grid is what it is called.
+    """Return the name of the grid that "natural" means for a schedule, or ``spec`` itself.
 
-    EDM's polynomial where sigma spans decades; uniform for flows, and where sigma / alpha has no
-    end.
+    Natural is EDM's polynomial where sigma spans decades, and uniform for flows and where sigma /
+    alpha has no end. For a table it is the polynomial with sigma / alpha capped at 20, the same
+    grid for Stable Diffusion (14.6 at most): of a cosine table, which goes on to 20 000, 15 of 21
+    nodes would lie above that, where the state is noise.
     """
-    if spec != "natural":
+    if spec.partition("+")[0] != "natural":
         return spec
-    return (
-        "polynomial:7" if schedule.domain == "log_snr" and all(end_levels(schedule)) else "uniform"
-    )
+    name = "uniform"
+    if schedule.domain == "log_snr" and all(end_levels(schedule)):
+        name = "polynomial:7"
+    if isinstance(schedule, DiscreteVP | TableVP) and schedule.domain == "log_snr":
+        most = float(ratio(schedule, torch.tensor(schedule.t_max, dtype=TIME_DTYPE)))
+        name = "polynomial:7" if most <= NOISE_RATIO else f"polynomial:7,{NOISE_RATIO:g}"
+    return name + spec.removeprefix("natural")
 
 
-def _given(schedule: NoiseSchedule, steps: int, times: Sequence[float]) -> Tensor:
-    """:func:`listed`, if it begins where the noise is and has so many steps."""
+def _given(schedule: NoiseSchedule, steps: int, times: Sequence[float], to_zero: bool) -> Tensor:
+    """:func:`listed`, if it begins at t_max and has so many steps."""
+    times = [*times, zero_time(schedule)] if to_zero else times
     tau = listed(schedule, times)
     if len(times) != steps + 1:
         raise ValueError(
             f"steps must be {len(times) - 1} for a grid of {len(times)} listed times, got {steps}"
         )
-    if not is_start_time(schedule, times[0]):
+    if not is_start_time(schedule, float(tau[0, 0])):
         raise ValueError(
-            f"a listed grid must begin at t_max = {schedule.t_max:g}, got {times[0]:g}"
+            f"a listed grid must begin at t_max = {number_text(schedule.t_max)}, "
+            f"got {number_text(times[0])}"
         )
     return tau
 
 
-def _require_ends(schedule: NoiseSchedule, name: str) -> None:
-    """A grid in sigma / alpha would put nearly all nodes at an end where that is infinite or
-    zero.
-    """
+def _with_zero(schedule: NoiseSchedule, steps: int, grid: Grid) -> Tensor:
+    """The grid in one step less, and a step to sigma = 0, unless t_min is there already."""
+    _require_steps(steps)
+    if schedule.t_min == zero_time(schedule):
+        return grid(schedule, steps)
+    if steps == 1:
+        return torch.tensor([[schedule.t_max, zero_time(schedule)]], dtype=TIME_DTYPE)
+    return append_zero(schedule, grid(schedule, steps - 1))
+
+
+def _unrounded(time: float, exact: float) -> float:
+    """``exact`` if ``time`` is that number rounded to three decimals or more, else ``time``."""
+    rounded = any(time == round(exact, digits) for digits in range(3, 10))
+    return exact if rounded or math.isclose(time, exact, rel_tol=1e-6) else time
+
+
+def _require_steps(steps: int) -> None:
+    if steps < 1:
+        raise ValueError(f"steps must be at least 1, got {steps}")
+
+
+def _require_ends(schedule: NoiseSchedule, name: str, begin: bool = True) -> None:
+    """Refuse ends where sigma / alpha is infinite or zero: nearly all nodes would lie there."""
     alpha, sigma = end_levels(schedule)
-    if not (alpha > 0 and sigma > 0):
+    if not ((alpha > 0 or not begin) and sigma > 0):
         raise ValueError(
-            f"grid {name} needs alpha(t_max) > 0 and sigma(t_min) > 0, got {alpha:g} and {sigma:g}; take "
-            "uniform or flow_shift for such a schedule"
+            f"grid {name} needs alpha(t_max) > 0 and sigma(t_min) > 0, got {alpha:g} and "
+            f"{sigma:g}; take uniform or flow_shift for such a schedule"
         )
 
 
 def _times(text: str, spec: str) -> list[float]:
-    try:
-        times = [float(part) for part in text.split(",")]
-    except ValueError:
-        times = []
+    times = _numbers(text)
     if len(times) < 2 or not all(map(math.isfinite, times)):
         raise ValueError(f"grid list needs at least two numbers with commas between, got {spec!r}")
     return times
 
 
-def _positive(text: str, spec: str) -> float:
+def _parameters(name: str, text: str, spec: str) -> dict[str, float]:
+    keywords = PARAMETERS.get(name, ())
+    if not keywords:
+        raise ValueError(f"grid {name} takes no parameter, got {spec!r}")
+    values = _numbers(text)
+    if not 0 < len(values) <= len(keywords) or not all(0 < v < math.inf for v in values):
+        what = "a positive number" + " or two" * (len(keywords) > 1)
+        raise ValueError(f"grid parameter must be {what}, got {spec!r}")
+    return dict(zip(keywords, values, strict=False))
+
+
+def _numbers(text: str) -> list[float]:
+    """The numbers of a text with commas between, none if it is something else."""
     try:
-        value = float(text)
+        return [float(part) for part in text.split(",")]
     except ValueError:
-        value = math.nan
-    if not 0 < value < math.inf:
-        raise ValueError(f"grid parameter must be a positive number, got {spec!r}")
-    return value
-
-
-@dataclass(frozen=True)
-class VPClock:
-    """The linear VP process whose sigma / alpha meets a schedule's ends at u = 1 and u = 0.001.
-
-    sigma / alpha = sqrt(exp(beta_d u^2 / 2 + beta_min u) - 1).
-    """
-
-    beta_d: float
-    beta_min: float
-
-    @classmethod
-    def fit(cls, schedule: NoiseSchedule, start: float = 1e-3) -> VPClock:
-        """Solve the two end conditions for the two betas."""
-        ends = ratio(schedule, torch.tensor([schedule.t_max, schedule.t_min], dtype=TIME_DTYPE))
-        high, low = torch.log1p(ends**2).tolist()
-        beta_d = 2 * (low / start - high) / (start - 1)
-        return cls(beta_d, high - beta_d / 2)
-
-    def ratio(self, u: Tensor) -> Tensor:
-        """Sigma / alpha at VP time u."""
-        return torch.expm1(self.beta_d * u**2 / 2 + self.beta_min * u).sqrt()
-
-    def time(self, ratio: Tensor) -> Tensor:
-        """The inverse of :meth:`ratio`, in the form that does not cancel for small ratios."""
-        integral = torch.log1p(ratio**2)
-        return (
-            2 * integral / (self.beta_min + (self.beta_min**2 + 2 * self.beta_d * integral).sqrt())
-        )
+        return []

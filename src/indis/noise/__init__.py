@@ -20,6 +20,7 @@ TableVP         any such table, interpolated             cosine, trained or resc
 where :math:`I(t) = \int_0^t \beta`.
 """
 
+from indis.noise.clock import VPClock
 from indis.noise.continuous import EDM, LinearVP, RectifiedFlow, ScaledLinearVP
 from indis.noise.schedule import (
     Domain,
@@ -28,6 +29,7 @@ from indis.noise.schedule import (
     is_start_time,
     limit_shift,
     prior,
+    ratio,
     same_schedule,
     shifted,
     zero_time,
@@ -47,10 +49,12 @@ __all__ = [
     "RectifiedFlow",
     "ScaledLinearVP",
     "TableVP",
+    "VPClock",
     "end_levels",
     "is_start_time",
     "limit_shift",
     "prior",
+    "ratio",
     "same_schedule",
     "shifted",
     "zero_time",

@@ -9,7 +9,7 @@ from typing import Literal, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from indis.checks import require_choice
+from indis.checks import number_text, require_choice
 from indis.numerics import TIME_DTYPE
 
 Domain = Literal["time", "log_snr"]
@@ -62,7 +62,7 @@ def check_times(
     if not (first and schedule.t_min < schedule.t_max <= high):
         least = "0 < t_min" if above_zero else "0 <= t_min"
         most = f" <= {high:g}" if high < sys.float_info.max else ""
-        given = f"{schedule.t_min:g} and {schedule.t_max:g}"
+        given = f"{number_text(schedule.t_min)} and {number_text(schedule.t_max)}"
         raise ValueError(f"times must satisfy {least} < t_max{most}, got {given}")
     require_choice("domain", schedule.domain, Domain)
     require_choice("prior", getattr(schedule, "prior", "marginal"), Prior)
@@ -97,6 +97,11 @@ def end_levels(schedule: NoiseSchedule) -> tuple[float, float]:
     """
     first, last = (torch.tensor(t, dtype=TIME_DTYPE) for t in (schedule.t_max, schedule.t_min))
     return float(schedule.alpha(first)), float(schedule.sigma(last))
+
+
+def ratio(schedule: NoiseSchedule, t: Tensor) -> Tensor:
+    """Return the noise-to-signal ratio sigma / alpha at times of any shape."""
+    return (-schedule.log_snr(t)).exp()
 
 
 def zero_time(schedule: NoiseSchedule) -> float:
