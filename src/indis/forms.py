@@ -21,7 +21,7 @@ from enum import Enum
 import torch
 from torch import Tensor
 
-from indis.noise import NoiseSchedule
+from indis.noise import NoiseSchedule, levels
 from indis.numerics import broadcast
 
 
@@ -46,15 +46,20 @@ class Form(Enum):
 
     def scale(self, schedule: NoiseSchedule, t: Tensor) -> Tensor:
         """Return the factor s that makes x / s move along the clock alone, shaped like ``t``."""
-        if self is Form.NOISE:
-            return schedule.alpha(t)
-        if self is Form.DATA:
-            return schedule.sigma(t)
-        return schedule.alpha(t) + schedule.sigma(t)
+        return self.scale_of(schedule.alpha(t), schedule.sigma(t))
 
     def clock(self, schedule: NoiseSchedule, t: Tensor) -> Tensor:
         """Return the variable c with d(x / s) = f dc, shaped like ``t``."""
-        alpha, sigma = schedule.alpha(t), schedule.sigma(t)
+        return self.clock_of(schedule.alpha(t), schedule.sigma(t))
+
+    def scale_of(self, alpha: Tensor, sigma: Tensor) -> Tensor:
+        """Return :meth:`scale` at these noise levels."""
+        if self is Form.NOISE:
+            return alpha
+        return sigma if self is Form.DATA else alpha + sigma
+
+    def clock_of(self, alpha: Tensor, sigma: Tensor) -> Tensor:
+        """Return :meth:`clock` at these noise levels."""
         if self is Form.NOISE:
             return sigma / alpha
         if self is Form.DATA:
@@ -63,16 +68,15 @@ class Form(Enum):
 
 
 def conversion(
-    source: Form, target: Form, schedule: NoiseSchedule, t: Tensor
+    source: Form, target: Form, alpha: Tensor, sigma: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Return the factors (a, b) with ``target value = a x + b source value`` at times ``t``.
+    """Return the factors (a, b) with ``target value = a x + b source value``.
 
     They are free of cancellation except where the target itself does not exist (noise from data
     at sigma = 0, data from noise at alpha = 0). ``a`` is zero and ``b`` one for equal forms.
     """
     if source is target:
-        return torch.zeros_like(t), torch.ones_like(t)
-    alpha, sigma = schedule.alpha(t), schedule.sigma(t)
+        return torch.zeros_like(alpha), torch.ones_like(alpha)
     if source is Form.VELOCITY:
         total = alpha + sigma
         return 1 / total, (-sigma if target is Form.DATA else alpha) / total
@@ -101,7 +105,7 @@ def convert(
     """
     if source is target:
         return value
-    state, own = conversion(source, target, schedule, t)
+    state, own = conversion(source, target, *levels(schedule, t)[:2])
     return broadcast(state, x) * x + broadcast(own, x) * value
 
 
@@ -120,7 +124,7 @@ def velocity_from_v(value: Tensor, *, x: Tensor, schedule: NoiseSchedule, t: Ten
     Returns:
         The velocity ``(batch, *shape)``.
     """
-    alpha, sigma = schedule.alpha(t), schedule.sigma(t)
+    alpha, sigma, _ = levels(schedule, t)
     square = alpha**2 + sigma**2
     state, own = (sigma - alpha) / square, (alpha + sigma) / square
     return broadcast(state, x) * x + broadcast(own, x) * value
@@ -151,8 +155,8 @@ def shift_scales(
     """
     flow = native is Form.VELOCITY or (native is Form.DATA and schedule.domain == "time")
     form = Form.VELOCITY if flow else Form.NOISE
-    asked = tau + dtau
-    shown = form.scale(schedule, asked) / form.scale(schedule, tau)
+    here, asked = levels(schedule, tau)[:2], levels(schedule, tau + dtau)[:2]
+    shown = form.scale_of(*asked) / form.scale_of(*here)
     if native is Form.DATA:
         return shown, torch.ones_like(tau)
-    return shown, native.clock(schedule, asked) / native.clock(schedule, tau)
+    return shown, native.clock_of(*asked) / native.clock_of(*here)

@@ -34,7 +34,7 @@ from indis.grids import VPClock
 from indis.numerics import broadcast, integrate_lagrange, phi, quadrature_points
 from indis.solvers import SOLVERS, Midpoint, step_coefficients
 from indis.solvers.adams import EVEN_WEIGHTS
-from indis.solvers.base import first_order
+from indis.solvers.base import Nodes, first_order
 from problems import FORMS, Gaussian, seeded
 
 # Away from the ends where log-SNR or the slope of the ODE is infinite.
@@ -168,7 +168,7 @@ def test_first_order_steps_in_the_three_forms_coincide_when_converted(name):
     results = []
     for form in FORMS:
         value = convert(data, Form.DATA, form, x=x, schedule=schedule, t=tau[:, 0])
-        carry, unit = first_order(schedule, form, tau)
+        carry, unit = first_order(Nodes.at(schedule, tau), form)
         results.append(broadcast(carry, x) * x + broadcast(unit, x) * value)
     scale = float(results[0].abs().max())
     for result in results[1:]:

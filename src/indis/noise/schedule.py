@@ -23,7 +23,7 @@ _LARGEST_DRAW = 8.0  # of a unit normal number; exceeded about once in 1e15 draw
 class NoiseSchedule(Protocol):
     """The contract of a noise schedule. All methods are elementwise on tensors of any shape.
 
-    Three attributes are optional. ``limit`` is the last time at which a network is defined (see
+    A method ``levels`` is optional; see :func:`levels`. So are three attributes. ``limit`` is the last time at which a network is defined (see
     :func:`limit_shift`), infinity if absent. ``zero_time`` is the time that stands for sigma = 0
     (see :func:`zero_time`), 0 if absent. ``prior`` says how sampling begins (see :func:`prior`),
     "marginal" if absent.
@@ -52,6 +52,17 @@ class NoiseSchedule(Protocol):
 
     def time(self, log_snr: Tensor) -> Tensor:
         """Return the inverse of :meth:`log_snr`."""
+
+
+def levels(schedule: NoiseSchedule, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return alpha, sigma and log(alpha / sigma) at times ``t``, each shaped like ``t``.
+
+    A schedule's own method ``levels`` is used if it has one, since one look-up may serve all three.
+    """
+    if hasattr(schedule, "levels"):
+        own: tuple[Tensor, Tensor, Tensor] = schedule.levels(t)
+        return own
+    return schedule.alpha(t), schedule.sigma(t), schedule.log_snr(t)
 
 
 def check_times(

@@ -44,13 +44,17 @@ class _Table(ABC):
         return len(self.table) - 1.0 + self.ends_in_noise
 
     def alpha(self, t: Tensor) -> Tensor:
-        alpha = torch.sigmoid(2 * self.log_snr(t)).sqrt()
-        if not self.ends_in_noise:
-            return alpha
-        return torch.where(t > len(self.table) - 1, self._fading_alpha(t), alpha)
+        return self.levels(t)[0]
 
     def sigma(self, t: Tensor) -> Tensor:
-        return torch.sigmoid(-2 * self.log_snr(t)).sqrt()
+        return self.levels(t)[1]
+
+    def levels(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        level = self.log_snr(t)
+        alpha, sigma = (torch.sigmoid(sign * level).sqrt() for sign in (2, -2))
+        if self.ends_in_noise:
+            alpha = torch.where(t > len(self.table) - 1, self._fading_alpha(t), alpha)
+        return alpha, sigma, level
 
     def log_snr(self, t: Tensor) -> Tensor:
         table = self.table.to(t.device, t.dtype)

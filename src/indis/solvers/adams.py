@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from indis.denoise import Form
-from indis.grids import VPClock, ratio
+from indis.grids import VPClock
 from indis.noise import NoiseSchedule
 from indis.numerics import integrate_lagrange, quadrature_points, weigh_lagrange
-from indis.solvers.base import Coefficients, drift_form, first_order, step_order
+from indis.solvers.base import Coefficients, Nodes, drift_form, first_order, step_order
 
 # Adams-Bashforth weights of an even grid, newest first.
 EVEN_WEIGHTS = {
@@ -41,11 +41,9 @@ class Euler:
         """All steps are alike."""
         return 1
 
-    def coefficients(
-        self, schedule: NoiseSchedule, form: Form, tau: Tensor, kind: Hashable
-    ) -> Coefficients:
+    def coefficients(self, nodes: Nodes, form: Form, kind: Hashable) -> Coefficients:
         """Weigh the newest answer by the unit."""
-        carry, unit = first_order(schedule, form, tau)
+        carry, unit = first_order(nodes, form)
         return Coefficients(carry, unit[..., None], unit)
 
     def nfe(self, steps: int) -> int:
@@ -90,12 +88,10 @@ class IPNDM(_Multistep):
     strong at few steps.
     """
 
-    def coefficients(
-        self, schedule: NoiseSchedule, form: Form, tau: Tensor, kind: Hashable
-    ) -> Coefficients:
+    def coefficients(self, nodes: Nodes, form: Form, kind: Hashable) -> Coefficients:
         """Multiply the constant weights by the unit."""
-        carry, unit = first_order(schedule, form, tau)
-        weights = torch.tensor(EVEN_WEIGHTS[_order(kind)], dtype=tau.dtype, device=tau.device)
+        carry, unit = first_order(nodes, form)
+        weights = torch.tensor(EVEN_WEIGHTS[_order(kind)], dtype=unit.dtype)
         return Coefficients(carry, unit[..., None] * weights, unit)
 
 
@@ -122,14 +118,13 @@ class AdamsBashforth(_Exact):
     it on purpose.
     """
 
-    def coefficients(
-        self, schedule: NoiseSchedule, form: Form, tau: Tensor, kind: Hashable
-    ) -> Coefficients:
+    def coefficients(self, nodes: Nodes, form: Form, kind: Hashable) -> Coefficients:
         """Integrate the Lagrange polynomials of the last nodes over the new interval."""
-        carry, unit = first_order(schedule, form, tau)
-        nodes, stop = _recent(form.clock(schedule, tau), _order(kind))
-        weights = torch.stack(integrate_lagrange(nodes, nodes[0], stop), dim=-1)
-        return Coefficients(carry, form.scale(schedule, tau[..., -1:]) * weights, unit)
+        carry, unit = first_order(nodes, form)
+        past, stop = _recent(form.clock_of(nodes.alpha, nodes.sigma), _order(kind))
+        weights = torch.stack(integrate_lagrange(past, past[0], stop), dim=-1)
+        end = nodes[-1:]
+        return Coefficients(carry, form.scale_of(end.alpha, end.sigma) * weights, unit)
 
 
 @dataclass(frozen=True)
@@ -144,21 +139,20 @@ class DEIS(_Exact):
         """Noise."""
         return Form.NOISE
 
-    def coefficients(
-        self, schedule: NoiseSchedule, form: Form, tau: Tensor, kind: Hashable
-    ) -> Coefficients:
+    def coefficients(self, nodes: Nodes, form: Form, kind: Hashable) -> Coefficients:
         """Integrate by quadrature, exact to rounding (published code: a sum of 10 000 points).
 
         The variable of integration is the logarithm of sigma / alpha, in which the integrand is
         smooth. In VP time it has a root at 0, next to which the last interval ends.
         """
-        carry, unit = first_order(schedule, form, tau)
-        clock = VPClock.fit(schedule)
-        nodes, _ = _recent(clock.time(ratio(schedule, tau)), _order(kind))
-        start, stop = (-schedule.log_snr(tau[..., -2:])).unbind(-1)
+        carry, unit = first_order(nodes, form)
+        clock = VPClock.fit(nodes.schedule)
+        past, _ = _recent(clock.time((-nodes.log_snr).exp()), _order(kind))
+        start, stop = (-nodes.log_snr[..., -2:]).unbind(-1)
         at, mass = quadrature_points(start, stop, panels=4)
-        weights = torch.stack(weigh_lagrange(nodes, clock.time(at.exp()), mass * at.exp()), dim=-1)
-        return Coefficients(carry, form.scale(schedule, tau[..., -1:]) * weights, unit)
+        weights = torch.stack(weigh_lagrange(past, clock.time(at.exp()), mass * at.exp()), dim=-1)
+        end = nodes[-1:]
+        return Coefficients(carry, form.scale_of(end.alpha, end.sigma) * weights, unit)
 
 
 def _order(kind: Hashable) -> int:

@@ -14,12 +14,53 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
+import torch
 from torch import Tensor
 
 from indis.denoise import Form
-from indis.noise import NoiseSchedule, end_levels
+from indis.noise import NoiseSchedule, end_levels, levels
+
+
+@dataclass(frozen=True)
+class Nodes:
+    """Nodes with their noise levels, which are computed once for a whole plan.
+
+    All tensors are ``(..., nodes)``, float64.
+    """
+
+    schedule: NoiseSchedule
+    columns: Tensor  # (4, ..., nodes): the following four
+
+    @classmethod
+    def at(cls, schedule: NoiseSchedule, t: Tensor) -> Nodes:
+        """Look up the noise levels at times ``t`` ``(..., nodes)``."""
+        return cls(schedule, torch.stack([t, *levels(schedule, t)]))
+
+    @property
+    def t(self) -> Tensor:
+        """The times."""
+        return self.columns[0]
+
+    @property
+    def alpha(self) -> Tensor:
+        """The factors of the data."""
+        return self.columns[1]
+
+    @property
+    def sigma(self) -> Tensor:
+        """The factors of the noise."""
+        return self.columns[2]
+
+    @property
+    def log_snr(self) -> Tensor:
+        """The logarithms of alpha / sigma."""
+        return self.columns[3]
+
+    def __getitem__(self, index: Any) -> Nodes:
+        """Return the nodes at an index of the last axis: an integer, a slice or a tensor."""
+        return Nodes(self.schedule, self.columns[..., index])
 
 
 @dataclass(frozen=True)
@@ -59,15 +100,12 @@ class Solver(Protocol):
             singular_end: Whether this is the last step and log-SNR is infinite at its end.
         """
 
-    def coefficients(
-        self, schedule: NoiseSchedule, form: Form, tau: Tensor, kind: Hashable
-    ) -> Coefficients:
-        """Compute the coefficients of the last interval of ``tau``.
+    def coefficients(self, nodes: Nodes, form: Form, kind: Hashable) -> Coefficients:
+        """Compute the coefficients of the last interval of ``nodes``.
 
         Args:
-            schedule: The noise schedule.
+            nodes: Nodes ``(..., nodes)``, as many as the kind needs or more.
             form: The form of the answers.
-            tau: Nodes ``(..., nodes)``, as many as the kind needs or more.
             kind: The key that :meth:`kind` returned.
         """
 
@@ -94,12 +132,13 @@ def drift_form(native: Form, schedule: NoiseSchedule) -> Form:
     return Form.NOISE if end_levels(schedule)[0] else Form.VELOCITY
 
 
-def first_order(schedule: NoiseSchedule, form: Form, tau: Tensor) -> tuple[Tensor, Tensor]:
-    """Return carry and unit ``(...)`` of the last interval of ``tau`` ``(..., nodes)``.
+def first_order(nodes: Nodes, form: Form) -> tuple[Tensor, Tensor]:
+    """Return carry and unit ``(...)`` of the last interval of ``nodes``.
 
     The step is exact if the answer does not change over the interval.
     """
-    scale, clock = form.scale(schedule, tau[..., -2:]), form.clock(schedule, tau[..., -2:])
+    ends = nodes[-2:]
+    scale, clock = form.scale_of(ends.alpha, ends.sigma), form.clock_of(ends.alpha, ends.sigma)
     return scale[..., 1] / scale[..., 0], scale[..., 1] * (clock[..., 1] - clock[..., 0])
 
 

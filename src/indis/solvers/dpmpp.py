@@ -17,7 +17,7 @@ from torch import Tensor
 from indis.denoise import Form
 from indis.noise import NoiseSchedule
 from indis.numerics import phi
-from indis.solvers.base import Coefficients, step_order
+from indis.solvers.base import Coefficients, Nodes, step_order
 
 
 @dataclass(frozen=True)
@@ -49,16 +49,13 @@ class DPMSolverPP:
         lower = self.lower_order_final
         return step_order(self.order, k, steps, lower_final=lower, singular_end=singular_end)
 
-    def coefficients(
-        self, schedule: NoiseSchedule, form: Form, tau: Tensor, kind: Hashable
-    ) -> Coefficients:
+    def coefficients(self, nodes: Nodes, form: Form, kind: Hashable) -> Coefficients:
         """Write the differences of the last predictions as weights of the predictions."""
-        level = schedule.log_snr(tau)
+        level, alpha, sigma = nodes.log_snr, nodes.alpha[..., -1], nodes.sigma
         h = level[..., -1] - level[..., -2]
-        alpha, sigma = schedule.alpha(tau[..., -1]), schedule.sigma(tau[..., -2:])
         unit = alpha * -torch.expm1(-h)  # alpha h phi_1(-h)
         weights = torch.stack(_weights(kind, level, h, alpha, unit), dim=-1)
-        return Coefficients(sigma[..., 1] / sigma[..., 0], weights, unit)
+        return Coefficients(sigma[..., -1] / sigma[..., -2], weights, unit)
 
     def nfe(self, steps: int) -> int:
         """One evaluation a step."""

@@ -6,11 +6,10 @@ from collections.abc import Hashable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from indis.denoise import Form
 from indis.noise import NoiseSchedule
-from indis.solvers.base import Coefficients, drift_form, first_order
+from indis.solvers.base import Coefficients, Nodes, drift_form, first_order
 
 
 @dataclass(frozen=True)
@@ -31,11 +30,9 @@ class Heun:
         """All steps are alike."""
         return 1
 
-    def coefficients(
-        self, schedule: NoiseSchedule, form: Form, tau: Tensor, kind: Hashable
-    ) -> Coefficients:
+    def coefficients(self, nodes: Nodes, form: Form, kind: Hashable) -> Coefficients:
         """Weigh the slope at either end by half a unit."""
-        carry, unit = first_order(schedule, form, tau)
+        carry, unit = first_order(nodes, form)
         half = unit / 2
         correct = torch.stack([half, half], dim=-1)
         return Coefficients(carry, unit[..., None], unit, correct=correct, trial=True)

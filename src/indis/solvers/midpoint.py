@@ -28,7 +28,7 @@ from torch import Tensor
 from indis.denoise import Form
 from indis.noise import NoiseSchedule
 from indis.solvers.adams import EVEN_WEIGHTS
-from indis.solvers.base import Coefficients, drift_form, first_order
+from indis.solvers.base import Coefficients, Nodes, drift_form, first_order
 
 
 @dataclass(frozen=True)
@@ -70,18 +70,17 @@ class Midpoint:
         step, place = divmod(k, self.points + 1)
         return place, min(self.order, step + 1)
 
-    def coefficients(
-        self, schedule: NoiseSchedule, form: Form, tau: Tensor, kind: Hashable
-    ) -> Coefficients:
+    def coefficients(self, nodes: Nodes, form: Form, kind: Hashable) -> Coefficients:
         """Go to a midpoint, or from the last midpoint to the end of the step."""
         assert isinstance(kind, tuple)
         place, order = kind
-        carry, unit = first_order(schedule, form, tau)
+        carry, unit = first_order(nodes, form)
         if place < self.points:
             weights = self._along_starts(unit, order, place)
             return Coefficients(carry, torch.stack(weights, dim=-1), unit)
-        clock = form.clock(schedule, tau[..., -self.points - 2 :])
-        scale = form.scale(schedule, tau[..., -1])
+        step = nodes[-self.points - 2 :]
+        clock = form.clock_of(step.alpha, step.sigma)
+        scale = form.scale_of(nodes.alpha[..., -1], nodes.sigma[..., -1])
         whole = scale * (clock[..., -1] - clock[..., 0])
         undo = scale * (clock[..., 0] - clock[..., -2])
         along = self._along_starts(undo, order, place)

@@ -19,7 +19,7 @@ from indis.forms import Form, conversion, shift_scales
 from indis.noise import NoiseSchedule
 from indis.numerics import Scalar, scalars_for
 from indis.plan import Keep
-from indis.solvers.base import Coefficients, Solver
+from indis.solvers.base import Coefficients, Nodes, Solver
 
 AT_ZERO = "at zero"  # the kind of a last step to sigma = 0
 
@@ -98,64 +98,65 @@ class Tableau:
         Returns:
             n steps.
         """
-        count = gamma.shape[1]
+        count, levels = gamma.shape[1], Nodes.at(self.schedule, nodes)
         gain = gamma if output_scale is None else gamma * output_scale
         kinds: dict[Hashable, list[int]] = {}
         for k in range(first, first + count):
-            kinds.setdefault(self._kind(k, nodes), []).append(k)
+            kinds.setdefault(self._kind(k, levels), []).append(k)
         made: dict[int, Step] = {}
         for kind, members in kinds.items():
             columns = torch.tensor([k - first for k in members])
             span = min(self.solver.memory + 1, members[0] + 2)
             window = torch.tensor([range(k + 2 - span, k + 2) for k in members])
             chosen = (v if v is None else v[:, columns] for v in (gain, gamma, weights, stretch))
-            made.update(zip(members, self._group(nodes[:, window], kind, *chosen), strict=True))
+            made.update(zip(members, self._group(levels[window], kind, *chosen), strict=True))
         return [made[k] for k in range(first, first + count)]
 
-    def _kind(self, k: int, nodes: Tensor) -> Hashable:
+    def _kind(self, k: int, nodes: Nodes) -> Hashable:
         last = k == self.steps - 1
         if last and self.to_zero:
             return AT_ZERO
-        singular = last and _singular(self.schedule, nodes)
+        singular = last and _singular(nodes)
         return self.solver.kind(k, self.steps, singular_end=singular)
 
     def _group(
         self,
-        tau: Tensor,
+        nodes: Nodes,
         kind: Hashable,
         gain: Tensor | None,
         gamma: Tensor | None,
         weights: Tensor | None,
         stretch: Tensor | None,
     ) -> list[Step]:
-        """Steps of one kind, with windows of nodes ``tau`` ``(grid, n, span)``."""
+        """Steps of one kind, with windows of nodes ``(grid, n, span)``."""
         assert gain is not None and gamma is not None
-        step = self._coefficients(tau, kind)
-        step = _adjusted(step, weights, stretch)
-        state, answer = conversion(self.native, self.form, self.schedule, tau[..., -2])
+        step = _adjusted(self._coefficients(nodes, kind), weights, stretch)
+        start, end = nodes[-2], nodes[-1]
+        state, answer = conversion(self.native, self.form, start.alpha, start.sigma)
         value = [state, gain * answer]
         newest = step.predict[..., 0]
         direct = [step.carry + newest * value[0], newest * value[1]]
         trial: list[Tensor] = []
         if step.trial:
-            trial = list(conversion(self.native, self.form, self.schedule, tau[..., -1]))
+            trial = list(conversion(self.native, self.form, end.alpha, end.sigma))
             trial[1] = gamma * trial[1]
         predict = list(step.predict.unbind(-1))
         correct = [] if step.correct is None else list(step.correct.unbind(-1))
         columns = [*value, *direct, step.carry, *trial, *predict, *correct]
         rows = scalars_for(torch.stack(torch.broadcast_tensors(*columns), dim=-1), self.like)
-        at, end = 5 + len(trial), 5 + len(trial) + len(predict)
-        return [_step(row, at, end) for row in rows]
+        at, stop = 5 + len(trial), 5 + len(trial) + len(predict)
+        return [_step(row, at, stop) for row in rows]
 
-    def _coefficients(self, tau: Tensor, kind: Hashable) -> Coefficients:
+    def _coefficients(self, nodes: Nodes, kind: Hashable) -> Coefficients:
         if kind != AT_ZERO:
-            return self.solver.coefficients(self.schedule, self.form, tau, kind)
+            return self.solver.coefficients(nodes, self.form, kind)
         # At sigma = 0 alpha is 1, so the clock of noise and velocity is 0 and their scale 1.
-        scale = self.form.scale(self.schedule, tau[..., -2])
+        start = nodes[-2]
+        scale = self.form.scale_of(start.alpha, start.sigma)
         if self.form is Form.DATA:
             carry, unit = torch.zeros_like(scale), torch.ones_like(scale)
         else:
-            carry, unit = 1 / scale, -self.form.clock(self.schedule, tau[..., -2])
+            carry, unit = 1 / scale, -self.form.clock_of(start.alpha, start.sigma)
         return Coefficients(carry, unit[..., None], unit)
 
 
@@ -179,14 +180,14 @@ def step_coefficients(
     solver: Solver, schedule: NoiseSchedule, form: Form, tau: Tensor, steps: int
 ) -> Coefficients:
     """Return the coefficients of the last interval of ``tau`` ``(grid, k + 2)``, step k."""
-    k = tau.shape[-1] - 2
-    kind = solver.kind(k, steps, singular_end=k == steps - 1 and _singular(schedule, tau))
-    return solver.coefficients(schedule, form, tau, kind)
+    nodes, k = Nodes.at(schedule, tau), tau.shape[-1] - 2
+    kind = solver.kind(k, steps, singular_end=k == steps - 1 and _singular(nodes))
+    return solver.coefficients(nodes, form, kind)
 
 
-def _singular(schedule: NoiseSchedule, nodes: Tensor) -> bool:
+def _singular(nodes: Nodes) -> bool:
     """Whether log-SNR is infinite at the last node."""
-    return bool((schedule.sigma(nodes[:, -1].detach()) == 0).any())
+    return bool((nodes.sigma[..., -1].detach() == 0).any())
 
 
 def _adjusted(step: Coefficients, weights: Tensor | None, stretch: Tensor | None) -> Coefficients:

@@ -19,7 +19,7 @@ from torch import Tensor
 from indis.denoise import Form
 from indis.noise import NoiseSchedule
 from indis.numerics import phi
-from indis.solvers.base import Coefficients, step_order
+from indis.solvers.base import Coefficients, Nodes, step_order
 
 
 @dataclass(frozen=True)
@@ -55,21 +55,18 @@ class UniPC:
         order = step_order(self.order, k, steps, lower_final=lower, singular_end=singular_end)
         return order, k + 1 < steps
 
-    def coefficients(
-        self, schedule: NoiseSchedule, form: Form, tau: Tensor, kind: Hashable
-    ) -> Coefficients:
+    def coefficients(self, nodes: Nodes, form: Form, kind: Hashable) -> Coefficients:
         """Compute predictor weights and, before the last step, corrector weights."""
         assert isinstance(kind, tuple)
         order, corrected = kind
-        level = schedule.log_snr(tau)
+        level, alpha, sigma = nodes.log_snr, nodes.alpha[..., -1], nodes.sigma
         z = level[..., -2] - level[..., -1]
         ratios = [(level[..., -2 - j] - level[..., -2]) / -z for j in range(1, order)]
-        alpha, sigma = schedule.alpha(tau[..., -1]), schedule.sigma(tau[..., -2:])
         unit = -alpha * torch.expm1(z)  # -alpha z phi_1(z)
         bend = -alpha * z if self.variant == "bh1" else unit
         system = _System(z, alpha, unit, bend)
         correct = system.correct(ratios) if corrected else None
-        return Coefficients(sigma[..., 1] / sigma[..., 0], system.predict(ratios), unit, correct)
+        return Coefficients(sigma[..., -1] / sigma[..., -2], system.predict(ratios), unit, correct)
 
     def nfe(self, steps: int) -> int:
         """One evaluation a step: the corrector is free."""
