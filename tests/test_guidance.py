@@ -2,6 +2,7 @@
 method."""
 
 import math
+import time
 
 import pytest
 import torch
@@ -58,6 +59,48 @@ def test_both_answers_come_from_one_call():
     assert (inner.calls, inner.samples, outer.calls, outer.samples) == (1, 8, 1, 4)
 
 
+def test_each_sample_may_have_a_scale_of_its_own():
+    scales = torch.tensor([0.0, 1.0, 2.5, -0.5])
+    together = guided(scales)(X, T, ASKED)
+    for i, scale in enumerate(scales.tolist()):
+        row = slice(i, i + 1)
+        alone = guided(scale)(X[row], T[row], ASKED[row])
+        torch.testing.assert_close(together[row], alone, rtol=1e-12, atol=1e-12)
+    scales.requires_grad_()
+    (slope,) = torch.autograd.grad(guided(scales)(X, T, ASKED).sum(), scales)
+    assert slope.shape == (4,) and bool((slope != 0).all())
+    with pytest.raises(ValueError, match="one number a sample, got 4 for 3 samples") as error:
+        guided(scales)(X[:3], T[:3], ASKED[slice(3)])
+    sentence(error)
+    with pytest.raises(ValueError, match=r"a number or a tensor \(batch,\), got shape \(4, 1\)"):
+        guided(scales[:, None])
+
+
+def test_the_condition_of_no_condition_may_be_one_row_for_everybody():
+    none = labelled([10])
+    model = Guided(TINY, 2.0, none)
+    assert torch.equal(model(X, T, ASKED), guided(2.0)(X, T, ASKED))
+    assert model.fingerprint == guided(2.0).fingerprint
+    assert Guided(TINY, 2.0, labelled([3])).fingerprint != model.fingerprint
+    with pytest.raises(ValueError, match="condition of one row or a function, got 2 rows of"):
+        Guided(TINY, 2.0, labelled([10, 10]))(X, T, ASKED)
+
+
+def test_large_embeddings_have_a_fingerprint_at_once():
+    def of(embedding, scale=2.0):
+        return Guided(TINY, scale, Condition({"text": embedding})).fingerprint
+
+    big = torch.zeros(1, 512, 4096, dtype=torch.bfloat16)
+    start = time.perf_counter()
+    first = of(big)
+    assert time.perf_counter() - start < 1 and len(first) < 100  # as numbers in text, seconds
+    assert of(big.clone()) == first
+    big[0, 511, 4095] = 1e-3
+    assert len({first, of(big), of(big.float()), of(big[:, :, None])}) == 4
+    per_sample = [of(big, torch.tensor(scales)) for scales in ([1.0, 2.0], [2.0, 1.0])]
+    assert len({*per_sample, of(big)}) == 3
+
+
 @pytest.mark.parametrize("form", Form)
 def test_guided_predictions_of_all_forms_mean_the_same(form):
     def answer(x, t, condition):
@@ -98,7 +141,9 @@ def test_it_says_whose_and_how_strongly_and_where():
 
 
 def test_it_can_be_asked_for_the_classes_that_the_model_has():
-    inner = Wrapped(TINY, EDM(), TINY.shape, "noise", condition=TINY.condition, class_condition=labelled)
+    inner = Wrapped(
+        TINY, EDM(), TINY.shape, "noise", condition=TINY.condition, class_condition=labelled
+    )
     for model in (Guided(inner, 2.0, without), Counted(inner)):
         assert isinstance(model, ClassConditional) and torch.equal(
             model.class_condition([3, 1]).features, labelled([3, 1]).features
@@ -151,5 +196,8 @@ def test_the_model_that_ships_is_guided_away_from_no_class():
     )
     plain, none = (model(x, t, model.class_condition(labels)) for labels in ([0, 1, 2], [10] * 3))
     torch.testing.assert_close(
-        strong(x, t, model.class_condition([0, 1, 2])), none + 3 * (plain - none), rtol=1e-3, atol=1e-4
+        strong(x, t, model.class_condition([0, 1, 2])),
+        none + 3 * (plain - none),
+        rtol=1e-3,
+        atol=1e-4,
     )

@@ -1,6 +1,7 @@
 """The Fashion-MNIST model: its formulas with random weights, its training, and what ships."""
 
 import copy
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ pytest.importorskip("diffusers")
 
 from indis import Form  # noqa: E402
 from indis.bench.train_fashion import TrainConfig, Trainer  # noqa: E402
+from indis.denoise import FeatureDenoiser  # noqa: E402
 from indis.models import edm, fashion  # noqa: E402
 from indis.models.fashion import SIGMA_DATA, Fashion, FashionNetwork, class_condition  # noqa: E402
 from indis.models.fashion_data import DEBIAN_FOLDER, read  # noqa: E402
@@ -102,30 +104,38 @@ def test_each_row_has_its_own_time_and_label(model):
     assert (others - together).abs().amax((1, 2, 3))[[0, 1, 3, 4]].min() > 1e-4
 
 
-def test_its_bottleneck_is_the_channel_mean_of_the_middle_block_in_the_latest_call(model):
-    fresh = Fashion(FashionNetwork())
-    with pytest.raises(ValueError, match="only after the denoiser has been called"):
-        fresh.bottleneck()
+def test_its_features_are_the_channel_mean_of_the_middle_block(model):
+    assert isinstance(model, FeatureDenoiser)
     x, t = noisy()
     condition, seen = class_condition(torch.tensor(LABELS)), []
     handle = model.network.unet.mid_block.register_forward_hook(
         lambda module, inputs, output: seen.append(output)
     )
-    for _ in range(2):
-        model(x.requires_grad_(), t, condition)
-        x = x.detach() / 2
+    answer, features = model.with_features(x.requires_grad_(), t, condition)
     handle.remove()
-    assert seen[1].shape == (5, 96, 7, 7) and seen[1].requires_grad
-    torch.testing.assert_close(model.bottleneck(), seen[1].detach().mean(1).reshape(5, 49))
-    assert not model.bottleneck().requires_grad
-    other = copy.deepcopy(model.network)
-    before = model.bottleneck().clone()
+    assert seen[0].shape == (5, 96, 7, 7) and seen[0].requires_grad
+    torch.testing.assert_close(features, seen[0].detach().mean(1).reshape(5, 49))
+    assert answer.requires_grad and not features.requires_grad
+    torch.testing.assert_close(answer, model(x, t, condition), rtol=0, atol=0)
     with torch.inference_mode():
-        half = Fashion(other).in_bf16()
-        half(x, t, condition)
-        assert half.bottleneck().dtype == torch.float32
-        assert not torch.equal(half.bottleneck(), before)
-    assert torch.equal(model.bottleneck(), before)  # a copied network keeps its own
+        half = Fashion(copy.deepcopy(model.network)).in_bf16()
+        other = half.with_features(x, t, condition)[1]
+        assert other.dtype == torch.float32
+        assert not torch.equal(other, features)
+
+
+def test_its_features_are_those_of_the_caller_s_answer_in_every_thread(model):
+    def features(scale):
+        x, t = noisy()
+        with torch.inference_mode():
+            return model.with_features(scale * x, t, class_condition(torch.tensor(LABELS)))[1]
+
+    scales = [0.5 + i / 8 for i in range(8)]
+    expected = [features(scale) for scale in scales]
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(3):
+            for here, there in zip(expected, pool.map(features, scales), strict=True):
+                torch.testing.assert_close(there, here, rtol=1e-4, atol=1e-5)
 
 
 def test_the_gradient_in_time_is_that_of_the_differences(precise):

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from indis.denoise import UNCONDITIONAL, Denoiser, Form
+from indis.denoise import UNCONDITIONAL, Denoiser, FeatureDenoiser, Form
 from indis.models import toy
 from indis.models.toy import Mixture, posterior_mean, tree
 
@@ -226,15 +226,14 @@ def test_gradient_reaches_the_times() -> None:
     assert torch.autograd.gradcheck(lambda a, b: model(a, b, UNCONDITIONAL), (x, t))
 
 
-def test_its_bottleneck_is_what_its_latest_call_knew() -> None:
+def test_its_features_are_what_a_network_could_know() -> None:
     model = toy.load()
-    with pytest.raises(ValueError, match="only after the denoiser has been called"):
-        model.bottleneck()
+    assert isinstance(model, FeatureDenoiser)
     x, t = torch.tensor([[0.3, -0.2], [0.1, 0.4]], requires_grad=True), torch.tensor([0.5, 0.2])
-    for state in (2 * x, x):
-        velocity = model(state, t, UNCONDITIONAL)
-    unit, mean = model.bottleneck().split(2, dim=1)
-    assert not unit.requires_grad and not mean.requires_grad
+    velocity, features = model.with_features(x, t, UNCONDITIONAL)
+    assert torch.equal(velocity, model(x, t, UNCONDITIONAL)) and velocity.requires_grad
+    unit, mean = features.split(2, dim=1)
+    assert not features.requires_grad
     torch.testing.assert_close(unit, (x / ((1 - t) ** 2 + t**2).sqrt()[:, None]).detach())
     torch.testing.assert_close(mean, (x - t[:, None] * velocity).detach())
 

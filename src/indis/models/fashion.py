@@ -7,6 +7,7 @@ surrounds it. Class 10 means "no label".
 
 from __future__ import annotations
 
+from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -50,12 +51,10 @@ def backbone() -> UNet2DModel:
 class FashionNetwork(nn.Module):
     """F(c_in x, c_noise, label): the raw network inside the preconditioning."""
 
-    middle: Tensor | None = None
-
     def __init__(self) -> None:
         super().__init__()
         self.unet = backbone()
-        self.unet.mid_block.register_forward_hook(self._remember)
+        self.unet.mid_block.register_forward_hook(_hand_over)
 
     def forward(self, x: Tensor, noise_level: Tensor, label: Tensor) -> Tensor:
         """``x`` ``(batch, 1, 28, 28)``, ``noise_level`` and ``label`` ``(batch,)``; the shape of
@@ -65,9 +64,15 @@ class FashionNetwork(nn.Module):
         blocks = self.unet(F.pixel_unshuffle(x, 2), 250 * noise_level, class_labels=label)
         return F.pixel_shuffle(blocks.sample, 2)
 
-    def _remember(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        # Detached: kept beyond the call, it would hold the graph of a whole batch.
-        self.middle = output.detach().float().mean(1).flatten(1)
+
+# Where the call in progress wants the middle block's outputs; each thread has its own.
+_WANTED: ContextVar[list[Tensor] | None] = ContextVar("wanted", default=None)
+
+
+def _hand_over(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    """Append a detached output of the middle block to the list that wants it, if there is one."""
+    if (wanted := _WANTED.get()) is not None:
+        wanted.append(output.detach())
 
 
 class Fashion:
@@ -109,19 +114,24 @@ class Fashion:
         return self
 
     def with_features(self, x: Tensor, t: Tensor, condition: Condition) -> tuple[Tensor, Tensor]:
-        """Return the answer and the bottleneck's features."""
-        return self(x, t, condition), self.bottleneck()
+        """Return the answer and features of its network.
 
-    def bottleneck(self) -> Tensor:
-        """The latest output of the U-Net's middle block, averaged over its channels: ``(batch,
-        49)``, a 7 x 7 map.
+        Args:
+            x: states ``(batch, 1, 28, 28)``.
+            t: times ``(batch,)``.
+            condition: the batch's labels.
 
-        Raises:
-            ValueError: before the first call.
+        Returns:
+            The answer, and the output of the U-Net's middle block averaged over its channels: a
+            7 x 7 map ``(batch, 49)``, float32, without gradient.
         """
-        if self.network.middle is None:
-            raise ValueError("bottleneck exists only after the denoiser has been called")
-        return self.network.middle
+        outputs: list[Tensor] = []
+        token = _WANTED.set(outputs)
+        try:
+            answer = self(x, t, condition)
+        finally:
+            _WANTED.reset(token)
+        return answer, outputs[0].float().mean(1).flatten(1)
 
     def in_bf16(self) -> Fashion:
         """The same network under bfloat16 autocast: about twice as fast on CPUs that have it."""

@@ -412,7 +412,6 @@ class Toy:
         self.mixture, self.name, self.fingerprint = mixture, name, name
         self.schedule = schedule or RectifiedFlow(t_min=0.002 / 1.002, t_max=80 / 81)
         self.device = torch.device("cpu")
-        self._latest: tuple[Tensor, Tensor] | None = None
 
     def to(self, device: torch.device | str) -> Toy:
         """Itself, expecting its tensors there: the mixture's constants follow the points, see
@@ -422,26 +421,36 @@ class Toy:
         return self
 
     def __call__(self, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
-        """(x - E[x_0 | x]) / t; times beyond the schedule, even t >= 1, are answered exactly."""
-        alpha, sigma = self.schedule.alpha(t), self.schedule.sigma(t)
-        mean = posterior_mean(x, alpha, sigma, self.mixture)
-        self._latest = (x / broadcast((alpha**2 + sigma**2).sqrt(), x)).detach(), mean.detach()
+        """Return the velocity (x - E[x_0 | x]) / t ``(batch, 2)``.
+
+        Args:
+            x: points ``(batch, 2)``.
+            t: times ``(batch,)``; those beyond the schedule, even t >= 1, are answered exactly.
+            condition: not read.
+        """
+        mean, _, sigma = self._mean(x, t)
         return (x - mean) / broadcast(sigma, x)
 
     def with_features(self, x: Tensor, t: Tensor, condition: Condition) -> tuple[Tensor, Tensor]:
-        """Return the answer and the bottleneck's features."""
-        return self(x, t, condition), self.bottleneck()
+        """Return the answer and all that a network could know, as a FeatureDenoiser.
 
-    def bottleneck(self) -> Tensor:
-        """The latest call's state at unit variance and posterior mean ``(batch, 4)``: all that a
-        network could know.
+        Args:
+            x: points ``(batch, 2)``.
+            t: times ``(batch,)``.
+            condition: not read.
 
-        Raises:
-            ValueError: before the first call.
+        Returns:
+            The answer ``(batch, 2)``, and the state at unit variance beside the posterior mean
+            ``(batch, 4)``, without gradient.
         """
-        if self._latest is None:
-            raise ValueError("bottleneck exists only after the denoiser has been called")
-        return torch.cat(self._latest, dim=1)
+        mean, alpha, sigma = self._mean(x, t)
+        unit = x / broadcast((alpha**2 + sigma**2).sqrt(), x)
+        return (x - mean) / broadcast(sigma, x), torch.cat([unit, mean], dim=1).detach()
+
+    def _mean(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The posterior mean ``(batch, 2)``, alpha and sigma, each ``(batch,)``."""
+        alpha, sigma = self.schedule.alpha(t), self.schedule.sigma(t)
+        return posterior_mean(x, alpha, sigma, self.mixture), alpha, sigma
 
     def decode(self, x: Tensor) -> Tensor:
         """The identity: points are the data."""
