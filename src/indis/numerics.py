@@ -9,7 +9,7 @@ which casts a coefficient to the sample's dtype.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from typing import Any
@@ -177,7 +177,7 @@ def scaled(scale: Scalar | None, x: Tensor) -> Tensor:
 
 
 def weighted_sum(
-    weights: Sequence[Scalar], values: Iterable[Tensor], added: Tensor | None = None
+    weights: Sequence[Scalar], values: Sequence[Tensor], added: Tensor | None = None
 ) -> Tensor:
     """Return sum_j w_j v_j plus ``added``, in as few passes over the samples as there are terms.
 
@@ -187,12 +187,13 @@ def weighted_sum(
         added: A further term ``(batch, *shape)``.
 
     Returns:
-        The sum in the dtype of the state.
+        The sum.
     """
-    total, own = None, False  # own: no one else holds this tensor, so it may be changed in place
+    total: Tensor | None = None
+    own = False  # whether nobody else holds the total, so that it may be changed in place
     for weight, value in zip(weights, values, strict=False):
         if isinstance(weight, float):
-            if weight == 0 and total is not None:
+            if weight == 0:
                 continue
             if total is None:
                 total, own = (value, False) if weight == 1 else (value * weight, True)
@@ -201,10 +202,11 @@ def weighted_sum(
             else:
                 total, own = torch.add(total, value, alpha=weight), True
         elif total is None:
-            total, own = value * weight, True
+            total = value * weight
         else:
             total = torch.addcmul(total, value.to(total.dtype), weight)
-    assert total is not None
+    if total is None:
+        total = torch.zeros_like(next(iter(values)))
     return total if added is None else total + added
 
 

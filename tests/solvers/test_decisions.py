@@ -172,7 +172,7 @@ def test_heun_asks_where_what_is_added_has_led_and_adds_it_to_the_corrected_step
         return convert(known, Form.DATA, native, x=x, schedule=schedule, t=t)
 
     tau, form = grids.log_snr(schedule, 1), Heun().form(native, schedule)
-    carry, unit = first_order(Nodes.at(schedule, tau), form)
+    carry, unit = first_order(Nodes.at(schedule, form, tau))
     (alpha, then), (sigma, sigma_then) = schedule.alpha(tau[0]), schedule.sigma(tau[0])
     added = (then - alpha * sigma_then / sigma) * extra
 

@@ -168,7 +168,7 @@ def test_first_order_steps_in_the_three_forms_coincide_when_converted(name):
     results = []
     for form in FORMS:
         value = convert(data, Form.DATA, form, x=x, schedule=schedule, t=tau[:, 0])
-        carry, unit = first_order(Nodes.at(schedule, tau), form)
+        carry, unit = first_order(Nodes.at(schedule, form, tau))
         results.append(broadcast(carry, x) * x + broadcast(unit, x) * value)
     scale = float(results[0].abs().max())
     for result in results[1:]:

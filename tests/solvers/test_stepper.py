@@ -173,3 +173,21 @@ def test_data_predictions_of_a_flow_run_from_pure_noise_as_velocities(solver):
         for problem in (velocity, AsData(schedule, Form.DATA))
     ]
     torch.testing.assert_close(*ends, rtol=1e-10, atol=1e-10)
+
+
+def test_steps_that_are_kept_with_a_plan_are_those_of_its_solver_and_of_its_present_numbers():
+    problem, x = PROBLEMS["edm"], seeded(2, 2, seed=7)
+    plan = plan_for(problem, 1, 4, 1)
+
+    def fresh(solver, **options):
+        return solve(problem, x, plan.detach()[:], solver, **options)
+
+    for solver in (Heun(), DPMSolverPP(2), UniPC(2)):
+        for options in ({}, {"analytic_first": True}):
+            expected = fresh(solver, **options)
+            for _ in range(2):
+                assert torch.equal(solve(problem, x, plan, solver, **options), expected)
+    before = solve(problem, x, plan, Heun())
+    plan.gamma.mul_(1.1)
+    assert not torch.equal(solve(problem, x, plan, Heun()), before)
+    assert torch.equal(solve(problem, x, plan, Heun()), fresh(Heun()))

@@ -41,9 +41,9 @@ class Euler:
         """All steps are alike."""
         return 1
 
-    def coefficients(self, nodes: Nodes, form: Form, kind: Hashable) -> Coefficients:
+    def coefficients(self, nodes: Nodes, kind: Hashable) -> Coefficients:
         """Weigh the newest answer by the unit."""
-        carry, unit = first_order(nodes, form)
+        carry, unit = first_order(nodes)
         return Coefficients(carry, unit[..., None], unit)
 
     def nfe(self, steps: int) -> int:
@@ -88,9 +88,9 @@ class IPNDM(_Multistep):
     strong at few steps.
     """
 
-    def coefficients(self, nodes: Nodes, form: Form, kind: Hashable) -> Coefficients:
+    def coefficients(self, nodes: Nodes, kind: Hashable) -> Coefficients:
         """Multiply the constant weights by the unit."""
-        carry, unit = first_order(nodes, form)
+        carry, unit = first_order(nodes)
         weights = torch.tensor(EVEN_WEIGHTS[_order(kind)], dtype=unit.dtype)
         return Coefficients(carry, unit[..., None] * weights, unit)
 
@@ -118,13 +118,12 @@ class AdamsBashforth(_Exact):
     it on purpose.
     """
 
-    def coefficients(self, nodes: Nodes, form: Form, kind: Hashable) -> Coefficients:
+    def coefficients(self, nodes: Nodes, kind: Hashable) -> Coefficients:
         """Integrate the Lagrange polynomials of the last nodes over the new interval."""
-        carry, unit = first_order(nodes, form)
-        past, stop = _recent(form.clock_of(nodes.alpha, nodes.sigma), _order(kind))
+        carry, unit = first_order(nodes)
+        past, stop = _recent(nodes.clock, _order(kind))
         weights = torch.stack(integrate_lagrange(past, past[0], stop), dim=-1)
-        end = nodes[-1:]
-        return Coefficients(carry, form.scale_of(end.alpha, end.sigma) * weights, unit)
+        return Coefficients(carry, nodes.scale[..., -1:] * weights, unit)
 
 
 @dataclass(frozen=True)
@@ -139,20 +138,19 @@ class DEIS(_Exact):
         """Noise."""
         return Form.NOISE
 
-    def coefficients(self, nodes: Nodes, form: Form, kind: Hashable) -> Coefficients:
+    def coefficients(self, nodes: Nodes, kind: Hashable) -> Coefficients:
         """Integrate by quadrature, exact to rounding (published code: a sum of 10 000 points).
 
         The variable of integration is the logarithm of sigma / alpha, in which the integrand is
         smooth. In VP time it has a root at 0, next to which the last interval ends.
         """
-        carry, unit = first_order(nodes, form)
+        carry, unit = first_order(nodes)
         clock = VPClock.fit(nodes.schedule)
         past, _ = _recent(clock.time((-nodes.log_snr).exp()), _order(kind))
         start, stop = (-nodes.log_snr[..., -2:]).unbind(-1)
         at, mass = quadrature_points(start, stop, panels=4)
         weights = torch.stack(weigh_lagrange(past, clock.time(at.exp()), mass * at.exp()), dim=-1)
-        end = nodes[-1:]
-        return Coefficients(carry, form.scale_of(end.alpha, end.sigma) * weights, unit)
+        return Coefficients(carry, nodes.scale[..., -1:] * weights, unit)
 
 
 def _order(kind: Hashable) -> int:

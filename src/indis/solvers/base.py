@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -25,42 +25,46 @@ from indis.noise import NoiseSchedule, end_levels, levels
 
 @dataclass(frozen=True)
 class Nodes:
-    """Nodes with their noise levels, which are computed once for a whole plan.
+    """Noise levels at nodes, computed once for a whole plan.
 
-    All tensors are ``(..., nodes)``, float64.
+    All tensors are ``(..., nodes)``, float64. ``scale`` and ``clock`` are those of the form in
+    which the solver keeps answers.
     """
 
     schedule: NoiseSchedule
-    columns: Tensor  # (4, ..., nodes): the following four
+    columns: Tensor  # (5, ..., nodes): alpha, sigma, log_snr, scale, clock
 
     @classmethod
-    def at(cls, schedule: NoiseSchedule, t: Tensor) -> Nodes:
+    def at(cls, schedule: NoiseSchedule, form: Form, t: Tensor) -> Nodes:
         """Look up the noise levels at times ``t`` ``(..., nodes)``."""
-        return cls(schedule, torch.stack([t, *levels(schedule, t)]))
-
-    @property
-    def t(self) -> Tensor:
-        """The times."""
-        return self.columns[0]
+        alpha, sigma, log_snr = levels(schedule, t)
+        scale, clock = form.scale_of(alpha, sigma), form.clock_of(alpha, sigma)
+        return cls(schedule, torch.stack([alpha, sigma, log_snr, scale, clock]))
 
     @property
     def alpha(self) -> Tensor:
         """The factors of the data."""
-        return self.columns[1]
+        return self.columns[0]
 
     @property
     def sigma(self) -> Tensor:
         """The factors of the noise."""
-        return self.columns[2]
+        return self.columns[1]
 
     @property
     def log_snr(self) -> Tensor:
         """The logarithms of alpha / sigma."""
+        return self.columns[2]
+
+    @property
+    def scale(self) -> Tensor:
+        """The factor s with d(x / s) = f dc."""
         return self.columns[3]
 
-    def __getitem__(self, index: Any) -> Nodes:
-        """Return the nodes at an index of the last axis: an integer, a slice or a tensor."""
-        return Nodes(self.schedule, self.columns[..., index])
+    @property
+    def clock(self) -> Tensor:
+        """The variable c with d(x / s) = f dc."""
+        return self.columns[4]
 
 
 @dataclass(frozen=True)
@@ -100,12 +104,11 @@ class Solver(Protocol):
             singular_end: Whether this is the last step and log-SNR is infinite at its end.
         """
 
-    def coefficients(self, nodes: Nodes, form: Form, kind: Hashable) -> Coefficients:
+    def coefficients(self, nodes: Nodes, kind: Hashable) -> Coefficients:
         """Compute the coefficients of the last interval of ``nodes``.
 
         Args:
             nodes: Nodes ``(..., nodes)``, as many as the kind needs or more.
-            form: The form of the answers.
             kind: The key that :meth:`kind` returned.
         """
 
@@ -132,14 +135,14 @@ def drift_form(native: Form, schedule: NoiseSchedule) -> Form:
     return Form.NOISE if end_levels(schedule)[0] else Form.VELOCITY
 
 
-def first_order(nodes: Nodes, form: Form) -> tuple[Tensor, Tensor]:
+def first_order(nodes: Nodes) -> tuple[Tensor, Tensor]:
     """Return carry and unit ``(...)`` of the last interval of ``nodes``.
 
     The step is exact if the answer does not change over the interval.
     """
-    ends = nodes[-2:]
-    scale, clock = form.scale_of(ends.alpha, ends.sigma), form.clock_of(ends.alpha, ends.sigma)
-    return scale[..., 1] / scale[..., 0], scale[..., 1] * (clock[..., 1] - clock[..., 0])
+    scale, clock = nodes.scale, nodes.clock
+    end = scale[..., -1]
+    return end / scale[..., -2], end * (clock[..., -1] - clock[..., -2])
 
 
 def step_order(order: int, k: int, steps: int, *, lower_final: bool, singular_end: bool) -> int:

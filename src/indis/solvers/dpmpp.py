@@ -49,7 +49,7 @@ class DPMSolverPP:
         lower = self.lower_order_final
         return step_order(self.order, k, steps, lower_final=lower, singular_end=singular_end)
 
-    def coefficients(self, nodes: Nodes, form: Form, kind: Hashable) -> Coefficients:
+    def coefficients(self, nodes: Nodes, kind: Hashable) -> Coefficients:
         """Write the differences of the last predictions as weights of the predictions."""
         level, alpha, sigma = nodes.log_snr, nodes.alpha[..., -1], nodes.sigma
         h = level[..., -1] - level[..., -2]

@@ -30,9 +30,9 @@ class Heun:
         """All steps are alike."""
         return 1
 
-    def coefficients(self, nodes: Nodes, form: Form, kind: Hashable) -> Coefficients:
+    def coefficients(self, nodes: Nodes, kind: Hashable) -> Coefficients:
         """Weigh the slope at either end by half a unit."""
-        carry, unit = first_order(nodes, form)
+        carry, unit = first_order(nodes)
         half = unit / 2
         correct = torch.stack([half, half], dim=-1)
         return Coefficients(carry, unit[..., None], unit, correct=correct, trial=True)

@@ -70,19 +70,17 @@ class Midpoint:
         step, place = divmod(k, self.points + 1)
         return place, min(self.order, step + 1)
 
-    def coefficients(self, nodes: Nodes, form: Form, kind: Hashable) -> Coefficients:
+    def coefficients(self, nodes: Nodes, kind: Hashable) -> Coefficients:
         """Go to a midpoint, or from the last midpoint to the end of the step."""
         assert isinstance(kind, tuple)
         place, order = kind
-        carry, unit = first_order(nodes, form)
+        carry, unit = first_order(nodes)
         if place < self.points:
             weights = self._along_starts(unit, order, place)
             return Coefficients(carry, torch.stack(weights, dim=-1), unit)
-        step = nodes[-self.points - 2 :]
-        clock = form.clock_of(step.alpha, step.sigma)
-        scale = form.scale_of(nodes.alpha[..., -1], nodes.sigma[..., -1])
-        whole = scale * (clock[..., -1] - clock[..., 0])
-        undo = scale * (clock[..., 0] - clock[..., -2])
+        scale, clock = nodes.scale[..., -1], nodes.clock
+        start = clock[..., -self.points - 2]
+        whole, undo = scale * (clock[..., -1] - start), scale * (start - clock[..., -2])
         along = self._along_starts(undo, order, place)
         weights = [whole / self.points] * self.points + along[self.points :]
         return Coefficients(carry, torch.stack(weights, dim=-1), whole)

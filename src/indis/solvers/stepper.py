@@ -21,7 +21,7 @@ from torch import Tensor
 
 from indis.forms import Form
 from indis.noise import NoiseSchedule, end_levels
-from indis.numerics import Scalar, broadcast, scaled, to_sample_device, weighted_sum
+from indis.numerics import TIME_DTYPE, Scalar, broadcast, scaled, to_sample_device, weighted_sum
 from indis.plan import Churn, Decision, Discretization, Plan
 from indis.solvers.base import Solver
 from indis.solvers.tableau import Question, Step, Tableau
@@ -78,7 +78,7 @@ class Stepper:
         if type(plan) is Discretization and not any(plan.churn):
             self._plan_ahead(plan)
         if analytic_first:
-            self._question = Question(tau, None, None, None)
+            self._question = self._plain_question(tau)
             self._take(analytic_answer(schedule, native, self._x, tau), None)
         else:
             self._question = self._questions[0] if self._questions else self._ask(tau, dtau)
@@ -94,7 +94,7 @@ class Stepper:
     @property
     def time(self) -> Tensor:
         """The times ``(batch,)`` at which the network is asked next, float64."""
-        return to_sample_device(self._question.time, self._x).expand(len(self._x))
+        return self._question.time
 
     def input(self) -> Tensor:
         """Return the state ``(batch, *shape)`` as the network is shown it next."""
@@ -121,9 +121,19 @@ class Stepper:
             self._take(answer, features)
 
     def _plan_ahead(self, plan: Discretization) -> None:
-        """Compute the questions and the steps of an open-loop plan, all at once."""
+        """Compute the questions and the steps of an open-loop plan, all at once.
+
+        Steps of a plan that all samples share are plain numbers. They are kept with the plan, for
+        the next run on the same solver.
+        """
         self._questions = self._tableau.questions(plan.tau[:, :-1], plan.dtau)
-        scales = [question.output_scale for question in self._questions]
+        run = self._tableau
+        key = (run.schedule, run.native, run.solver, self._analytic, _versions(plan))
+        kept = vars(plan).get("_steps")
+        if kept is not None and kept[0] == key:
+            self._planned = kept[1]
+            return
+        scales: list[Tensor | None] = [q.output_scale for q in self._questions]
         output_scale = None
         if scales[0] is not None:
             if self._analytic:  # an analytic answer is one at the node itself
@@ -132,6 +142,13 @@ class Stepper:
         self._planned = self._tableau.make(
             plan.tau, 0, plan.gamma, output_scale, plan.weights, plan.stretch
         )
+        if all(isinstance(step.carry, float) for step in self._planned):
+            object.__setattr__(plan, "_steps", (key, self._planned))
+
+    def _plain_question(self, tau: Tensor) -> Question:
+        """Ask at a node itself, without a shift."""
+        time = to_sample_device(tau, self._x).expand(len(self._x))
+        return Question(time, None, None, None)
 
     def _ask(self, tau: Tensor, dtau: Tensor) -> Question:
         return self._tableau.questions(tau[:, None], dtau.expand_as(tau)[:, None])[0]
@@ -212,7 +229,7 @@ class Stepper:
         """Ask once more at the new node, without a shift."""
         _check_trial(self._tableau.schedule, self._tableau.native, self._tableau.form)
         self._on_trial, self._decision = True, decision
-        self._question = Question(self._next(decision), None, None, None)
+        self._question = self._plain_question(self._next(decision))
 
     def _finish_trial(self, answer: Tensor) -> None:
         assert self._pending is not None
@@ -237,6 +254,11 @@ class Stepper:
         else:
             assert decision is not None
             self._question = self._ask(self.tau, decision.dtau.cpu())
+
+
+def _versions(plan: Discretization) -> list[int]:
+    """Numbers that change when a column of the plan is changed in place."""
+    return [0 if v.is_inference() else v._version for v in plan.columns().values()]
 
 
 def inflate(x: Tensor, tau: Tensor, churn: Churn, schedule: NoiseSchedule) -> Tensor:
@@ -277,7 +299,9 @@ def analytic_answer(schedule: NoiseSchedule, native: Form, x: Tensor, tau: Tenso
 
 def _check_start(schedule: NoiseSchedule, native: Form, form: Form) -> None:
     """At alpha = 0 noise says nothing of the data, and data do not determine the noise."""
-    if Form.NOISE in (native, form) and not end_levels(schedule)[0]:
+    if Form.NOISE not in (native, form):
+        return
+    if not float(schedule.alpha(torch.tensor(schedule.t_max, dtype=TIME_DTYPE))):
         raise ValueError(
             f"t_max = {schedule.t_max:g} is pure noise, where no noise prediction is of use: take "
             f"{_WAY_OUT[native]}"

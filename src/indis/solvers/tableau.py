@@ -17,7 +17,7 @@ from torch import Tensor
 
 from indis.forms import Form, conversion, shift_scales
 from indis.noise import NoiseSchedule
-from indis.numerics import Scalar, scalars_for
+from indis.numerics import Scalar, scalars_for, to_sample_device
 from indis.plan import Keep
 from indis.solvers.base import Coefficients, Nodes, Solver
 
@@ -28,7 +28,7 @@ AT_ZERO = "at zero"  # the kind of a last step to sigma = 0
 class Question:
     """Where and how the network is asked at a node."""
 
-    time: Tensor  # (grid,), float64
+    time: Tensor  # (batch,), float64, on the device of the samples
     input_scale: Scalar | None  # factor of the state that the network is shown
     output_scale: Tensor | None  # (grid,), factor of its answer
     shown_scale: Scalar | None  # the same, as a policy sees the answer
@@ -36,10 +36,12 @@ class Question:
 
 @dataclass(frozen=True)
 class Step:
-    """One step as numbers a sample: f = value_x x + value_answer a, x' = carry x + predict f + ...
+    """One step as numbers a sample.
 
-    ``direct_x`` and ``direct_answer`` give the part of x and a in x' without f. ``correct`` weighs
-    the value at the new node first, then this step's value and older ones.
+    The value of answer a at state x is f = value_x x + value_answer a. The step is
+    x' = carry x + predict f, or without f x' = direct_x x + direct_answer a. ``correct`` weighs the
+    value at the new node first, then this step's value and older ones. The value of Heun's trial
+    answer is trial_x x + trial_answer a.
     """
 
     value_x: Scalar
@@ -49,8 +51,8 @@ class Step:
     carry: Scalar
     predict: list[Scalar]
     correct: list[Scalar]
-    trial_x: Scalar | None  # of the trial answer at the new node, if there is one
-    trial_answer: Scalar | None
+    trial_x: Scalar | None = None
+    trial_answer: Scalar | None = None
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,8 @@ class Tableau:
 
     def questions(self, tau: Tensor, dtau: Tensor) -> list[Question]:
         """Return the question at each of the nodes ``tau`` ``(grid, n)`` with shifts ``dtau``."""
-        times = (tau + dtau).unbind(1)
+        asked = to_sample_device(tau + dtau, self.like)
+        times = asked.expand(len(self.like), -1).unbind(1)
         if self.keep == "answer":
             return [Question(time, None, None, None) for time in times]
         shown, answered = shift_scales(self.schedule, self.native, tau, dtau)
@@ -98,19 +101,21 @@ class Tableau:
         Returns:
             n steps.
         """
-        count, levels = gamma.shape[1], Nodes.at(self.schedule, nodes)
+        levels = Nodes.at(self.schedule, self.form, nodes)
         gain = gamma if output_scale is None else gamma * output_scale
         kinds: dict[Hashable, list[int]] = {}
-        for k in range(first, first + count):
+        for k in range(first, first + gamma.shape[1]):
             kinds.setdefault(self._kind(k, levels), []).append(k)
         made: dict[int, Step] = {}
         for kind, members in kinds.items():
-            columns = torch.tensor([k - first for k in members])
             span = min(self.solver.memory + 1, members[0] + 2)
-            window = torch.tensor([range(k + 2 - span, k + 2) for k in members])
-            chosen = (v if v is None else v[:, columns] for v in (gain, gamma, weights, stretch))
-            made.update(zip(members, self._group(levels[window], kind, *chosen), strict=True))
-        return [made[k] for k in range(first, first + count)]
+            windows = levels.columns.unfold(-1, span, 1)[:, :, _picked(members, span - 2)]
+            own = _picked(members, first)
+            chosen = (v if v is None else v[:, own] for v in (gain, gamma, weights, stretch))
+            made.update(
+                zip(members, self._group(Nodes(self.schedule, windows), kind, *chosen), strict=True)
+            )
+        return [made[k] for k in range(first, first + gamma.shape[1])]
 
     def _kind(self, k: int, nodes: Nodes) -> Hashable:
         last = k == self.steps - 1
@@ -131,58 +136,60 @@ class Tableau:
         """Steps of one kind, with windows of nodes ``(grid, n, span)``."""
         assert gain is not None and gamma is not None
         step = _adjusted(self._coefficients(nodes, kind), weights, stretch)
-        start, end = nodes[-2], nodes[-1]
-        state, answer = conversion(self.native, self.form, start.alpha, start.sigma)
-        value = [state, gain * answer]
         newest = step.predict[..., 0]
-        direct = [step.carry + newest * value[0], newest * value[1]]
-        trial: list[Tensor] = []
+        columns = {"carry": step.carry, "value_answer": gain, "direct_answer": newest * gain}
+        if self.native is not self.form:
+            state, answer = self._conversion(nodes, -2)
+            columns["value_x"], columns["value_answer"] = state, gain * answer
+            columns["direct_x"] = step.carry + newest * state
+            columns["direct_answer"] = newest * columns["value_answer"]
         if step.trial:
-            trial = list(conversion(self.native, self.form, end.alpha, end.sigma))
-            trial[1] = gamma * trial[1]
-        predict = list(step.predict.unbind(-1))
-        correct = [] if step.correct is None else list(step.correct.unbind(-1))
-        columns = [*value, *direct, step.carry, *trial, *predict, *correct]
-        rows = scalars_for(torch.stack(torch.broadcast_tensors(*columns), dim=-1), self.like)
-        at, stop = 5 + len(trial), 5 + len(trial) + len(predict)
-        return [_step(row, at, stop) for row in rows]
+            state, answer = self._conversion(nodes, -1)
+            columns |= {"trial_x": state, "trial_answer": gamma * answer}
+        predict, single = step.predict.unbind(-1), len(columns)
+        correct = () if step.correct is None else step.correct.unbind(-1)
+        stacked = torch.broadcast_tensors(*columns.values(), *predict, *correct)
+        middle = single + len(predict)
+        steps = []
+        for row in scalars_for(torch.stack(stacked, dim=-1), self.like):
+            numbers = dict(zip(columns, row, strict=False))
+            numbers.setdefault("value_x", 0.0)
+            numbers.setdefault("direct_x", numbers["carry"])
+            steps.append(Step(**numbers, predict=row[single:middle], correct=row[middle:]))
+        return steps
+
+    def _conversion(self, nodes: Nodes, node: int) -> tuple[Tensor, Tensor]:
+        """The factors of state and answer in the value of an answer at a node."""
+        alpha, sigma = nodes.alpha[..., node], nodes.sigma[..., node]
+        return conversion(self.native, self.form, alpha, sigma)
 
     def _coefficients(self, nodes: Nodes, kind: Hashable) -> Coefficients:
         if kind != AT_ZERO:
-            return self.solver.coefficients(nodes, self.form, kind)
+            return self.solver.coefficients(nodes, kind)
         # At sigma = 0 alpha is 1, so the clock of noise and velocity is 0 and their scale 1.
-        start = nodes[-2]
-        scale = self.form.scale_of(start.alpha, start.sigma)
+        scale = nodes.scale[..., -2]
         if self.form is Form.DATA:
             carry, unit = torch.zeros_like(scale), torch.ones_like(scale)
         else:
-            carry, unit = 1 / scale, -self.form.clock_of(start.alpha, start.sigma)
+            carry, unit = 1 / scale, -nodes.clock[..., -2]
         return Coefficients(carry, unit[..., None], unit)
 
 
-def _step(row: list[Scalar], at: int, end: int) -> Step:
-    value_x, value_answer, direct_x, direct_answer, carry = row[:5]
-    trial_x, trial_answer = row[5:at] or (None, None)
-    return Step(
-        value_x,
-        value_answer,
-        direct_x,
-        direct_answer,
-        carry,
-        row[at:end],
-        row[end:],
-        trial_x,
-        trial_answer,
-    )
+def _picked(members: list[int], offset: int = 0) -> slice | list[int]:
+    """The index of steps, as a slice where they follow each other: a view costs no copy."""
+    first, last = members[0] - offset, members[-1] - offset
+    if last - first == len(members) - 1:
+        return slice(first, last + 1)
+    return [k - offset for k in members]
 
 
 def step_coefficients(
     solver: Solver, schedule: NoiseSchedule, form: Form, tau: Tensor, steps: int
 ) -> Coefficients:
     """Return the coefficients of the last interval of ``tau`` ``(grid, k + 2)``, step k."""
-    nodes, k = Nodes.at(schedule, tau), tau.shape[-1] - 2
+    nodes, k = Nodes.at(schedule, form, tau), tau.shape[-1] - 2
     kind = solver.kind(k, steps, singular_end=k == steps - 1 and _singular(nodes))
-    return solver.coefficients(nodes, form, kind)
+    return solver.coefficients(nodes, kind)
 
 
 def _singular(nodes: Nodes) -> bool:

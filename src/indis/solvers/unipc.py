@@ -55,7 +55,7 @@ class UniPC:
         order = step_order(self.order, k, steps, lower_final=lower, singular_end=singular_end)
         return order, k + 1 < steps
 
-    def coefficients(self, nodes: Nodes, form: Form, kind: Hashable) -> Coefficients:
+    def coefficients(self, nodes: Nodes, kind: Hashable) -> Coefficients:
         """Compute predictor weights and, before the last step, corrector weights."""
         assert isinstance(kind, tuple)
         order, corrected = kind
