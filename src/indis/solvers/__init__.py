@@ -1,5 +1,6 @@
-"""Solvers: frozen dataclasses that turn nodes into coefficients, and the one loop that applies
-them.
+"""Solvers, the stepper and the loop.
+
+A file that is put here is found: a frozen dataclass with a ``name`` is a solver.
 """
 
 from __future__ import annotations
@@ -7,6 +8,7 @@ from __future__ import annotations
 from dataclasses import MISSING, fields
 from typing import Any
 
+from indis.discovery import classes_in
 from indis.solvers.adams import DEIS, IPNDM, AdamsBashforth, Euler
 from indis.solvers.base import Coefficients, Parallel, Solver
 from indis.solvers.dpmpp import DPMSolverPP
@@ -17,15 +19,11 @@ from indis.solvers.stepper import Stepper
 from indis.solvers.tableau import step_coefficients
 from indis.solvers.unipc import UniPC
 
+# All solvers of this package's files, by the name that commands use.
 SOLVERS: dict[str, type] = {
-    "euler": Euler,
-    "heun": Heun,
-    "ipndm": IPNDM,
-    "adams_bashforth": AdamsBashforth,
-    "deis": DEIS,
-    "dpmpp": DPMSolverPP,
-    "unipc": UniPC,
-    "midpoint": Midpoint,
+    vars(kind)["name"]: kind
+    for kind in classes_in(__name__, __path__)
+    if isinstance(vars(kind).get("name"), str)
 }
 
 __all__ = [
@@ -52,10 +50,13 @@ __all__ = [
 
 
 def named(spec: str) -> Solver:
-    """The solver that ``name[:order[:variant]]`` means, for example ``ipndm:4`` or ``unipc:3:bh1``.
+    """Return the solver that a text means.
+
+    Args:
+        spec: ``name[:order[:variant]]``, for example ``ipndm:4`` or ``unipc:3:bh1``.
 
     Raises:
-        ValueError: if the name is unknown or a parameter is not accepted.
+        ValueError: If the name is unknown or a parameter is not accepted.
     """
     name, *values = spec.split(":")
     if name not in SOLVERS:
@@ -72,7 +73,7 @@ def named(spec: str) -> Solver:
 
 
 def _read(text: str, default: Any, spec: str) -> Any:
-    """A parameter in the type of its default."""
+    """Read a parameter in the type of its default."""
     if isinstance(default, bool):
         if text in ("true", "false"):
             return text == "true"

@@ -31,6 +31,7 @@ EVEN_WEIGHTS = {
 class Euler:
     """First order: DDIM in noise form, the Euler step of a flow in velocity form."""
 
+    name = "euler"
     memory = 1
 
     def form(self, native: Form, schedule: NoiseSchedule) -> Form:
@@ -88,6 +89,8 @@ class IPNDM(_Multistep):
     strong at few steps.
     """
 
+    name = "ipndm"
+
     def coefficients(self, nodes: Nodes, kind: Hashable) -> Coefficients:
         """Multiply the constant weights by the unit."""
         carry, unit = first_order(nodes)
@@ -118,6 +121,8 @@ class AdamsBashforth(_Exact):
     it on purpose.
     """
 
+    name = "adams_bashforth"
+
     def coefficients(self, nodes: Nodes, kind: Hashable) -> Coefficients:
         """Integrate the Lagrange polynomials of the last nodes over the new interval."""
         carry, unit = first_order(nodes)
@@ -133,6 +138,8 @@ class DEIS(_Exact):
     It works in noise form only, so a schedule that begins at pure noise (a flow from t = 1) is
     refused.
     """
+
+    name = "deis"
 
     def form(self, native: Form, schedule: NoiseSchedule) -> Form:
         """Noise."""

@@ -86,7 +86,11 @@ class Coefficients:
 
 @runtime_checkable
 class Solver(Protocol):
-    """The contract of a solver. Implementations are frozen dataclasses."""
+    """The contract of a solver. Implementations are frozen dataclasses with a ``name``."""
+
+    @property
+    def name(self) -> str:
+        """What commands call it."""
 
     @property
     def memory(self) -> int:

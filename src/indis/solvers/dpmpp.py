@@ -28,6 +28,8 @@ class DPMSolverPP:
     flag says.
     """
 
+    name = "dpmpp"
+
     order: int = 2
     lower_order_final: bool = True
 

@@ -20,6 +20,7 @@ class Heun:
     step with one, so EDM's published 18 steps cost 35 evaluations.
     """
 
+    name = "heun"
     memory = 1
 
     def form(self, native: Form, schedule: NoiseSchedule) -> Form:

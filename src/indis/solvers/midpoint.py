@@ -42,6 +42,8 @@ class Midpoint:
         ValueError: If there is no midpoint, or no such order.
     """
 
+    name = "midpoint"
+
     points: int = 1
     order: int = 1
 

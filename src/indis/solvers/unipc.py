@@ -30,6 +30,8 @@ class UniPC:
     ``lower_order_final`` says.
     """
 
+    name = "unipc"
+
     order: int = 3
     variant: Literal["bh1", "bh2"] = "bh2"
     lower_order_final: bool = True
