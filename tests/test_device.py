@@ -30,6 +30,7 @@ from indis.endpoints import TeachConfig, teach_folder
 from indis.evaluate import counted_nfe, frechet_of_seeds, sample_batches, score_pairs
 from indis.methods import METHODS, heuristic
 from indis.models.fashion import class_condition
+from indis.models.fashion_features import frechet_judge
 from indis.models.toy import load
 from indis.solvers import SOLVERS
 from methods.cases import CASES
@@ -67,10 +68,10 @@ class TinyThere(TinyClasses):
 def run_of(case, denoiser):
     """Fit, judge, sample; everything that comes out, on the CPU."""
     method = replace(case, recipe=SHORT)
-    process = method.tuning(denoiser, toy_pairs(96), losses.named(method.loss))
+    process = method.tuning(denoiser, toy_pairs(96), models.loss(method.loss))
     states = list(process.run())
     scores = score_pairs(
-        denoiser, process.sampler, toy_pairs(32, first=5000), losses.named(method.loss)
+        denoiser, process.sampler, toy_pairs(32, first=5000), models.loss(method.loss)
     )
     samples = torch.cat(list(sample_batches(denoiser, process.sampler, range(9), batch=5)))
     return process, states, scores, counted_nfe(denoiser, process.sampler), samples.cpu()
@@ -224,11 +225,16 @@ def test_the_feature_network_follows_the_images():
     function = Wrapped(lambda x, t, c: x.tanh(), EDM(), (1, 28, 28), Form.NOISE)
     sampler = heuristic(function, solver="euler", grid="polynomial:7", steps=2)
     pair = noise_from_seeds([0, 1], function.shape)
-    here = frechet_of_seeds(function, sampler, range(4)), losses.named("fashion")(*pair[:, None])
+    here = (
+        frechet_of_seeds(function, sampler, range(4), *frechet_judge()),
+        models.loss("fashion")(*pair[:, None]),
+    )
     with elsewhere():
         there = replace(function, device="meta")
-        loss = to_device_of(losses.named("fashion"), there)
-        assert frechet_of_seeds(there, sampler, range(4)) == pytest.approx(here[0], rel=1e-6)
+        loss = to_device_of(models.loss("fashion"), there)
+        assert frechet_of_seeds(there, sampler, range(4), *frechet_judge()) == pytest.approx(
+            here[0], rel=1e-6
+        )
         assert torch.equal(loss(*pair.to(AWAY)[:, None]).cpu(), here[1])
 
 
@@ -276,7 +282,7 @@ def test_the_image_model_teaches_fits_and_samples_on_cuda(tmp_path):
         )
         data, _ = load_endpoints(folder)
         fit = Recipe(iterations=2, batch=8, holdout=8)
-        process = INDIS(steps=3, recipe=fit).tuning(model, data, losses.named("fashion"))
+        process = INDIS(steps=3, recipe=fit).tuning(model, data, models.loss("fashion"))
         list(process.run())
         artifact.save(process.sampler, folder / "artifact")
         sampler = artifact.load(folder / "artifact")

@@ -4,7 +4,7 @@ neighbour."""
 import pytest
 import torch
 
-from indis import Endpoints, heuristic, losses, noise_from_seeds
+from indis import Endpoints, heuristic, models, noise_from_seeds
 from indis.bench.train_features import FeatureConfig, FeatureTrainer
 from indis.denoise import UNCONDITIONAL
 from indis.evaluate import (
@@ -15,6 +15,8 @@ from indis.evaluate import (
     score_pairs,
 )
 from indis.losses import mse, squared_distance
+from indis.models import fashion_features
+from indis.models.fashion_features import frechet_judge
 from indis.pixels import to_pixels
 from small_cases import Still, TinyClasses, tiny_teacher, toy, toy_pairs, toy_teacher
 
@@ -111,10 +113,14 @@ class Pictures:
 
 def test_the_frechet_distance_of_seeds_is_that_of_their_pictures():
     told = []
-    value = frechet_of_seeds(Pictures(), euler(Pictures()), range(260), on_batch=told.append)
+    value = frechet_of_seeds(
+        Pictures(), euler(Pictures()), range(260), *frechet_judge(), on_batch=told.append
+    )
     pictures = 2 * noise_from_seeds(range(260), (1, 28, 28))
     assert told == [250, 260]
-    assert value == pytest.approx(frechet_of_images(iter(pictures.split(100))), rel=1e-4)
+    assert value == pytest.approx(
+        frechet_of_images(iter(pictures.split(100)), *frechet_judge()), rel=1e-4
+    )
     assert value > 10
 
 
@@ -127,19 +133,19 @@ def test_another_feature_network_judges_with_its_own_moments(tmp_path):
     trainer.write(tmp_path, images)
     pictures = 2 * noise_from_seeds(range(20), (1, 28, 28))
     own, theirs = (
-        frechet_of_images(iter([pictures]), folder=folder) for folder in (None, tmp_path)
+        frechet_of_images([pictures], *frechet_judge(folder)) for folder in (None, tmp_path)
     )
-    assert own == frechet_of_images(iter([pictures])) != theirs
-    assert frechet_of_images(iter([to_pixels(images)]), folder=tmp_path) < 0.01 * theirs
-    for name in losses.PERCEPTUAL:
-        usual, other = losses.named(name), losses.named(name, tmp_path)
+    assert own == frechet_of_images([pictures], *frechet_judge()) != theirs
+    assert frechet_of_images([to_pixels(images)], *frechet_judge(tmp_path)) < 0.01 * theirs
+    for name in fashion_features.LOSSES:
+        usual, other = models.loss(name), models.loss(name, tmp_path)
         assert not torch.equal(usual(*pictures.split(10)), other(*pictures.split(10)))
     with pytest.raises(
         ValueError, match="loss must be fashion or fashion-dists for features of choice, got 'mse'"
     ):
-        losses.named("mse", tmp_path)
+        models.loss("mse", tmp_path)
 
 
 def test_the_frechet_distance_of_points_is_refused_in_one_sentence():
     with pytest.raises(ValueError, match="grey images"):
-        frechet_of_seeds(toy(), euler(toy()), range(4))
+        frechet_of_seeds(toy(), euler(toy()), range(4), *frechet_judge())

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from indis import losses
+from indis import losses, models
 from indis.losses import mse, squared_distance
 from small_cases import sentence
 
@@ -30,11 +30,14 @@ def test_squared_distance_sums_what_the_mean_square_error_averages():
 
 
 def test_an_unknown_name_lists_the_known_ones():
-    with pytest.raises(ValueError) as error:
-        losses.named("l1")
-    text = sentence(error)
-    assert "'l1'" in text
-    assert all(name in text for name in losses.LOSSES)
+    for named, known in ((losses.named, losses.LOSSES), (models.loss, models.loss_names())):
+        with pytest.raises(ValueError) as error:
+            named("l1")
+        text = sentence(error)
+        assert "'l1'" in text
+        assert all(name in text for name in known)
+    assert set(models.loss_names()) == {"mse", "squared", "lpips", "fashion", "fashion-dists"}
+    assert models.loss("mse") is losses.named("mse")
 
 
 def test_without_the_lpips_package_the_error_says_what_to_install(monkeypatch):
@@ -82,7 +85,7 @@ def test_lpips_of_what_is_no_image_is_refused_in_one_sentence(lpips, shape):
 
 
 def test_the_fashion_loss_is_zero_only_between_equal_images():
-    loss, a = losses.named("fashion"), images()
+    loss, a = models.loss("fashion"), images()
     touched = a.clone()
     touched[1, 0, 14, 14] += 0.2
     assert loss(a, a.clone()).tolist() == [0, 0, 0]
@@ -92,7 +95,7 @@ def test_the_fashion_loss_is_zero_only_between_equal_images():
 
 
 def test_the_gradient_of_the_fashion_loss_reaches_the_student_and_not_the_network():
-    loss, student = losses.named("fashion"), images(1).requires_grad_()
+    loss, student = models.loss("fashion"), images(1).requires_grad_()
     loss(student, images(2)).sum().backward()
     assert student.grad.isfinite().all() and student.grad.abs().sum() > 1e-3
     assert all(p.grad is None and not p.requires_grad for p in loss.parameters())
@@ -100,5 +103,5 @@ def test_the_gradient_of_the_fashion_loss_reaches_the_student_and_not_the_networ
 
 def test_the_fashion_loss_of_points_is_refused_in_one_sentence():
     with pytest.raises(ValueError) as error:
-        losses.named("fashion")(torch.zeros(4, 2), torch.zeros(4, 2))
+        models.loss("fashion")(torch.zeros(4, 2), torch.zeros(4, 2))
     assert "grey images" in sentence(error) and "(4, 2)" in sentence(error)

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import pickle
 
 import pytest
 import torch
@@ -176,3 +177,35 @@ def test_the_learning_rate_is_the_one_that_the_optimizer_was_built_with():
     descend(first, 1)
     unpack_optimizer(second, pack_optimizer(first))
     assert second.param_groups[0]["lr"] == 0.3
+
+
+class Trap:
+    """Its pickle would make a folder when it is executed."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+@pytest.mark.parametrize("write", [0, 2, 5, "torch"])
+def test_a_pickle_is_named_and_not_executed(tmp_path, write):
+    path, sprung = tmp_path / "network.pkl", tmp_path / "sprung"
+    if write == "torch":
+        torch.save({"weight": Trap(sprung)}, path)
+    else:
+        path.write_bytes(pickle.dumps({"weight": Trap(sprung)}, protocol=write))
+    with pytest.raises(ValueError, match="is a pickle, which is never executed") as error:
+        load_tensors(path)
+    assert str(path) in sentence(error) and "safetensors" in sentence(error)
+    assert not sprung.exists()
+
+
+@pytest.mark.parametrize("raw", [b"", b"no tensors", b"\x80", b"(", b"PK"])
+def test_other_files_are_damaged_and_no_pickles(tmp_path, raw):
+    path = tmp_path / "network.pkl"
+    path.write_bytes(raw)
+    with pytest.raises(ValueError, match="is damaged") as error:
+        load_tensors(path)
+    sentence(error)

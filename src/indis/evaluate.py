@@ -1,17 +1,16 @@
-"""Evaluation: a sampler, a denoiser and seeds to numbers.
+"""Evaluation: numbers for a sampler, from a denoiser and seeds.
 
-Two questions are kept apart. *Does a sample end where the teacher ends?* is asked pair by pair on
-held-out endpoints (a loss and the mean square error). *Do the samples look like the data?* is asked
-of the whole set (Frechet distance of features). The number of network evaluations is counted by a
-wrapper, not computed. Everything runs where the denoiser is, and samplers and losses are moved
-there.
+Two questions are kept apart. *Does a sample end where the teacher ends?* is answered pair by pair
+on held-out endpoints (a loss and the mean square error). *Do the samples look like the data?* is
+answered for a whole set (Frechet distance of features). Network evaluations are counted by a
+wrapper, not computed. Everything runs where the denoiser is; samplers, losses and feature
+extractors are moved there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,30 +19,40 @@ from torch import Tensor
 from indis.denoise import Condition, Counted, Denoiser, to_device_of
 from indis.endpoints import Endpoints, noise_from_seeds
 from indis.losses import Loss, mse
+from indis.metrics.frechet import Moments, frechet_distance
 from indis.sampler import Sampler
 
 Row = dict[str, Any]
-Draw = Callable[[Denoiser, Tensor, Condition], Tensor]  # a sampler, of whatever kind
+Draw = Callable[[Denoiser, Tensor, Condition], Tensor]  # a sampler of any kind
+Extractor = Callable[[Tensor], Tensor]  # images (batch, *shape) to features (batch, dim)
 
 
 @dataclass(frozen=True)
 class PairScores:
-    """Means over held-out pairs."""
+    """Means over held-out pairs: the loss, the mean square error to the teacher, and their number."""
 
     heldout_loss: float
     teacher_mse: float
     pairs: int
 
     def row(self) -> Row:
-        """As columns of a result row."""
+        """Return the scores as columns of a result row."""
         return asdict(self)
 
 
 def sample_batches(
     denoiser: Denoiser, sampler: Draw, seeds: Sequence[int], batch: int = 250
 ) -> Iterator[Tensor]:
-    """Decoded samples ``(<= batch, *shape)`` of consecutive seeds under their default conditions,
-    on the device.
+    """Yield decoded samples of consecutive seeds under their default conditions.
+
+    Args:
+        denoiser: the model.
+        sampler: the sampler, moved to the denoiser's device.
+        seeds: the seeds of the samples.
+        batch: how many are drawn at once.
+
+    Yields:
+        Samples ``(at most batch, *shape)`` on the denoiser's device.
     """
     sampler = to_device_of(sampler, denoiser)
     for start in range(0, len(seeds), batch):
@@ -56,7 +65,15 @@ def sample_batches(
 def score_pairs(
     denoiser: Denoiser, sampler: Draw, data: Endpoints, loss: Loss, batch: int = 500
 ) -> PairScores:
-    """The loss and the mean square error to the teacher on held-out endpoints."""
+    """Return the loss and the mean square error to the teacher on held-out endpoints.
+
+    Args:
+        denoiser: the model.
+        sampler: the student.
+        data: held-out endpoints.
+        loss: the loss of decoded samples.
+        batch: how many pairs are judged at once.
+    """
     sampler, loss = to_device_of(sampler, denoiser), to_device_of(loss, denoiser)
     sums = torch.zeros(2, dtype=torch.float64)
     for start in range(0, len(data), batch):
@@ -72,60 +89,60 @@ def score_pairs(
 
 
 def counted_nfe(denoiser: Denoiser, sampler: Sampler) -> int:
-    """Network evaluations of one sample, counted."""
+    """Return the network evaluations of one sample, counted by running it."""
     counter = Counted(denoiser)
     with torch.inference_mode():
         to_device_of(sampler, denoiser)(counter, *_start(denoiser, [0]))
     return counter.samples
 
 
-def _start(denoiser: Denoiser, seeds: list[int]) -> tuple[Tensor, Condition]:
-    """The noise and the condition that seeds name, where the denoiser is."""
-    return to_device_of(noise_from_seeds(seeds, denoiser.shape), denoiser), to_device_of(
-        denoiser.condition(seeds), denoiser
-    )
-
-
 def frechet_of_seeds(
     denoiser: Denoiser,
     sampler: Draw,
     seeds: Sequence[int],
+    extract: Extractor,
+    reference: Moments,
     *,
-    folder: Path | None = None,
     on_batch: Callable[[int], None] = lambda count: None,
 ) -> float:
-    """FD-Fashion of the samples of ``seeds``; see :func:`frechet_of_images`."""
-    return frechet_of_images(
-        sample_batches(denoiser, sampler, seeds), folder=folder, on_batch=on_batch
-    )
+    """Return the Frechet distance of the samples of ``seeds``; see :func:`frechet_of_images`."""
+    images = sample_batches(denoiser, sampler, seeds)
+    return frechet_of_images(images, extract, reference, on_batch=on_batch)
 
 
 def frechet_of_images(
-    images: Iterator[Tensor],
+    images: Iterable[Tensor],
+    extract: Extractor,
+    reference: Moments,
     *,
-    folder: Path | None = None,
     on_batch: Callable[[int], None] = lambda count: None,
 ) -> float:
-    """FD-Fashion of a stream of image batches: Frechet distance to the training images in the
-    shipped feature network.
+    """Return the Frechet distance of a stream of image batches to a reference set.
 
-    Not FID: the network is a small Fashion-MNIST classifier, so values compare only with each
-    other. ``folder`` holds another one and its moments (``indis train-model --what features``);
-    ``on_batch`` is told how many images are done.
+    It is called FID only if the features are Inception's; distances in other features compare only
+    with each other.
+
+    Args:
+        images: batches ``(batch, *shape)`` in [-1, 1].
+        extract: a function from images to features ``(batch, dim)``; a module is moved to where
+            the images are.
+        reference: the moments of the reference set's features.
+        on_batch: called after each batch with the number of images so far.
 
     Raises:
-        FileNotFoundError: if there is none in it.
-        ValueError: if it is damaged.
+        ValueError: if features have another dimension than the reference's, or are not finite.
     """
-    from indis.metrics.frechet import Moments, frechet_distance
-    from indis.models import fashion_features as features
-
-    folder = folder or features.FOLDER
-    network = features.load(folder / features.WEIGHTS.name)
-    reference = features.load_moments(folder / features.MOMENTS.name)
-    moments = Moments(features.POOLED)
+    moments = Moments(len(reference.mean))
     for batch in images:
+        if isinstance(extract, torch.nn.Module):
+            extract = extract.to(batch.device)
         with torch.inference_mode():
-            moments.update(network.to(batch.device).pooled(batch))
+            moments.update(extract(batch))
         on_batch(moments.count)
     return frechet_distance(moments, reference)
+
+
+def _start(denoiser: Denoiser, seeds: list[int]) -> tuple[Tensor, Condition]:
+    """The noise and the default condition of seeds, where the denoiser is."""
+    noise, condition = noise_from_seeds(seeds, denoiser.shape), denoiser.condition(seeds)
+    return to_device_of(noise, denoiser), to_device_of(condition, denoiser)

@@ -124,7 +124,25 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], Any]:
                 header.get("meta", "null")
             )
     except (SafetensorError, json.JSONDecodeError) as error:
+        if _is_pickle(path):
+            raise ValueError(
+                f"{path} is a pickle, which is never executed; convert it with "
+                "torch.load(..., weights_only=True) and safetensors.torch.save_file"
+            ) from None
         raise ValueError(f"{path} is damaged: {error}") from None
+
+
+def _is_pickle(path: Path) -> bool:
+    """Return whether a file looks like a pickle, or like the archive of one that torch writes."""
+    with path.open("rb") as file:
+        head = file.read(4)
+        file.seek(0, os.SEEK_END)
+        file.seek(max(0, file.tell() - 1))
+        last = file.read(1)
+    if head == b"PK\x03\x04":
+        return True
+    binary = head[:1] == b"\x80" and 2 <= int.from_bytes(head[1:2]) <= 5
+    return (binary or head[:1] in (b"(", b"c", b"]", b"}")) and last == b"."
 
 
 def load_checkpoint(path: Path, *fields: str) -> tuple[dict[str, Tensor], dict[str, Any]]:

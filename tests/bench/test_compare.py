@@ -14,6 +14,7 @@ from indis.bench.variants import VARIANTS, Variant, chosen
 from indis.cli.bench.compare import draw, lines
 from indis.evaluate import frechet_of_images, frechet_of_seeds
 from indis.methods import INDIS
+from indis.models.fashion_features import frechet_judge
 from indis.storage import load_json, load_tensors, save_json
 from small_cases import TinyClasses, contents
 
@@ -182,7 +183,7 @@ def test_a_teacher_is_judged_again_when_there_are_more_of_its_end_points(tmp_pat
     list((grown := small(tmp_path / "same", GOD, many)).run())
     (teacher,) = [row for row in grown.rows() if row["method"] == "teacher"]
     assert teacher["samples"] == 16
-    expected = frechet_of_images(iter([grown.data.target]))
+    expected = frechet_of_images([grown.data.target], *frechet_judge())
     assert teacher["fd"] == pytest.approx(expected, rel=1e-6)
 
 
@@ -192,7 +193,9 @@ def test_the_distance_to_the_data_is_over_seeds_that_nothing_else_uses(tmp_path)
     for row in comparison.rows():
         if row["method"] != "teacher":
             sampler = comparison.sampler(Cell(row["method"], 2, False, row["seed"]))
-            expected = frechet_of_seeds(Pictures(), sampler, range(2_000_000, 2_000_004))
+            expected = frechet_of_seeds(
+                Pictures(), sampler, range(2_000_000, 2_000_004), *frechet_judge()
+            )
             assert row["fd"] == pytest.approx(expected, rel=1e-5)
 
 

@@ -7,7 +7,7 @@ from functools import cache
 import pytest
 import torch
 
-from indis import Counted, RectifiedFlow, artifact, losses, noise_from_seeds
+from indis import Counted, RectifiedFlow, artifact, models, noise_from_seeds
 from indis.evaluate import counted_nfe, score_pairs
 from indis.methods import METHODS
 from methods.cases import CASES
@@ -20,7 +20,7 @@ EVERY = pytest.mark.parametrize("name", list(METHODS))
 
 def tune(name):
     method = CASES[name]
-    process = method.tuning(toy(), toy_pairs(256), losses.named(method.loss))
+    process = method.tuning(toy(), toy_pairs(256), models.loss(method.loss))
     states = list(process.run())
     return process, states
 
@@ -41,7 +41,7 @@ def test_every_method_has_a_case():
 
 @EVERY
 def test_it_beats_its_own_start_on_seeds_it_has_not_seen(name):
-    unseen, loss = toy_pairs(256, first=5000), losses.named(CASES[name].loss)
+    unseen, loss = toy_pairs(256, first=5000), models.loss(CASES[name].loss)
     before = score_pairs(toy(), CASES[name].untrained(toy()), unseen, loss).heldout_loss
     assert score_pairs(toy(), tuned(name)[0].sampler, unseen, loss).heldout_loss < 0.97 * before
 

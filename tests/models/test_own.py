@@ -7,7 +7,7 @@ import pytest
 
 from indis import models
 
-SOURCE = '''
+SOURCE = """
 from indis import Form, RectifiedFlow, Wrapped
 value = 3
 
@@ -17,7 +17,7 @@ def make(width="2"):
 
 def nothing():
     return None
-'''
+"""
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ def test_a_detail_after_a_second_colon_is_its_argument(own):
 @pytest.mark.parametrize(
     ("spec", "part"),
     [
-        ("flux", "one of toy, fashion or module:function, got 'flux'"),
+        ("flux", "one of fashion, toy or module:function, got 'flux'"),
         ("no_such_package.models:make", "there is no module 'no_such_package'"),
         (":make", "got ':make'"),
         ("..a:make", "got '..a:make'"),

@@ -24,6 +24,7 @@ from indis.methods import INDIS, heuristic
 from indis.methods.two_stage import TwoStage
 from indis.models.fashion import Fashion
 from indis.models.fashion_features import WEIGHTS as FEATURE_WEIGHTS
+from indis.models.fashion_features import frechet_judge
 from indis.models.toy import Toy
 from indis.sampler import Sampler
 from indis.storage import checksum, describe
@@ -84,7 +85,7 @@ class Bench(ABC):
     @cached_property
     def loss(self) -> losses.Loss:
         """What is tuned, and reported as the held-out loss."""
-        return losses.named(self.loss_name)
+        return models.loss(self.loss_name)
 
     @property
     def teacher(self) -> Sampler:
@@ -182,7 +183,10 @@ class FashionBench(Bench):
         }
         if samples:
             scores["fd"] = frechet_of_seeds(
-                self.drawing, sampler, range(2_000_000, 2_000_000 + samples)
+                self.drawing,
+                sampler,
+                range(2_000_000, 2_000_000 + samples),
+                *frechet_judge(),
             )
         return scores
 
@@ -195,7 +199,8 @@ class FashionBench(Bench):
             to_device_of(data.target[i : min(i + 500, count)], self.denoiser)
             for i in range(0, count, 500)
         )
-        return {"fd": frechet_of_images(map(self.denoiser.decode, targets)), "samples": count}
+        distance = frechet_of_images(map(self.denoiser.decode, targets), *frechet_judge())
+        return {"fd": distance, "samples": count}
 
     def notes(self, sizes: Sizes) -> list[str]:
         """Seeds, precision, and the two uses of the feature network."""

@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from indis import artifact, losses
+from indis import artifact, models
 from indis.bench.budget import BudgetSampler
 from indis.cli.console import bar, check_loss, emit, say, writable_file
 from indis.cli.sample import SamplerChoice, found
 from indis.denoise import Counted, Denoiser
 from indis.endpoints import check_seeds, load_endpoints
 from indis.evaluate import Draw, Row, counted_nfe, frechet_of_seeds, score_pairs
+from indis.models.fashion_features import frechet_judge
 from indis.policies import AnySteps
 from indis.sampler import Sampler
 
@@ -59,9 +60,9 @@ class Evaluate(SamplerChoice):
         self._check_samples()
         writable_file(self.json)
         asked = (
-            self.heldout is not None or self.loss not in losses.LOSSES
+            self.heldout is not None or self.loss not in models.loss_names()
         )  # an unknown one is refused in any case
-        loss = losses.named(self.loss, self.features) if asked else None
+        loss = models.loss(self.loss, self.features) if asked else None
         data, meta = load_endpoints(self.heldout) if self.heldout else (None, None)
         if data is not None and self.artifact is not None:
             artifact.check_unseen(found(self.artifact), data.seeds)
@@ -134,12 +135,14 @@ class Evaluate(SamplerChoice):
 
     def _frechet(self, denoiser: Denoiser, sampler: Draw) -> float:
         seeds = range(self.first_seed, self.first_seed + self.samples)
+        extract, reference = frechet_judge(self.features)
         with bar() as progress:
             task = progress.add_task("FD-Fashion", total=self.samples)
             return frechet_of_seeds(
                 denoiser,
                 sampler,
                 seeds,
-                folder=self.features,
+                extract,
+                reference,
                 on_batch=lambda n: progress.update(task, completed=n),
             )

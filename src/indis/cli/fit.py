@@ -11,7 +11,7 @@ from typing import Annotated, Any, Generic, TypeVar
 
 import tyro
 
-from indis import artifact, losses
+from indis import artifact, models
 from indis.cli.console import (
     WithModel,
     bar,
@@ -129,7 +129,7 @@ class FitCommand(WithModel, Generic[M]):
         if self.save_every < 1:
             raise ValueError(f"save-every must be at least 1, got {self.save_every}")
         data, meta = load_endpoints(self.data)
-        denoiser, loss = self.load_taught(meta, self.data), losses.named(self.config.loss)
+        denoiser, loss = self.load_taught(meta, self.data), models.loss(self.config.loss)
         check_loss(self.config.loss, loss, denoiser, data)
         writable(self.out)
         writable_file(self.json, {self.out: OWN})

@@ -18,12 +18,14 @@ from torch import Tensor, nn
 from indis.denoise import UNSAVED, Condition, Form
 from indis.models import edm
 from indis.models.fashion_data import CLASSES
+from indis.models.fashion_features import LOSSES as LOSSES
 from indis.noise import EDM
 from indis.storage import checksum, load_tensors
 
 if TYPE_CHECKING:
     from diffusers import UNet2DModel
 
+DESCRIPTION = "class-conditional Fashion-MNIST, ships; fashion:PATH loads other weights"
 SIGMA_DATA = 0.7
 NO_LABEL = len(CLASSES)
 WEIGHTS = Path(__file__).parent / "weights" / "fashion.safetensors"
@@ -169,19 +171,24 @@ def class_condition(labels: Tensor) -> Condition:
     return Condition({"label": labels}, one_hot / NO_LABEL**0.5)
 
 
-def load(weights: Path = WEIGHTS) -> Fashion:
-    """The denoiser with the weights of a safetensors file (float16 or float32), the shipped ones by
-    default.
+def load(weights: Path | str = WEIGHTS) -> Fashion:
+    """Return the denoiser with weights of float16 or float32, by default those that ship.
 
-    ``weights`` may also be the folder that ``indis train-model`` wrote.
+    Args:
+        weights: a safetensors file, or the folder that ``indis train-model`` wrote.
 
     Raises:
         FileNotFoundError: if the file is missing.
         ValueError: if it is damaged or holds another network.
     """
     network = FashionNetwork()
-    fill(network, weights)
-    return Fashion(network, fingerprint=checksum(_file(weights))[:16])
+    fill(network, Path(weights))
+    return Fashion(network, fingerprint=checksum(_file(Path(weights)))[:16])
+
+
+def name_of(detail: str) -> str:
+    """Return the name of the denoiser that :func:`load` returns, the same for all weights."""
+    return Fashion.name
 
 
 def fill(network: FashionNetwork, weights: Path) -> None:

@@ -8,11 +8,14 @@ also a training loss that gradients pass through.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from indis.losses import Loss
 from indis.metrics.frechet import Moments
 from indis.storage import load_tensors
 
@@ -112,6 +115,60 @@ def load_moments(path: Path = MOMENTS) -> Moments:
     return Moments.from_tensors(load_tensors(path)[0])
 
 
+class PooledFeatures(nn.Module):
+    """The pooled layer of a classifier as a feature extractor for Frechet distances."""
+
+    def __init__(self, network: FashionFeatures) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return features ``(batch, 128)`` of images ``(batch, 1, 28, 28)`` in [-1, 1]."""
+        return self.network.pooled(images)
+
+
+def frechet_judge(folder: Path | None = None) -> tuple[PooledFeatures, Moments]:
+    """Return what FD-Fashion needs: a feature extractor and the moments of the training images.
+
+    Args:
+        folder: a folder that ``indis train-model --what features`` wrote; the shipped network if
+            None.
+
+    Raises:
+        FileNotFoundError: if a file is missing.
+        ValueError: if one is damaged.
+    """
+    folder = folder or FOLDER
+    return PooledFeatures(load(folder / WEIGHTS.name)), load_moments(folder / MOMENTS.name)
+
+
+class PerceptualLoss(nn.Module):
+    """A distance of images in a classifier's features, as a loss.
+
+    Args:
+        distance: :func:`perceptual_distance` or :func:`dists`.
+        folder: a folder that ``indis train-model --what features`` wrote; the shipped network if
+            None.
+
+    Raises:
+        FileNotFoundError: if a file is missing.
+        ValueError: if it is damaged.
+    """
+
+    def __init__(
+        self,
+        distance: Callable[[FashionFeatures, Tensor, Tensor], Tensor],
+        folder: Path | None = None,
+    ) -> None:
+        super().__init__()
+        self.network = load((folder or FOLDER) / WEIGHTS.name)
+        self.distance = distance
+
+    def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """Return the distances ``(batch,)`` of images ``(batch, 1, 28, 28)``."""
+        return self.distance(self.network, student, teacher)
+
+
 def perceptual_distance(network: FashionFeatures, a: Tensor, b: Tensor) -> Tensor:
     """LPIPS-like distance of each pair of images, ``(batch,)``, with finite gradients everywhere.
 
@@ -143,6 +200,12 @@ def dists(network: FashionFeatures, a: Tensor, b: Tensor) -> Tensor:
     _require_alike(a, b)
     pairs = zip([a, *network.layers(a)], [b, *network.layers(b)], strict=True)
     return torch.stack([1 - _similarity(left, right).mean(1) for left, right in pairs]).mean(0)
+
+
+LOSSES: dict[str, Callable[[Path | None], Loss]] = {
+    "fashion": partial(PerceptualLoss, perceptual_distance),
+    "fashion-dists": partial(PerceptualLoss, dists),
+}
 
 
 def _require_alike(a: Tensor, b: Tensor) -> None:

@@ -51,6 +51,7 @@ from indis.denoise import UNCONDITIONAL, Condition, Form
 from indis.noise import RectifiedFlow
 from indis.numerics import TIME_DTYPE, broadcast
 
+DESCRIPTION = "exact 2-D mixture; toy:AB has both classes"
 ORIGIN, SCALE = np.array([0.0030, 0.0325]), np.array([1.3136, 1.3844])
 DEPTH, BRANCH = 7, 8
 ANGLES = {"A": math.pi / 4, "B": 5 * math.pi / 4}
@@ -462,11 +463,19 @@ class Toy:
 
 
 def load(classes: str = "A", seed: int = 2) -> Toy:
-    """The denoiser of :func:`tree`; its name tells what is not default: "toy", "toy-AB",
-    "toy-AB-seed3".
+    """Return the denoiser of a tree.
+
+    Args:
+        classes: the classes of :func:`tree`: "A", "B" or "AB".
+        seed: the seed of the tree.
 
     Raises:
-        ValueError: if ``classes`` is not "A", "B" or "AB".
+        ValueError: if ``classes`` is none of the three.
     """
-    suffix = ("" if classes == "A" else f"-{classes}") + ("" if seed == 2 else f"-seed{seed}")
-    return Toy(tree(classes, seed), f"toy{suffix}")
+    suffix = "" if seed == 2 else f"-seed{seed}"
+    return Toy(tree(classes, seed), name_of(classes) + suffix)
+
+
+def name_of(detail: str) -> str:
+    """Return the name of the denoiser that ``toy:detail`` loads: "toy", or "toy-AB"."""
+    return "toy" if detail in ("", "A") else f"toy-{detail}"

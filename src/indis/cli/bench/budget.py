@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from indis import artifact, losses
+from indis import artifact, models
 from indis.bench import budget
 from indis.bench.budget import BudgetConfig, BudgetSampler
 from indis.cli.console import (
@@ -73,7 +73,7 @@ class Budget(WithModel):
         """Measure, foresee, price, compare."""
         if self.count < 10:
             raise ValueError(f"count must be at least 10, got {self.count}")
-        sampler, loss = artifact.read(self.artifact), losses.named(self.loss)
+        sampler, loss = artifact.read(self.artifact), models.loss(self.loss)
         policy = budget.any_steps(sampler)
         if not self.mean:
             raise ValueError("mean must be at least one number, got none")

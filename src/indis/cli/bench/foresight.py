@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from indis import artifact, losses
+from indis import artifact, models
 from indis.bench import foresight as sight
 from indis.bench.foresight import SightConfig, Wishes
 from indis.cli.console import WithModel, check_loss, emit, say, track, writable_file
@@ -60,7 +60,7 @@ class Sight(WithModel):
         data, denoiser, loss = (
             data[: self.count],
             self.load_taught(meta, self.data),
-            losses.named(self.loss),
+            models.loss(self.loss),
         )
         check_fits(self.artifact, sampler, denoiser)
         check_loss(self.loss, loss, denoiser, data)
