@@ -8,7 +8,7 @@ LPIPS := .venv-lpips
 .PHONY: demo test test-lpips check docs clean
 
 demo: $(READY)  ## the main job on the models that ship: minutes on two cores; prints where the report is
-	$(BIN)/indis demo --out runs/demo
+	$(BIN)/indis bench demo --out runs/demo
 
 test: $(READY)  ## all tests
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2  # one thread a worker: two that share two cores would wait for each other

@@ -6,7 +6,7 @@ from small_cases import contents, folders
 
 TEACH = "teach --model toy --solver euler --grid uniform --steps 12 --shard 16"
 STUDENT = "--steps 3 --solver euler --grid uniform --loss squared --width 8 --depth 1"
-FIT = f"{STUDENT} --fit.iterations 8 --fit.batch 16 --fit.holdout 16 --fit.validate-every 2 --fit.lr 0.1"
+FIT = f"{STUDENT} --iterations 8 --batch 16 --holdout 16 --validate-every 2 --lr 0.1"
 
 
 def refused(indis, line):

@@ -12,7 +12,7 @@ from indis.denoise import Counted
 from indis.storage import load_json, load_tensors
 from small_cases import same_tensors
 
-BUDGET = "budget --artifact every --data data --heldout test --loss squared --config.iterations 60 --config.batch 32"
+BUDGET = "bench budget --artifact every --data data --heldout test --loss squared --iterations 60 --batch 32"
 
 
 @pytest.fixture
@@ -82,13 +82,13 @@ def test_heldout_endpoints_of_another_teacher_are_refused(indis, every, monkeypa
 
 def test_a_budget_is_not_timed_as_if_it_had_none(indis, every):
     assert indis(f"{BUDGET} --mean 3 --out bought")[0] == 0
-    said = refused(indis, "overhead --model toy --artifact bought/mean3")
+    said = refused(indis, "bench overhead --model toy --artifact bought/mean3")
     assert (
         "artifact must have one number of steps for all samples, got the budget in bought/mean3"
         in said
     )
     assert "artifact must be a global plan" in refused(
-        indis, "sight --loss mse --data data --artifact bought/mean3"
+        indis, "bench foresight --loss mse --data data --artifact bought/mean3"
     )
 
 

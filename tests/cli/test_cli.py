@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -25,11 +26,13 @@ from indis import (
 )
 from indis.bench.train_fashion import Trainer
 from indis.cli import main as entry
+from indis.cli.bench import EXPERIMENTS
 from indis.cli.bench.budget import Budget
 from indis.cli.bench.toy import ToyCommand
 from indis.cli.bench.train import TrainModel
 from indis.cli.console import Reporting
-from indis.cli.sample import save_grid
+from indis.cli.pictures import Strip, save_sheet
+from indis.cli.sample import FixedLabels, captions
 from indis.endpoints import load_endpoints
 from indis.grids import NAMES
 from indis.losses import squared_distance
@@ -158,7 +161,7 @@ def test_teaching_and_fitting_again_change_nothing(indis, work):
 
 
 def test_a_fit_may_begin_several_times(indis, work):
-    several = f"fit --data data --out several {FIT} --fit.starts 2"
+    several = f"fit --data data --out several {FIT} --starts 2"
     assert indis(several)[0] == 0
     assert artifact.load_config(work / "several")["provenance"]["config"]["recipe"]["starts"] == 2
     before = contents(work / "several")
@@ -208,9 +211,7 @@ def test_a_second_interrupt_and_one_of_a_search_stop_at_once(indis, work, monkey
     assert indis(f"fit --data data --out again {FIT}")[0] == 130
     monkeypatch.setattr(Search, "run", pressed(1))
     assert (
-        indis(
-            "fit --method gits --data data --out again --steps 3 --loss squared --fit.holdout 16"
-        )[0]
+        indis("fit --method gits --data data --out again --steps 3 --loss squared --holdout 16")[0]
         == 130
     )
     assert contents(work / "again") == {}
@@ -219,9 +220,9 @@ def test_a_second_interrupt_and_one_of_a_search_stop_at_once(indis, work, monkey
 @pytest.mark.parametrize(
     "line",
     [
-        "toy --quick",
-        "budget --artifact x --data x --heldout x --out x",
-        "train-model --what features --out x",
+        "bench toy --quick",
+        "bench budget --artifact x --data x --heldout x --out x",
+        "bench train --what features --out x",
     ],
 )
 def test_commands_that_keep_nothing_say_so(indis, monkeypatch, line):
@@ -242,7 +243,7 @@ def test_a_fit_that_stops_being_finite_keeps_its_best_checkpoint(indis, work, mo
         return value * math.nan if student.requires_grad and sum(asked) > 7 else value
 
     monkeypatch.setitem(losses.LOSSES, "squared", lambda: spoiled)
-    line = f"fit --data data --out broken {FIT} --fit.iterations 20 --fit.validate-every 2"
+    line = f"fit --data data --out broken {FIT} --iterations 20 --validate-every 2"
     code, said = indis(line)
     assert (code, said.splitlines()[-1]) == (
         2,
@@ -264,9 +265,9 @@ def test_an_interrupt_before_anything_is_finished_says_so(indis, work, monkeypat
     monkeypatch.setattr(ToyCommand, "run", interrupted)
     monkeypatch.setattr("indis.cli.bench.demo.Demo._toy", interrupted)
     commands = (
-        "train-model",
+        "bench train",
         f"{TEACH} --count 48",
-        "compare --model toy",
+        "bench compare --model toy",
         f"fit --data data {FIT}",
         "demo",
     )
@@ -285,7 +286,7 @@ def test_an_interrupted_training_keeps_the_step_that_it_was_in(indis, tmp_path, 
     images = torch.zeros(4, 1, 28, 28, dtype=torch.uint8), torch.zeros(4, dtype=torch.int64)
     monkeypatch.setattr("indis.cli.bench.train.read", lambda split, folder: images)
     monkeypatch.chdir(tmp_path)
-    run, line = Trainer.run, "train-model --images 3 --batch 1 --warmup 1"
+    run, line = Trainer.run, "bench train --images 3 --batch 1 --warmup 1"
     assert indis(f"{line} --out whole")[0] == 0
 
     def interrupted(self, *data):
@@ -310,20 +311,20 @@ def test_a_fit_says_where_it_began_and_which_iteration_was_best(indis, work):
     code, said = indis(f"fit --data data --out again {FIT} --json again.json")
     told = load_json(work / "again.json")
     value, step = min((value, step) for step, value in told["curve"])
-    result = f"held-out squared: start {told['untuned_loss']:.5f} -> best {value:.5f} at iteration {step} with"
-    assert code == 0 and result in said and told["untuned_loss"] > value == told["heldout_loss"]
+    result = f"held-out squared: start {told['initial_loss']:.5f} -> best {value:.5f} at iteration {step}\n"
+    assert code == 0 and result in said and told["initial_loss"] > value == told["heldout_loss"]
     code, said = indis(f"fit --data data --out again {FIT} --json again.json")  # which only resumes
     assert code == 0 and result in said and load_json(work / "again.json") == told
 
 
 def test_a_fit_that_was_never_better_than_its_start_says_so(indis, work):
-    code, said = indis(f"fit --data data --out worse {FIT} --fit.lr 1e3 --json worse.json")
+    code, said = indis(f"fit --data data --out worse {FIT} --lr 1e3 --json worse.json")
     told = load_json(work / "worse.json")
-    assert code == 0 and told["heldout_loss"] == told["untuned_loss"] < min(
+    assert code == 0 and told["heldout_loss"] == told["initial_loss"] < min(
         value for _, value in told["curve"]
     )
     assert (
-        f"held-out squared {told['untuned_loss']:.5f} at iteration 0: nothing was better than the start, with"
+        f"nothing improved on the start: held-out squared began at {told['initial_loss']:.5f}"
         in said
     )
 
@@ -331,23 +332,23 @@ def test_a_fit_that_was_never_better_than_its_start_says_so(indis, work):
 def test_an_interrupted_teacher_goes_on_to_the_same_bytes(indis, work, monkeypatch):
     from indis.cli import teach as module
 
-    whole = module.teach
+    whole = module.teach_folder
 
     def interrupted(*arguments, **keywords):
         yield next(whole(*arguments, **keywords))
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(module, "teach", interrupted)
+    monkeypatch.setattr(module, "teach_folder", interrupted)
     assert indis(f"{TEACH} --count 48 --out again")[0] == 130
     assert list(contents(work / "again")) == ["endpoints-00000.safetensors", "meta.json"]
     assert "1 of 3 shards" in refused(indis, f"fit --data again --out other {FIT}")
-    monkeypatch.setattr(module, "teach", whole)
+    monkeypatch.setattr(module, "teach_folder", whole)
     assert indis(f"{TEACH} --count 48 --out again")[0] == 0
     assert contents(work / "again") == contents(work / "data")
 
 
 def test_a_global_plan_fitted_to_all_endpoints_reports_no_heldout_loss(indis, work):
-    options = "--no-per-instance --fit.iterations 3 --fit.holdout 0 --json god.json"
+    options = "--no-per-instance --iterations 3 --holdout 0 --json god.json"
     code, said = indis(f"fit --data data --out god {STUDENT} {options}")
     assert code == 0 and "inf" not in said and "9 parameters" in said
     assert load_json(work / "god.json")["heldout_loss"] is None
@@ -356,8 +357,8 @@ def test_a_global_plan_fitted_to_all_endpoints_reports_no_heldout_loss(indis, wo
 
 def test_phi_can_start_at_a_fitted_global_plan(indis, work):
     assert indis(f"fit --data data --out god {FIT} --no-per-instance")[0] == 0
-    assert indis(f"fit --data data --out phi {FIT} --start god --fit.lr 1e-9")[0] == 0
-    assert indis(f"fit --data data --out base {FIT} --fit.lr 1e-9")[0] == 0
+    assert indis(f"fit --data data --out phi {FIT} --start god --lr 1e-9")[0] == 0
+    assert indis(f"fit --data data --out base {FIT} --lr 1e-9")[0] == 0
     told = [
         artifact.load_config(work / name)["provenance"]["heldout_loss"]
         for name in ("god", "phi", "base")
@@ -366,7 +367,10 @@ def test_phi_can_start_at_a_fitted_global_plan(indis, work):
     assert told[1] < 0.9 * told[2]
 
 
-@pytest.mark.parametrize("command", entry.COMMANDS)
+COMMANDS = [*entry.COMMANDS, *(f"bench {name}" for name in EXPERIMENTS)]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_explains_itself(indis, capsys, command):
     with pytest.raises(SystemExit) as error:
         indis(f"{command} --help")
@@ -392,29 +396,77 @@ def module(*words, cwd):
 def test_the_module_lists_its_commands(tmp_path):
     result = module("--help", cwd=tmp_path)
     assert result.returncode == 0
-    assert all(command in result.stdout for command in entry.COMMANDS)
+    assert all(f"\n  {command} " in result.stdout for command in [*entry.COMMANDS, "bench"])
+    result = module("bench", cwd=tmp_path)
+    assert result.returncode == 0
+    assert all(f"\n  {name} " in result.stdout for name in EXPERIMENTS)
 
 
 def test_the_module_fails_with_one_sentence(tmp_path):
     result = module("sample", "--model", "flux", cwd=tmp_path)
     assert (result.returncode, result.stdout) == (2, "")
-    assert result.stderr == "indis: error: model must be one of toy, fashion, got 'flux'\n"
+    assert result.stderr == (
+        "indis: error: model must be one of fashion, toy or module:function, got 'flux'\n"
+    )
     assert contents(tmp_path) == {}
 
 
-def test_pictures_are_laid_out_ten_a_row_and_enlarged(tmp_path):
+def sheet(tmp_path, *strips, captions):
     image = pytest.importorskip("PIL.Image")
-    samples = torch.linspace(-1, 1, 12)[:, None, None, None].expand(12, 1, 4, 5)
-    save_grid(samples, tmp_path / "s.png")
-    picture = image.open(tmp_path / "s.png").convert("RGB")
-    assert picture.size == (10 * 5 * 3, 2 * 4 * 3)
-    centres = [
-        picture.getpixel((15 * column + 7, 12 * row + 6))
-        for row, column in ((0, 0), (0, 9), (1, 1), (1, 5))
-    ]
-    assert [c[0] for c in centres] == [0, 209, 255, 0]
-    assert all(c[0] == c[1] == c[2] for c in centres)
+    save_sheet(strips, captions, tmp_path / "s.png")
     assert list(contents(tmp_path)) == ["s.png"]
+    return image.open(tmp_path / "s.png").convert("RGB")
+
+
+def pictures_in(sheet):
+    """The side lengths and grey levels of the plain squares on a white sheet, row by row."""
+    pixels = torch.tensor(np.asarray(sheet))
+    inside = (pixels[:, :, 0] == pixels[:, :, 2]) & (pixels[:, :, 0] == 77)
+    return pixels, inside
+
+
+def test_a_picture_is_labelled_and_has_no_filler_cells(tmp_path):
+    grey = torch.full((12, 1, 4, 4), 2 * 77 / 255 - 1)
+    captions = [f"seed {seed}" for seed in range(12)]
+    pixels, inside = pictures_in(
+        sheet(tmp_path, Strip(grey, "plain, 3 evaluations"), captions=captions)
+    )
+    assert int(inside.sum()) >= 12 * 96 * 96  # 12 pictures of 24 times 4 pixels, and no thirteenth
+    assert int(inside.sum()) < 12.5 * 96 * 96
+    assert (pixels[-1] == 255).all() and (pixels[:, -1] == 255).all()
+    row = inside.any(1).nonzero().max()
+    assert (pixels[row, -200:] == 255).all()  # the last row has two pictures, and white beside them
+
+
+def test_strips_stand_below_each_other_and_the_heading_says_which_is_which(tmp_path):
+    one, two = torch.full((3, 1, 28, 28), -1.0), torch.full((3, 1, 28, 28), 1.0)
+    captions = ["a", "b", "c"]
+    both = sheet(tmp_path, Strip(one, "student"), Strip(two, "teacher"), captions=captions)
+    alone = sheet(tmp_path, Strip(one, "student"), captions=captions)
+    assert both.height - alone.height > 28 * 4
+    column = [both.getpixel((60, y))[0] for y in range(both.height)]
+    assert column.count(0) == 28 * 4  # the student's; the teacher's is white on white
+
+
+def test_a_teacher_s_samples_of_the_same_seeds_are_shown_on_request(indis, work):
+    plain = "--model fashion --steps 2 --count 3"
+    assert indis(f"sample {plain} --teacher --out s.safetensors")[0] == 0
+    drawn, _ = load_tensors(work / "s.safetensors")
+    model = models.load("fashion")
+    many = heuristic(model, solver="ipndm:3", grid="natural", steps=30)
+    expected = many(model, noise_from_seeds([0, 1, 2], model.shape), model.condition([0, 1, 2]))
+    torch.testing.assert_close(drawn["teacher"], expected, rtol=0, atol=1e-4)
+    assert drawn["samples"].shape == drawn["teacher"].shape
+
+
+def test_captions_name_class_and_seed():
+    model = models.load("fashion")
+    assert captions(model, [9, 10]) == ["ankle boot, seed 9", "T-shirt, seed 10"]
+    assert captions(FixedLabels(model, [10, 2]), [0, 1]) == [
+        "any class, seed 0",
+        "pullover, seed 1",
+    ]
+    assert captions(models.load("toy"), [4]) == ["seed 4"]
 
 
 def test_the_help_of_fit_names_every_method(indis, capsys):
@@ -433,7 +485,7 @@ def explained(capsys, monkeypatch, line):
     return [text.strip("│ ") for text in capsys.readouterr().out.splitlines()]
 
 
-@pytest.mark.parametrize("line", [*entry.COMMANDS, *(f"fit --method {name}" for name in METHODS)])
+@pytest.mark.parametrize("line", [*COMMANDS, *(f"fit --method {name}" for name in METHODS)])
 def test_no_option_goes_without_a_word(capsys, monkeypatch, line):
     silent = re.compile(r"(--\S.*? {2,})?\((default|required)")
     assert not [text for text in explained(capsys, monkeypatch, line) if silent.match(text)]
@@ -443,9 +495,7 @@ def test_no_option_goes_without_a_word(capsys, monkeypatch, line):
 def test_the_help_names_every_solver_grid_and_kind_of_artifact(capsys, monkeypatch, command):
     words = set(re.findall(r"[-\w]+", " ".join(explained(capsys, monkeypatch, command))))
     assert set(SOLVERS) | set(NAMES) <= words
-    assert (
-        command in ("teach", "fit") or {"fashion-nfe3", "-nfe5", "-nfe7", "-god", "-local"} <= words
-    )
+    assert command in ("teach", "fit") or {*artifact.shipped_names(), "-god", "-local"} <= words
 
 
 def test_the_version_is_the_package_s(capsys):
@@ -457,6 +507,6 @@ def test_in_a_log_file_long_work_says_where_it_is(indis, work, monkeypatch):
     monkeypatch.setattr(Reporting, "INTERVAL", 0.0)
     code, said = indis(f"fit --data data --out slow {FIT}")
     assert code == 0
-    assert [line.rsplit(": ")[-1] for line in said.splitlines()[:-1]] == [
+    assert [line.rsplit(": ")[-1] for line in said.splitlines()[:-2]] == [
         f"{n} of 8" for n in range(1, 9)
     ]

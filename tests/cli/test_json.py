@@ -82,7 +82,7 @@ def test_an_evaluation_tells_what_it_is_of(indis, work):
 
 
 def test_a_report_shows_an_evaluation_like_a_comparison(indis, work):
-    short = "--fit.iterations 2 --fit.holdout 8 --fit.batch 8 --fit.seed 3"
+    short = "--iterations 2 --holdout 8 --batch 8 --seed 3"
     fit = f"fit --method epd --data data --out epd --steps 2 --grid uniform --loss squared {short}"
     assert indis(fit)[0] == 0
     assert (
@@ -92,14 +92,14 @@ def test_a_report_shows_an_evaluation_like_a_comparison(indis, work):
     (row,) = load_json(work / "epd" / "results.json")["rows"]
     assert (row["method"], row["steps"], row["nfe"], row["calls"]) == ("epd", 2, 3, 5)
     assert (row["afs"], row["seed"], row["parameters"] > 4) == (True, 3, True)
-    assert indis("report --run epd")[0] == 0
+    assert indis("bench report --run epd")[0] == 0
     assert "epd, AFS" in (work / "epd" / "report.html").read_text()
     plain = "--solver euler --grid uniform --steps 4"
     assert indis(f"evaluate --heldout test --loss mse {plain} --json fitted/results.json")[0] == 0
     (row,) = load_json(work / "fitted" / "results.json")["rows"]
     assert (row["method"], row["seed"], row["parameters"], row["steps"]) == ("uniform", None, 0, 4)
     assert (
-        indis("report --run fitted")[0] == 0
+        indis("bench report --run fitted")[0] == 0
         and "uniform" in (work / "fitted" / "report.html").read_text()
     )
 
@@ -118,13 +118,13 @@ def test_many_batches_of_samples_say_where_they_are(indis, work, monkeypatch):
 def test_a_report_tells_its_sections_and_figures(indis, work, monkeypatch):
     monkeypatch.setattr(page, "write_report", lambda folder, out: ["plans", "samples"])
     monkeypatch.setattr(page, "write_figures", lambda folder, out: [out / "picture.png"])
-    assert indis("report --run fitted --json r.json")[0] == 0
+    assert indis("bench report --run fitted --json r.json")[0] == 0
     assert load_json(work / "r.json") == {
         "page": "fitted/report.html",
         "sections": ["plans", "samples"],
         "figures": [],
     }
-    assert indis("report --run fitted --out r.html --figures drawn --json r.json")[0] == 0
+    assert indis("bench report --run fitted --out r.html --figures drawn --json r.json")[0] == 0
     told = load_json(work / "r.json")
     assert (told["page"], told["figures"]) == ("r.html", ["drawn/picture.png"])
 
@@ -168,7 +168,7 @@ def untrained(tmp_path, monkeypatch):
 
 def test_training_tells_where_the_weights_are(indis, untrained):
     pytest.importorskip("diffusers")
-    assert indis("train-model --out run --images 5 --batch 1 --json run.json")[0] == 0
+    assert indis("bench train --out run --images 5 --batch 1 --json run.json")[0] == 0
     told = load_json(untrained / "run.json")
     assert (told["weights"], told["steps"], told["images"]) == ("run/fashion.safetensors", 0, 5)
     assert told["checksum"] == checksum(untrained / "run" / "fashion.safetensors")
@@ -176,7 +176,7 @@ def test_training_tells_where_the_weights_are(indis, untrained):
 
 def test_the_folder_of_a_training_is_a_model(indis, untrained):
     pytest.importorskip("diffusers")
-    assert indis("train-model --out run --images 5 --batch 1")[0] == 0
+    assert indis("bench train --out run --images 5 --batch 1")[0] == 0
     assert indis("sample --model fashion:run --steps 1 --count 2 --out folder.safetensors")[0] == 0
     assert (
         indis(
@@ -185,7 +185,7 @@ def test_the_folder_of_a_training_is_a_model(indis, untrained):
         == 0
     )
     assert Path("folder.safetensors").read_bytes() == Path("file.safetensors").read_bytes()
-    assert indis("train-model --out more --images 5 --batch 1 --seed 1 --init run")[0] == 0
+    assert indis("bench train --out more --images 5 --batch 1 --seed 1 --init run")[0] == 0
     assert checksum(Path("more/fashion.safetensors")) == checksum(Path("run/fashion.safetensors"))
     Path("bare").mkdir()
     code, said = indis("sample --model fashion:bare --out folder.safetensors")
@@ -193,7 +193,7 @@ def test_the_folder_of_a_training_is_a_model(indis, untrained):
 
 
 def test_training_of_features_tells_how_good_they_are(indis, untrained):
-    assert indis("train-model --what features --seed 3 --out run --json run.json")[0] == 0
+    assert indis("bench train --what features --seed 3 --out run --json run.json")[0] == 0
     told = load_json(untrained / "run.json")
     assert (told["accuracy"], told["epochs"], told["seed"]) == (0.5, 9, 3)
     assert all((untrained / told[name]).is_file() for name in ("weights", "moments"))

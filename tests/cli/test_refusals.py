@@ -7,7 +7,7 @@ import torch
 
 from cli.lines import FIT, TEACH, refused
 from indis import Fixed, Sampler, artifact, models
-from indis.cli.sample import SamplerChoice
+from indis.cli.sampler import SamplerChoice
 from indis.solvers import Euler
 from indis.storage import load_json, save_json
 from small_cases import contents, flip_last_byte
@@ -22,7 +22,10 @@ BAD = {
     ),
     "teach: unknown model": ("teach --model flux --out x", ["'flux'", "toy", "fashion"]),
     "teach: unknown class": ("teach --model toy:C --out x", ["'C'", "AB"]),
-    "teach: no steps": ("teach --model toy --steps 0 --out x", ["steps must be at least 1, got 0"]),
+    "teach: no steps": (
+        "teach --model toy --steps 0 --out x",
+        ["steps must be in 1 ... 10000, got 0"],
+    ),
     "teach: no seeds": ("teach --model toy --count 0 --out x", ["count must be at least 1, got 0"]),
     "teach: other config": (
         f"{TEACH} --count 47 --out data",
@@ -52,19 +55,19 @@ BAD = {
         ["steps must be one number for method god, got '3-5'"],
     ),
     "fit: no rate": (
-        f"fit --data data --out x {FIT} --fit.lr 0",
+        f"fit --data data --out x {FIT} --lr 0",
         ["error: lr must be positive and finite, got 0"],
     ),
     "fit: no batch, of another method": (
-        "fit --method ld3 --data data --out x --fit.batch 0",
+        "fit --method ld3 --data data --out x --batch 0",
         ["error: batch must be at least 1, got 0"],
     ),
     "budget: no rate": (
-        "budget --artifact fitted --data data --heldout test --out x --config.lr -1",
+        "bench budget --artifact fitted --data data --heldout test --out x --lr -1",
         ["error: lr must be positive, got -1"],
     ),
     "sight: no width": (
-        "sight --artifact fitted --data data --config.width 0",
+        "bench foresight --artifact fitted --data data --width 0",
         ["error: width must be at least 1"],
     ),
     "fit: no width": (
@@ -84,7 +87,7 @@ BAD = {
         ["dtau must be in [0, inf)"],
     ),
     "fit: AYS without a table": (
-        "fit --method ays --table svd --data data --out x --loss mse --fit.holdout 8",
+        "fit --method ays --table svd --data data --out x --loss mse --holdout 8",
         ["table 'svd' is made for noise levels from 700"],
     ),
     "fit: negative probes": (
@@ -106,11 +109,11 @@ BAD = {
         ["loss must suit model toy, got fashion", "grey images"],
     ),
     "fit: all held out": (
-        "fit --data data --out x --loss mse --fit.holdout 48",
+        "fit --data data --out x --loss mse --holdout 48",
         ["holdout", "48 of 48"],
     ),
     "fit: bad bound": (
-        "fit --data data --out x --loss mse --fit.holdout 8 --gamma 1",
+        "fit --data data --out x --loss mse --holdout 8 --gamma 1",
         ["gamma must be in [0, 1)"],
     ),
     "fit: never saved": (
@@ -118,11 +121,11 @@ BAD = {
         ["save-every must be at least 1, got 0"],
     ),
     "fit: resume another": (
-        f"fit --data data --out fitted {FIT} --fit.seed 1",
+        f"fit --data data --out fitted {FIT} --seed 1",
         ["written with another configuration"],
     ),
     "fit: over another method's": (
-        "fit --data data --out fitted --method gits --steps 3 --fit.holdout 4",
+        "fit --data data --out fitted --method gits --steps 3 --holdout 4",
         ["out must be a new folder or that of the same fit", "fitted"],
     ),
     "fit: resume other data": (
@@ -130,8 +133,8 @@ BAD = {
         ["written with another configuration"],
     ),
     "fit: start is no artifact": (
-        f"fit --data data --out x {FIT} --start x",
-        ["x is not an artifact"],
+        f"fit --data data --out x {FIT} --start data",
+        ["data is not an artifact"],
     ),
     "fit: start is no global plan": (
         f"fit --data data --out x {FIT} --start fitted",
@@ -147,9 +150,9 @@ BAD = {
         "sample --model toy --out s.safetensors --json data",
         ["data is a folder"],
     ),
-    "report: json onto a folder": ("report --run fitted --json data", ["data is a folder"]),
+    "report: json onto a folder": ("bench report --run fitted --json data", ["data is a folder"]),
     "demo: json onto a folder": ("demo --out x --json data", ["data is a folder"]),
-    "train-model: json onto a folder": ("train-model --out x --json data", ["data is a folder"]),
+    "train-model: json onto a folder": ("bench train --out x --json data", ["data is a folder"]),
     "fit: json onto a folder": (f"fit --data data --out x {FIT} --json data", ["data is a folder"]),
     "teach: no such device": (
         "teach --model toy --out x --device gpu",
@@ -160,7 +163,7 @@ BAD = {
         ["device cuda:99 is absent"],
     ),
     "compare: absent device": (
-        "compare --model toy --out x --device cuda:99",
+        "bench compare --model toy --out x --device cuda:99",
         ["device cuda:99 is absent"],
     ),
     "sample: no artifact": (
@@ -173,7 +176,7 @@ BAD = {
     ),
     "sample: no steps": (
         "sample --model toy --steps 0 --out s.safetensors",
-        ["steps must be at least 1, got 0"],
+        ["steps must be in 1 ... 10000, got 0"],
     ),
     "sample: a list of other length": (
         "sample --model toy --grid list:0.987654,0.5,0.002 --steps 3 --out s.safetensors",
@@ -189,7 +192,7 @@ BAD = {
     ),
     "sample: no seeds": (
         "sample --model toy --count 0 --out s.safetensors",
-        ["count must be at least 1, got 0"],
+        ["count must be in 1 ... 1000000 for .safetensors, got 0"],
     ),
     "sample: to .jpg": ("sample --model toy --out s.jpg", [".png or .safetensors", "s.jpg"]),
     "sample: points as picture": (
@@ -282,47 +285,47 @@ BAD = {
         "evaluate --heldout test --loss mse --json fit.json/x",
         ["fit.json is a file"],
     ),
-    "toy: unknown freedoms": ("toy --freedoms sigma", ["sigma", "tau+dtau+gamma"]),
-    "toy: no steps": ("toy --steps 3 0", ["steps must be at least 1"]),
-    "toy: no true samples": ("toy --reference 0", ["reference must be at least 1, got 0"]),
-    "toy: no width": ("toy --width 0", ["width must be at least 1, got 0"]),
-    "toy: unknown class": ("toy --classes C", ["'C'", "AB"]),
-    "toy: below a file": ("toy --quick --out fit.json/x", ["fit.json/x"]),
-    "toy: json below a file": ("toy --quick --json fit.json/x", ["fit.json is a file"]),
-    "compare: unknown model": ("compare --out x --model flux", ["'flux'", "toy", "fashion"]),
+    "toy: unknown freedoms": ("bench toy --freedoms sigma", ["sigma", "tau+dtau+gamma"]),
+    "toy: no steps": ("bench toy --steps 3 0", ["steps must be at least 1"]),
+    "toy: no true samples": ("bench toy --reference 0", ["reference must be at least 1, got 0"]),
+    "toy: no width": ("bench toy --width 0", ["width must be at least 1, got 0"]),
+    "toy: unknown class": ("bench toy --classes C", ["'C'", "AB"]),
+    "toy: below a file": ("bench toy --quick --out fit.json/x", ["fit.json/x"]),
+    "toy: json below a file": ("bench toy --quick --json fit.json/x", ["fit.json is a file"]),
+    "compare: unknown model": ("bench compare --out x --model flux", ["'flux'", "toy", "fashion"]),
     "compare: no model": (
-        "compare --out x --model",
+        "bench compare --out x --model",
         ["model must be at least one of toy, fashion"],
     ),
-    "compare: no seeds": ("compare --out x --seeds", ["seeds must be at least one value"]),
-    "compare: no afs": ("compare --out x --afs", ["afs must be at least one value"]),
+    "compare: no seeds": ("bench compare --out x --seeds", ["seeds must be at least one value"]),
+    "compare: no afs": ("bench compare --out x --afs", ["afs must be at least one value"]),
     "compare: negative samples": (
-        "compare --out x --samples -1",
+        "bench compare --out x --samples -1",
         ["samples must be 0 or at least 2, got -1"],
     ),
     "compare: all held out": (
-        "compare --out x --endpoints 5 --holdout 8",
+        "bench compare --out x --endpoints 5 --holdout 8",
         ["endpoints must be above holdout = 8"],
     ),
     "compare: no held-out pairs": (
-        "compare --out x --heldout 0",
+        "bench compare --out x --heldout 0",
         ["heldout must be at least 1, got 0"],
     ),
     "compare: unknown method": (
-        "compare --out x --methods sigma",
+        "bench compare --out x --methods sigma",
         ["sigma", "god", "indis", "ablation"],
     ),
-    "compare: unknown grid": ("compare --out x --grids even", ["'even'", "uniform"]),
+    "compare: unknown grid": ("bench compare --out x --grids even", ["'even'", "uniform"]),
     "compare: no calls": (
-        "compare --out x --steps 0",
+        "bench compare --out x --steps 0",
         ["steps must be at least one number, each at least 1, got 0"],
     ),
     "compare: no numbers of calls": (
-        "compare --out x --steps",
+        "bench compare --out x --steps",
         ["steps must be at least one number, each at least 1, got none"],
     ),
     "compare: no methods": (
-        "compare --out x --methods",
+        "bench compare --out x --methods",
         ["methods must be at least one value, got none"],
     ),
     "evaluate: unknown loss that nobody asks for": (
@@ -330,7 +333,7 @@ BAD = {
         ["loss must be one of", "'lpip'"],
     ),
     "compare: bf16 without network": (
-        "compare --out x --model toy --bf16",
+        "bench compare --out x --model toy --bf16",
         ["bf16 must be left out for toy"],
     ),
     "fit: unknown method": (
@@ -338,49 +341,49 @@ BAD = {
         ["'sigma'", "indis", "god", "look"],
     ),
     "report: onto a folder": (
-        "report --run fitted --out test",
+        "bench report --run fitted --out test",
         ["test is a folder, a file is expected"],
     ),
     "report: figures onto a file": (
-        "report --run fitted --figures fit.json",
+        "bench report --run fitted --figures fit.json",
         ["fit.json is a file"],
     ),
-    "report: no folder": ("report --run nowhere", ["nowhere"]),
-    "report: nothing in it": ("report --run data", ["data", "nothing|no results"]),
+    "report: no folder": ("bench report --run nowhere", ["nowhere"]),
+    "report: nothing in it": ("bench report --run data", ["data", "nothing|no results"]),
     "train-model: no data": (
-        "train-model --out x --data test",
+        "bench train --out x --data test",
         ["train-images-idx3-ubyte.gz is missing"],
     ),
-    "train-model: no weights": ("train-model --out x --init nowhere", ["nowhere does not exist"]),
+    "train-model: no weights": ("bench train --out x --init nowhere", ["nowhere does not exist"]),
     "train-model: images of features": (
-        "train-model --what features --out x --images 5",
+        "bench train --what features --out x --images 5",
         ["images must be left out with --what features, got 5"],
     ),
     "train-model: a rate of features": (
-        "train-model --what features --out x --lr 1",
+        "bench train --what features --out x --lr 1",
         ["lr must be left out"],
     ),
     "train-model: a start of features": (
-        "train-model --what features --out x --init y",
+        "bench train --what features --out x --init y",
         ["init must be left out"],
     ),
     "train-model: checkpoints of features": (
-        "train-model --what features --out x --save-every 5",
+        "bench train --what features --out x --save-every 5",
         ["save-every must be left out with --what features, got 5"],
     ),
-    "train-model: no images": ("train-model --out x --images 0", ["images must be at least 1"]),
-    "train-model: ema of 2": ("train-model --out x --ema 2", ["ema must be in [0, 1), got 2"]),
+    "train-model: no images": ("bench train --out x --images 0", ["images must be at least 1"]),
+    "train-model: ema of 2": ("bench train --out x --ema 2", ["ema must be in [0, 1), got 2"]),
     "train-model: dropout of 3": (
-        "train-model --out x --label-dropout 3",
+        "bench train --out x --label-dropout 3",
         ["dropout must be in [0, 1], got 3"],
     ),
     "train-model: negative warm-up": (
-        "train-model --out x --warmup -1",
+        "bench train --out x --warmup -1",
         ["warmup must be at least 0, got -1"],
     ),
-    "train-model: negative rate": ("train-model --out x --lr -1", ["lr must be positive, got -1"]),
+    "train-model: negative rate": ("bench train --out x --lr -1", ["lr must be positive, got -1"]),
     "train-model: never saved": (
-        "train-model --out x --save-every 0",
+        "bench train --out x --save-every 0",
         ["save-every must be at least 1"],
     ),
 }
@@ -417,8 +420,8 @@ def test_a_damaged_shard_is_made_again_by_teaching(indis, work):
 @pytest.mark.parametrize(
     ("method", "command"),
     [
-        (FIT, "overhead --model fashion --artifact"),
-        (GOD, "sight --loss squared --data other --artifact"),
+        (FIT, "bench overhead --model fashion --artifact"),
+        (GOD, "bench foresight --loss squared --data other --artifact"),
     ],
 )
 def test_studies_refuse_an_artifact_of_another_model(indis, work, method, command):
@@ -482,7 +485,7 @@ def test_heldout_endpoints_that_the_fit_has_seen_are_refused(indis, work):
 
 def test_seeds_of_the_artifact_that_a_fit_began_at_count_as_seen(indis, work):
     assert indis(f"fit --method god --data data --out god {GOD}")[0] == 0
-    assert indis(f"fit --data test --out phi {FIT} --fit.holdout 4 --start god")[0] == 0
+    assert indis(f"fit --data test --out phi {FIT} --holdout 4 --start god")[0] == 0
     assert "phi was fitted on 0 ... 47" in refused(
         indis, "evaluate --artifact phi --heldout data --loss mse"
     )
@@ -497,8 +500,8 @@ def test_seeds_of_the_artifact_that_a_fit_began_at_count_as_seen(indis, work):
 @pytest.mark.parametrize(
     ("times", "part"),
     [
-        ((80, 10, 1, 0.002), "tau must lie in [0.00199601, 0.987654], got [0.002, 80]"),
-        ((0.9, 0.5, 0.002), "tau must begin at t_max = 0.987654, got 0.9"),
+        ((80, 10, 1, 0.002), "tau must lie in [0.001996007984, 0.987654321], got [0.002, 80]"),
+        ((0.9, 0.5, 0.002), "tau must begin at t_max = 0.987654321, got 0.9"),
     ],
 )
 def test_a_stored_plan_of_other_times_than_the_model_s_is_refused(

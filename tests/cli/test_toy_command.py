@@ -15,7 +15,7 @@ def toy_run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("toy")
     sizes = "--priors 200 --reference 2000 --width 32 --depth 2 --oracle-iterations 8"
     rates = "--global-iterations 60 --instance-iterations 100 --instance-batch 100"
-    line = f"toy --steps 3 --freedoms tau+dtau+gamma {sizes} {rates} --out {folder}/run --json {folder}/cells.json"
+    line = f"bench toy --steps 3 --freedoms tau+dtau+gamma {sizes} {rates} --out {folder}/run --json {folder}/cells.json"
     assert entry.run(line.split()) == 0
     return folder
 
@@ -53,7 +53,7 @@ def test_the_toy_study_writes_the_documented_cells(toy_run):
 
 def test_the_toy_study_prints_what_it_stores(capsys):
     sizes = "--priors 40 --reference 500 --width 8 --depth 1 --global-iterations 3 --instance-iterations 3"
-    assert entry.run(f"toy --steps 3 --freedoms tau --probes 20 {sizes}".split()) == 0
+    assert entry.run(f"bench toy --steps 3 --freedoms tau --probes 20 {sizes}".split()) == 0
     head, *rows = [
         line.split()
         for line in capsys.readouterr().err.splitlines()
@@ -70,7 +70,7 @@ def test_two_processes_find_what_one_finds(tmp_path):
     found = []
     for workers in (1, 2):
         folder = tmp_path / str(workers)
-        line = f"toy --steps 2 3 --freedoms tau+dtau --probes 20 {sizes} --workers {workers} --out {folder}"
+        line = f"bench toy --steps 2 3 --freedoms tau+dtau --probes 20 {sizes} --workers {workers} --out {folder}"
         assert entry.run(line.split()) == 0
         cells = load_json(folder / "toy.json")["cells"]
         found.append([{k: v for k, v in cell.items() if k != "fit_seconds"} for cell in cells])
@@ -82,7 +82,7 @@ def test_two_processes_find_what_one_finds(tmp_path):
 
 
 def test_no_worker_is_refused(capsys):
-    assert entry.run(["toy", "--quick", "--workers", "0"]) == 2
+    assert entry.run(["bench", "toy", "--quick", "--workers", "0"]) == 2
     assert "workers must be at least 1, got 0" in capsys.readouterr().err
 
 
@@ -97,7 +97,7 @@ def test_the_scatter_of_the_toy_study_averages_to_its_cells(toy_run):
 def test_a_report_of_the_toy_study_names_its_policies(indis, toy_run):
     pytest.importorskip("jinja2")
     pytest.importorskip("matplotlib")
-    code, said = indis(f"report --run {toy_run}/run --out {toy_run}/report.html")
+    code, said = indis(f"bench report --run {toy_run}/run --out {toy_run}/report.html")
     assert code == 0 and "toy" in said
     page = (toy_run / "report.html").read_text()
     assert all(name in page for name in ("uniform", "global", "instance", "oracle"))
@@ -108,7 +108,9 @@ def test_a_study_without_three_steps_has_no_scatter_and_a_report_all_the_same(in
     pytest.importorskip("matplotlib")
     sizes = "--priors 40 --reference 500 --width 8 --depth 1 --global-iterations 3 --instance-iterations 3 --probes 20"
     for steps, files in (("3", ["toy.json", "toy_scatter.safetensors"]), ("2", ["toy.json"])):
-        assert indis(f"toy --steps {steps} --freedoms tau {sizes} --out {tmp_path}/run")[0] == 0
+        assert (
+            indis(f"bench toy --steps {steps} --freedoms tau {sizes} --out {tmp_path}/run")[0] == 0
+        )
         assert sorted(path.name for path in (tmp_path / "run").iterdir()) == files
-    code, said = indis(f"report --run {tmp_path}/run --figures {tmp_path}/figures")
+    code, said = indis(f"bench report --run {tmp_path}/run --figures {tmp_path}/figures")
     assert code == 0 and "report.html: toy\n" in said

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
+
+import tyro
 
 from indis import artifact, models
 from indis.bench.budget import BudgetSampler
-from indis.cli.console import bar, check_loss, emit, say, writable_file
-from indis.cli.sample import SamplerChoice, found
+from indis.cli.console import JsonFile, bar, emit, say
+from indis.cli.model import check_loss
+from indis.cli.paths import writable_file
+from indis.cli.sampler import SamplerChoice, found
 from indis.denoise import Counted, Denoiser
 from indis.endpoints import check_seeds, load_endpoints
 from indis.evaluate import Draw, Row, counted_nfe, frechet_of_seeds, score_pairs
@@ -17,79 +22,76 @@ from indis.policies import AnySteps
 from indis.sampler import Sampler
 
 
+def _folder(default: str) -> object:
+    return tyro.conf.arg(metavar="FOLDER", help_behavior_hint=f"(default: {default})")
+
+
 @dataclass(frozen=True)
 class Evaluate(SamplerChoice):
-    """Judge an artifact or a plain solver: distance to held-out teacher endpoints, Frechet distance
-    to the data.
+    """Measure a sampler: its distance to held-out teacher endpoints, and the Frechet distance of
+    its samples to the data.
 
-    As in `indis compare`, nfe counts the evaluations that come one after another and calls counts
-    all.
+    nfe counts evaluations one after another, calls counts all of them. Held-out endpoints must be
+    of other seeds than the fit's; an artifact that records its seeds is checked.
 
-    The held-out endpoints must be other seeds than those of the fit; an artifact that records its
-    seeds is checked.
+    Example: indis evaluate --artifact runs/n3 --heldout runs/test --json runs/n3/results.json
 
-    Example: indis evaluate --artifact runs/indis-n3 --heldout runs/test --samples 10000 --json runs/n3/results.json
-
-    `indis report --run runs/n3` then makes a page of it.
+    `indis bench report --run runs/n3` then makes a page of it.
     """
 
-    heldout: Path | None = None
-    """Folder of endpoints to judge by, which `indis teach` wrote from other seeds than those of the
-    fit."""
-    model: str = "fashion"
-    """Model: toy, toy:AB, fashion, or fashion:PATH with the folder of `indis train-model` or a file
-    of weights; ignored
-    if --heldout is given, which knows its own."""
+    heldout: Annotated[Path | None, _folder("none")] = None
+    """Folder of endpoints to judge by, which `indis teach` wrote from other seeds."""
+    model: Annotated[
+        str | None,
+        tyro.conf.arg(
+            metavar="MODEL", help_behavior_hint="(default: that of --heldout or --artifact)"
+        ),
+    ] = None
+    """Model that is sampled."""
     samples: int = 0
-    """How many samples are drawn for FD-Fashion; 0 leaves it out."""
+    """Number of samples for the Frechet distance (FD-Fashion); 0 leaves it out."""
     first_seed: int = 1_000_000
-    """Seed of the first of those samples; the others follow one by one."""
+    """Seed of the first of those samples. The others follow one by one."""
     loss: str = "fashion"
-    """Loss that is reported on the held-out endpoints: mse, squared, fashion, fashion-dists,
-    lpips."""
-    features: Path | None = None
-    """Folder of the feature network (`indis train-model --what features`) for FD-Fashion and the
-    loss, a judge that no
-    fit has seen; the one that ships if absent."""
-    json: Path | None = None
-    """Write the row to this file, as `indis compare` does and `indis report` reads it if it is
-    called results.json."""
+    """Loss to the held-out endpoints."""
+    features: Annotated[Path | None, _folder("the one that ships")] = None
+    """Feature network for FD-Fashion and the loss, of `indis bench train --what features`."""
+    json: JsonFile = None
+    """Write the row. `indis bench report` reads a file called results.json."""
 
     def run(self) -> None:
         """Evaluate and print one row."""
-        self._check_samples()
-        writable_file(self.json)
-        asked = (
-            self.heldout is not None or self.loss not in models.loss_names()
-        )  # an unknown one is refused in any case
-        loss = models.loss(self.loss, self.features) if asked else None
+        self._check()
+        # An unknown loss is refused even if there is nothing to judge by it.
+        judged = self.heldout is not None or self.loss not in models.loss_names()
+        loss = models.loss(self.loss, self.features) if judged else None
         data, meta = load_endpoints(self.heldout) if self.heldout else (None, None)
         if data is not None and self.artifact is not None:
             artifact.check_unseen(found(self.artifact), data.seeds)
-        denoiser = self.load_taught(meta, self.heldout) if meta else self.load_model(self.model)
+        if meta:
+            denoiser = self.load_taught(meta, self.heldout, self.model)
+        else:
+            denoiser = self.load_model(self.model_spec(self.model))
         if data is not None and loss is not None:
             check_loss(self.loss, loss, denoiser, data)
         sampler = self.build(denoiser)
         counter = Counted(denoiser)
-        row: Row = {"model": denoiser.name} | self._who(sampler)
+        row: Row = {"model": denoiser.name} | self._sampler_columns(sampler)
         if isinstance(sampler, Sampler):
             row |= {"nfe": sampler.depth, "calls": counted_nfe(denoiser, sampler)}
         if data is not None and loss is not None:
             row |= score_pairs(counter, sampler, data, loss).row()
         if self.samples:
             row |= {"fd": self._frechet(counter, sampler), "samples": self.samples}
-        if isinstance(
-            sampler, BudgetSampler
-        ):  # each sample its own, so the mean over all that were drawn
+        if isinstance(sampler, BudgetSampler):
+            # Each sample has its own number, so this is the mean over all that were drawn.
             row["nfe"] = row["calls"] = counter.samples / (row.get("pairs", 0) + self.samples)
         for name, value in row.items():
             say(f"{name:14} {value:.5f}" if isinstance(value, float) else f"{name:14} {value}")
-        emit({"rows": [row | self._asked()]}, self.json)
+        emit({"rows": [row | self._settings()]}, self.json)
 
-    def _who(self, sampler: Draw) -> Row:
-        """What a comparison's rows say of a sampler: who made it, of how many whole steps, from
-        which seed.
-        """
+    def _sampler_columns(self, sampler: Draw) -> Row:
+        """Return what a comparison's rows say of a sampler: its method, steps, seed and size."""
         if self.artifact is None:
             plain = self.plain
             return {
@@ -100,7 +102,7 @@ class Evaluate(SamplerChoice):
                 "parameters": 0,
             }
         made = artifact.load_config(found(self.artifact)).get("provenance")
-        made = made if isinstance(made, dict) else {}  # what a script wrote need not say
+        made = made if isinstance(made, dict) else {}  # a script need not say
         config = made.get("config") or {}
         row = {
             "method": made.get("method") or found(self.artifact).name,
@@ -113,25 +115,23 @@ class Evaluate(SamplerChoice):
             row |= {"steps": whole, "afs": sampler.analytic_first}
         return row
 
-    def _asked(self) -> Row:
-        """What the numbers are of: the sampler, and what they were measured by."""
+    def _settings(self) -> Row:
+        """Return the sampler, and what it was measured by."""
         which = (
             {"artifact": str(self.artifact)} if self.artifact else {"artifact": None, **self.plain}
         )
         paths = {"heldout": self.heldout, "features": self.features}
         judges = {name: None if path is None else str(path) for name, path in paths.items()}
-        return (
-            which
-            | judges
-            | {"loss": self.loss if self.heldout else None, "first_seed": self.first_seed}
-        )
+        loss = {"loss": self.loss if self.heldout else None, "first_seed": self.first_seed}
+        return which | judges | loss
 
-    def _check_samples(self) -> None:
+    def _check(self) -> None:
         if self.samples < 0 or self.samples == 1:
             raise ValueError(f"samples must be 0 or at least 2, got {self.samples}")
         if self.heldout is None and not self.samples:
             raise ValueError("nothing to do: give --heldout, or --samples of at least 2")
         check_seeds(self.first_seed, self.samples)
+        writable_file(self.json)
 
     def _frechet(self, denoiser: Denoiser, sampler: Draw) -> float:
         seeds = range(self.first_seed, self.first_seed + self.samples)

@@ -7,23 +7,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any, Generic, TypeVar
+from typing import Annotated, Any, ClassVar, Generic, TypeVar
 
 import tyro
 
 from indis import artifact, models
-from indis.cli.console import (
-    WithModel,
-    bar,
-    check_loss,
-    command_line,
-    emit,
-    held_interrupt,
-    say,
-    taught_model,
-    writable,
-    writable_file,
-)
+from indis.cli.console import JsonFile, bar, command_line, delayed_interrupt, emit, say
+from indis.cli.model import ModelOfEndpoints, WithModel, check_loss, taught_model
+from indis.cli.paths import writable, writable_file
 from indis.endpoints import load_endpoints
 from indis.methods import Method, named
 from indis.starts import Starts
@@ -31,72 +22,60 @@ from indis.storage import checksum, digest, load_json, save_json
 from indis.tuning import Fit, Search, Tuning
 
 M = TypeVar("M", bound=Method)
-OWN = (
-    "config.json",
-    "policy.safetensors",
-    "checkpoint.safetensors",
-    "curve.json",
-)  # what a fit writes
+CHECKPOINT, CURVE = "checkpoint.safetensors", "curve.json"
+OWN = ("config.json", "policy.safetensors", CHECKPOINT, CURVE)
+MOST_STEPS = 1000
 
 
-def fit_command(arguments: Sequence[str]) -> Any:
-    """The command with the options of the method that the arguments name.
+def fit_command(options: Sequence[str]) -> tuple[Any, list[str]]:
+    """Return the command with the options of the method that is named, and the words it parses.
 
-    Raises:
-        ValueError: if there is no such method.
-    """
-    return FitCommand[named(_named_method(arguments) or "indis")]  # type: ignore[misc]  # a type chosen at run time
-
-
-def spelled_out(arguments: Sequence[str]) -> list[str]:
-    """``--steps 3-10`` means one phi for every N from 3 to 10: the method "every-n".
+    ``--steps 3-10`` is one policy for every number of steps from 3 to 10, the method "every-n".
 
     Raises:
-        ValueError: if it is not a range, or the arguments name another method.
+        ValueError: If there is no such method, or it takes no range of steps.
     """
     words = [
         part
-        for word in arguments
+        for word in options
         for part in (word.split("=", 1) if word.startswith("--steps=") else [word])
     ]
+    method = _named_method(words)
     for i, (option, value) in enumerate(zip(words, words[1:], strict=False)):
         if option == "--steps" and "-" in value[1:]:
-            fewest, steps = _range(value)
-            if (method := _named_method(words)) not in (None, "every-n"):
+            fewest, most = _range(value)
+            if method not in (None, "every-n"):
                 raise ValueError(f"steps must be one number for method {method}, got {value!r}")
-            return [
-                *words[:i],
-                "--method",
-                "every-n",
-                "--fewest",
-                fewest,
-                "--steps",
-                steps,
-                *words[i + 2 :],
-            ]
-    return words
+            method = "every-n"
+            given = ["--method", method, "--fewest", fewest, "--steps", most]
+            words = [*words[:i], *given, *words[i + 2 :]]
+            break
+    return FitCommand[named(method or "indis")], words  # type: ignore[misc]  # chosen at run time
 
 
-def _named_method(arguments: Sequence[str]) -> str | None:
-    """The last one that the arguments name."""
-    given = [b for a, b in zip(arguments, arguments[1:], strict=False) if a == "--method"]
-    given += [a.removeprefix("--method=") for a in arguments if a.startswith("--method=")]
+def _named_method(options: Sequence[str]) -> str | None:
+    """Return the method that is named last."""
+    given = [b for a, b in zip(options, options[1:], strict=False) if a == "--method"]
+    given += [a.removeprefix("--method=") for a in options if a.startswith("--method=")]
     return given[-1] if given else None
 
 
 def _range(text: str) -> tuple[str, str]:
     fewest, _, most = text.partition("-")
-    if not (fewest.isdigit() and most.isdigit() and 1 <= int(fewest) <= int(most)):
-        raise ValueError(f"steps must be a number or a rising range such as 3-10, got {text!r}")
+    whole = fewest.isdecimal() and most.isdecimal()
+    if not (whole and 1 <= int(fewest) <= int(most) <= MOST_STEPS):
+        raise ValueError(
+            f"steps must be a number or a rising range such as 3-10, up to {MOST_STEPS}, "
+            f"got {text!r}"
+        )
     return fewest, most
 
 
 @dataclass(frozen=True)
 class FitCommand(WithModel, Generic[M]):
-    """Tune a method's sampler on teacher endpoints and write an artifact; run again to resume.
+    """Tune a sampler on teacher endpoints and write an artifact. Run it again to resume.
 
-    The options below are those of the method: ask again with `--method NAME --help` for another
-    one's.
+    These are the options of one method. `indis fit --method NAME --help` shows another one's.
 
     Example: indis fit --data runs/endpoints --out runs/indis-n3 --steps 3 --loss fashion
 
@@ -105,34 +84,35 @@ class FitCommand(WithModel, Generic[M]):
     Example: indis fit --method god --data runs/endpoints --out runs/god-n3 --steps 3 --loss fashion
     """
 
+    keeps: ClassVar[str] = CHECKPOINT
+
     data: Path
-    """Folder that `indis teach` wrote."""
+    """Folder of endpoints that `indis teach` wrote."""
     out: Path
-    """Folder that the artifact is written into, new or of the same fit; the checkpoint stays beside
-    it."""
+    """Folder for the artifact and its checkpoint: a new one, or one of the same fit."""
     config: Annotated[M, tyro.conf.arg(name="")]
-    """What is fitted and how."""
+    """What is fitted, and how."""
     method: str = "indis"
-    """Method: indis, look, local, every-n, god, ld3, dyweight, ald3, amed, amed-plugin, epd,
-    epd-plugin, adasde,
-    gits, dmn, ays."""
-    start: Path | None = None
-    """Artifact that phi begins at, of a fitted global plan; its own base grid if absent."""
+    """Method that is fitted."""
+    model: ModelOfEndpoints = None
+    """Model that is sampled. Needed for a function of your own."""
+    start: Annotated[
+        Path | None,
+        tyro.conf.arg(metavar="FOLDER", help_behavior_hint="(default: the plain solver)"),
+    ] = None
+    """Artifact of a fitted global plan to begin at."""
     save_every: int = 100
-    """Iterations between checkpoints; the best state so far is kept as well, and what an interrupt
-    falls into."""
-    json: Path | None = None
-    """Write the learning curve and the outcome to this file."""
+    """Iterations between checkpoints. One is also written at every new best and on Ctrl-C."""
+    json: JsonFile = None
+    """Write the learning curve and the outcome."""
 
     def run(self) -> None:
-        """Fit, save, report the held-out loss."""
-        if self.save_every < 1:
-            raise ValueError(f"save-every must be at least 1, got {self.save_every}")
+        """Fit, save, and report the held-out loss."""
+        self._check()
         data, meta = load_endpoints(self.data)
-        denoiser, loss = self.load_taught(meta, self.data), models.loss(self.config.loss)
+        denoiser = self.load_taught(meta, self.data, self.model)
+        loss = models.loss(self.config.loss)
         check_loss(self.config.loss, loss, denoiser, data)
-        writable(self.out)
-        writable_file(self.json, {self.out: OWN})
         start = artifact.read(self.start) if self.start else None
         begun = checksum(artifact.find(self.start) / "policy.safetensors") if self.start else None
         process = self.config.tuning(denoiser, data, loss, start=start)
@@ -144,14 +124,14 @@ class FitCommand(WithModel, Generic[M]):
         }
         curve = self._resume(process, identity)
         self._iterate(process, identity, curve)
-        untuned = (
+        initial = (
             process.untuned
             if isinstance(process, Fit | Starts) and self.config.recipe.holdout
             else None
         )
         provenance = {
             "command": command_line(),
-            "model": taught_model(meta, self.data),
+            "model": self.model or taught_model(meta, self.data),
             "weights": denoiser.fingerprint,
             "teacher": meta["provenance"],
             "fitted_on": artifact.seen_seeds(data.seeds, *([self.start] if self.start else [])),
@@ -161,50 +141,70 @@ class FitCommand(WithModel, Generic[M]):
             "parameters": process.sampler.policy.parameter_count(),
         }
         artifact.save(process.sampler, self.out, provenance)
-        say(
-            f"{self._result(process, untuned, curve)} with {provenance['parameters']} parameters in {self.out}"
-        )
-        emit({"curve": curve, "untuned_loss": untuned, **provenance}, self.json)
+        say(self._result(process, initial, curve))
+        say(f"{provenance['parameters']} parameters in {self.out}")
+        emit({"curve": curve, "initial_loss": initial, **provenance}, self.json)
 
-    def _result(self, process: Tuning, untuned: float | None, curve: list[list[float]]) -> str:
-        """What came out, beside what it began at; of several beginnings a look between two is on no
-        curve.
-        """
+    def _check(self) -> None:
+        """Refuse what would fail or do harm later."""
+        if self.save_every < 1:
+            raise ValueError(f"save-every must be at least 1, got {self.save_every}")
+        if self.config.steps > MOST_STEPS:
+            raise ValueError(f"steps must be in 1 ... {MOST_STEPS}, got {self.config.steps}")
+        if self.config.recipe.seed < 0:
+            raise ValueError(f"seed must be at least 0, got {self.config.recipe.seed}")
+        if self.out.resolve() == self.data.resolve():
+            raise ValueError(f"out must be another folder than data, got {self.out}")
+        writable(self.out)
+        writable_file(self.json, {self.out: OWN})
+
+    def _result(self, process: Tuning, initial: float | None, curve: list[list[float]]) -> str:
+        """Say what came out, beside the loss it began with."""
         if not curve:
-            return "fitted without held-out endpoints"
-        if untuned is None:
-            return f"held-out {self.config.loss} {process.best:.5f}"
-        if process.best >= untuned:
-            return f"held-out {self.config.loss} {untuned:.5f} at iteration 0: nothing was better than the start,"
-        at = next((f" at iteration {step:g}" for step, value in curve if value == process.best), "")
-        return f"held-out {self.config.loss}: start {untuned:.5f} -> best {process.best:.5f}{at}"
+            return "fitted; no endpoints were held out to judge it by"
+        name, best = f"held-out {self.config.loss}", process.best
+        if initial is None:
+            return f"{name} {best:.5f}"
+        if best >= initial:
+            return (
+                f"nothing improved on the start: {name} began at {initial:.5f} and never fell "
+                f"below it, so the artifact is the untuned sampler; try a lower --lr"
+            )
+        # With several starts the best may have been measured between two points of the curve.
+        at = next((f" at iteration {step:g}" for step, value in curve if value == best), "")
+        return f"{name}: start {initial:.5f} -> best {best:.5f}{at}"
 
-    def _require_own(self) -> None:
-        """Do not write over what another command made."""
+    def _resume(self, process: Tuning, identity: dict[str, Any]) -> list[list[float]]:
+        """Continue from the folder's checkpoint, if there is one, and return the curve so far."""
+        path = self.out / CHECKPOINT
+        if not path.exists() or isinstance(process, Search):
+            self._require_same_fit()
+            return []
+        process.resume(path, identity)
+        say(f"resuming at iteration {process.step} of {process.iterations}")
+        # A run that was killed between two files may have written points beyond the checkpoint.
+        return [point for point in load_json(self.out / CURVE) if point[0] <= process.step]
+
+    def _require_same_fit(self) -> None:
+        """Refuse to write over what another command made."""
         if not (self.out / "config.json").exists():
             return
         made = artifact.load_config(self.out).get("provenance")
         mine = digest([self.method, asdict(self.config)])
         if not isinstance(made, dict) or digest([made.get("method"), made.get("config")]) != mine:
             raise ValueError(
-                f"out must be a new folder or that of the same fit, got {self.out}, which holds another one"
+                f"out must be a new folder or that of the same fit, got {self.out}, "
+                f"which holds another one"
             )
 
-    def _resume(self, process: Tuning, identity: dict) -> list[list[float]]:
-        path = self.out / "checkpoint.safetensors"
-        if not path.exists() or isinstance(
-            process, Search
-        ):  # else the checkpoint tells more exactly whose it is
-            self._require_own()
-            return []
-        process.resume(path, identity)
-        say(f"resuming at iteration {process.step} of {process.iterations}")
-        return load_json(self.out / "curve.json")
+    def _iterate(self, process: Tuning, identity: dict[str, Any], curve: list[list[float]]) -> None:
+        """Run to the end, writing checkpoints.
 
-    def _iterate(self, process: Tuning, identity: dict, curve: list[list[float]]) -> None:
-        # Between two iterations a checkpoint is exact; a search has no such place, and nothing to
-        # save.
-        with bar() as progress, held_interrupt(hold=not isinstance(process, Search)) as interrupted:
+        A checkpoint is exact between two iterations. A search has no such place and nothing to
+        save, so Ctrl-C stops it at once.
+        """
+        delay = not isinstance(process, Search)
+        with bar() as progress, delayed_interrupt(delay=delay) as interrupted:
             task = progress.add_task(
                 f"fit N={self.config.steps}", total=None, completed=process.step
             )
@@ -215,16 +215,10 @@ class FitCommand(WithModel, Generic[M]):
                 )
                 if state.heldout is not None:
                     curve.append([state.step, state.heldout])
-                # The best state so far is worth a checkpoint: whatever comes, a fit that stops has
-                # it.
-                best = state.heldout is not None and state.heldout <= state.best
-                if (
-                    best
-                    or state.step % self.save_every == 0
-                    or state.step == state.iterations
-                    or interrupted()
-                ):
-                    save_json(self.out / "curve.json", curve)
-                    process.save(self.out / "checkpoint.safetensors", identity)
+                new_best = state.heldout is not None and state.heldout <= state.best
+                due = state.step % self.save_every == 0 or state.step == state.iterations
+                if new_best or due or interrupted():
+                    save_json(self.out / CURVE, curve)
+                    process.save(self.out / CHECKPOINT, identity)
                 if interrupted():
                     raise KeyboardInterrupt

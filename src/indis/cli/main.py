@@ -1,170 +1,199 @@
 """Entry point: ``indis COMMAND`` or ``python -m indis COMMAND``.
 
-Errors that a user can mend are one sentence on stderr and exit code 2; an interrupt is exit code
-130. Anything else is a bug and keeps its traceback.
+Only the chosen command's module is imported, so help needs neither torch nor tyro. Syntax errors of
+a command line are tyro's. Any other error that a user can mend is one sentence on stderr. Both exit
+with code 2. An interrupt exits with code 130. Anything else is a bug and keeps its traceback.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import redirect_stderr
+from difflib import get_close_matches
+from importlib import import_module
 from io import StringIO
 from traceback import walk_tb
-from typing import Annotated, Any, Union
-
-import tyro
+from typing import Any
 
 from indis import __version__
-from indis.cli.bench.budget import Budget
-from indis.cli.bench.compare import Compare
-from indis.cli.bench.demo import Demo
-from indis.cli.bench.foresight import Sight
-from indis.cli.bench.overhead import Overhead
-from indis.cli.bench.report import Report
-from indis.cli.bench.speed import Speed
-from indis.cli.bench.toy import ToyCommand
-from indis.cli.bench.train import TrainModel
-from indis.cli.console import WithModel, say, tidied
-from indis.cli.evaluate import Evaluate
-from indis.cli.fit import FitCommand, fit_command, spelled_out
-from indis.cli.refusals import explained, no_command
-from indis.cli.sample import Sample
-from indis.cli.teach import Teach
+from indis.cli.bench import EXPERIMENTS
 
+# Errors that a user can mend.
 MENDABLE = (ValueError, OSError, FloatingPointError, ImportError)
-# Those that go on where an interrupt stopped them, and the first file that they finish.
-KEEPING = {
-    Teach: "meta.json",
-    FitCommand: "checkpoint.safetensors",
-    Compare: "*/endpoints/meta.json",
-    Demo: "toy.json",
-    TrainModel: "checkpoint.safetensors",
+
+# What each command does, and where it is.
+COMMANDS = {
+    "teach": ("Make teacher endpoints: what many steps make of each seed.", "teach:Teach"),
+    "fit": ("Tune a sampler on teacher endpoints.", "fit:fit_command"),
+    "sample": ("Draw samples with a fitted sampler or a plain solver.", "sample:Sample"),
+    "evaluate": ("Measure how good a sampler's samples are.", "evaluate:Evaluate"),
+    "plan": ("Print a sampler's timesteps, also for use in other tools.", "plan:ShowPlan"),
+    "upgrade": ("Convert an artifact of the previous format.", "upgrade:Upgrade"),
+    "demo": ("Do all of this in a few minutes, with what ships.", "bench.demo:Demo"),
+}
+MOVED = {name: name for name in ("toy", "budget", "compare", "report", "overhead")} | {
+    "sight": "foresight",
+    "train-model": "train",
 }
 
-NOTHING = "nothing is kept, it begins again"
+HEADER = """usage: indis COMMAND [OPTIONS]
 
-COMMANDS: dict[str, Callable[[Sequence[str]], Any]] = {
-    "teach": lambda arguments: Teach,
-    "fit": fit_command,
-    "sample": lambda arguments: Sample,
-    "evaluate": lambda arguments: Evaluate,
-    "report": lambda arguments: Report,
-    "toy": lambda arguments: ToyCommand,
-    "budget": lambda arguments: Budget,
-    "compare": lambda arguments: Compare,
-    "sight": lambda arguments: Sight,
-    "overhead": lambda arguments: Overhead,
-    "speed": lambda arguments: Speed,
-    "demo": lambda arguments: Demo,
-    "train-model": lambda arguments: TrainModel,
-}
+Few-step diffusion and flow sampling, with timesteps fitted to every sample.
+"""
+FOOTER = """
+  bench      Run an experiment; `indis bench` lists them.
 
-DESCRIPTION = """Few-step diffusion and flow sampling with a discretization of its own for every sample.
+`indis COMMAND --help` explains one, `indis --version` prints the version.
 
-The path of data: seeds -> teach -> endpoints -> fit -> artifact -> sample | evaluate -> report.
+From seeds to samples:  teach -> endpoints -> fit -> artifact -> sample
+A first picture:        indis sample --artifact fashion-nfe3 --out samples.png"""
+BENCH_HEADER = """usage: indis bench EXPERIMENT [OPTIONS]
 
-`indis --version` prints the version."""
+Whole experiments, most of which resume where they stopped.
+"""
+BENCH_FOOTER = """
+
+`indis bench EXPERIMENT --help` explains one."""
+
+
+def main() -> None:
+    """Run the console script."""
+    sys.exit(run())
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
-    """Run a command and return the exit code."""
+    """Run a command.
+
+    Args:
+        arguments: The words after ``indis``; those of this process by default.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        SystemExit: After the help of a command, or a syntax error, which tyro has printed.
+    """
+    words = sys.argv[1:] if arguments is None else list(arguments)
     command = None
     try:
-        given = sys.argv[1:] if arguments is None else list(arguments)
-        if given == ["--version"]:
-            print(__version__)
-            return 0
-        given = spelled_out(given) if given[:1] == ["fit"] else given
-        command = _parse(given)
-        if isinstance(command, WithModel):
-            _ = command.place  # refused before any work is done
-        with tidied():
-            command.run()
+        if answer := _general(words):
+            print(answer)
+            return 0 if words else 2
+        command = _parse(words)
+        command.run()
     except MENDABLE as error:
-        say(f"indis: error: {_sentence(error)}")
+        print(f"indis: error: {_sentence(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        say(f"indis: interrupted; {_kept(command)}")
+        print(f"indis: interrupted; {_kept(command)}", file=sys.stderr)
         return 130
     return 0
 
 
-def _parse(arguments: Sequence[str]) -> Any:
-    """The command with its options. Configs check themselves when they are built.
+def _general(words: Sequence[str]) -> str | None:
+    """Return the answer to a command line that names no command."""
+    match words:
+        case ["--version"]:
+            return __version__
+        case [] | ["-h" | "--help" | "help"]:
+            return _page(HEADER, COMMANDS, FOOTER)
+        case ["bench"] | ["bench", "-h" | "--help"]:
+            return _page(BENCH_HEADER, EXPERIMENTS, BENCH_FOOTER)
+    return None
+
+
+def _page(header: str, commands: Mapping[str, tuple[str, str]], footer: str) -> str:
+    rows = [f"  {name:10} {summary}" for name, (summary, _) in commands.items()]
+    return "\n".join([header, *rows]) + footer
+
+
+def _parse(words: Sequence[str]) -> Any:
+    """Return the command that the words name, with its options.
 
     Raises:
-        ValueError: what a config says, or which words no command knows; tyro would put either into
-            a box, with a name
-            of its own for a nested config.
-        SystemExit: after the help.
+        ValueError: If there is no such command, or a config refuses a value. tyro would put the
+            config's sentence into a box.
     """
-    shown = StringIO()
+    bench = words[0] == "bench"
+    name, *options = words[1:] if bench else words
+    prog = f"indis bench {name}" if bench else f"indis {name}"
+    place = _place(name, bench=bench)
+    for option, word in zip(words, words[1:], strict=False):
+        if not word or word.endswith("="):
+            raise ValueError(f"{word.rstrip('=') or option} must not be followed by an empty value")
+
+    module, _, attribute = place.partition(":")
+    kind = getattr(import_module(f"indis.cli.{module}"), attribute)
+    if not isinstance(kind, type):  # the options depend on others
+        kind, options = kind(options)
+
+    import tyro
+
+    said = StringIO()
     try:
-        with redirect_stderr(shown):
-            command = tyro.cli(
-                _union(arguments), prog="indis", description=DESCRIPTION, args=arguments
-            )
+        with redirect_stderr(said):
+            command = tyro.cli(kind, prog=prog, args=options, config=(tyro.conf.OmitArgPrefixes,))
     except SystemExit as stop:
-        error = next((cause for cause in _causes(stop) if _is_ours(cause)), None)
-        if error is not None:
-            raise error from None
-        if stop.code:
-            raise ValueError(_unknown(arguments)) from None
-        sys.stderr.write(shown.getvalue())
+        for error in _causes(stop):
+            if _is_own(error):
+                raise error from None
+        sys.stderr.write(said.getvalue())
+        if not stop.code:
+            from indis.cli.names import named_below
+
+            print(named_below(kind))
         raise
-    sys.stderr.write(shown.getvalue())
+    sys.stderr.write(said.getvalue())
     return command
 
 
-def _unknown(arguments: Sequence[str]) -> str:
-    """The sentence about words that no command knows."""
-    if not arguments or arguments[0] not in COMMANDS:
-        return no_command(arguments, COMMANDS)
-    return explained(COMMANDS[arguments[0]](arguments), arguments[0], arguments[1:])
+def _place(name: str, *, bench: bool) -> str:
+    """Return ``module:attribute`` of a command.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    known = EXPERIMENTS if bench else COMMANDS
+    if name in known:
+        return known[name][1]
+    if not bench and name in MOVED:
+        raise ValueError(f"`indis {name}` is now `indis bench {MOVED[name]}`")
+    kind = "experiment" if bench else "command"
+    names = [*known] if bench else [*known, "bench"]
+    alike = get_close_matches(name, names, 1, 0.75)
+    hint = f": did you mean {alike[0]}?" if alike else ""
+    raise ValueError(f"{kind} must be one of {', '.join(names)}, got {name!r}{hint}")
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
-    """What led to an error, the latest first."""
+    """Yield the errors that were being handled when this one was raised, latest first."""
     while error.__context__ is not None:
         error = error.__context__
         yield error
 
 
-def _is_ours(error: BaseException) -> bool:
-    """Was it raised by a module of this package?"""
+def _is_own(error: BaseException) -> bool:
+    """Return whether a module of this package raised an error that a user can mend."""
     frames = [frame for frame, _ in walk_tb(error.__traceback__)]
     return isinstance(error, MENDABLE) and frames[-1].f_globals["__name__"].startswith("indis.")
 
 
-def _union(arguments: Sequence[str]) -> Any:
-    """All commands as the union that tyro takes; what `fit` accepts depends on the method."""
-    kinds = [
-        Annotated[choose(arguments), tyro.conf.subcommand(name)]
-        for name, choose in COMMANDS.items()
-    ]
-    return Union[tuple(kinds)]  # noqa: UP007  # built at run time
-
-
 def _kept(command: Any) -> str:
-    """What an interrupted command leaves behind; the training of features has no checkpoint."""
-    if getattr(command, "what", "denoiser") == "features":
-        return NOTHING
-    first = next((file for kind, file in KEEPING.items() if isinstance(command, kind)), None)
-    if first is None:
-        return NOTHING
-    if not any(command.out.glob(first)):
+    """Say what an interrupted command leaves behind.
+
+    A command that resumes says by a pattern, ``keeps``, which file it finishes first.
+    """
+    pattern = getattr(command, "keeps", None)
+    if pattern is None:
+        return "nothing is kept, it begins again"
+    if not any(command.out.glob(pattern)):
         return "nothing was finished yet, it begins again"
     return "what was finished is kept, run it again to go on"
 
 
-def main() -> None:
-    """The console script."""
-    sys.exit(run())
-
-
 def _sentence(error: BaseException) -> str:
-    """The error's own sentence; operating system errors say which file."""
+    """Return the error's own sentence; errors of the operating system say which file."""
     if isinstance(error, OSError) and error.strerror and error.filename:
         return f"{error.filename}: {error.strerror}"
     return " ".join(str(error).split())

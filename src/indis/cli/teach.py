@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import tyro
 
 from indis import grids
-from indis.cli.console import WithModel, bar, emit, say, writable, writable_file
+from indis.cli.console import JsonFile, bar, emit, say
+from indis.cli.model import WithModel
+from indis.cli.paths import writable, writable_file
+from indis.cli.sampler import MOST_STEPS
 from indis.endpoints import TeachConfig, teach_folder
 from indis.methods import heuristic
 from indis.storage import describe
@@ -17,33 +20,37 @@ from indis.storage import describe
 
 @dataclass(frozen=True)
 class Teach(WithModel):
-    """Run a many-step teacher on seeds and store its end points; run again to resume, with a larger
-    count to add some.
+    """Run a many-step teacher on seeds and store where it ends. Run it again to resume, or with a
+    larger count to add some.
 
     Example: indis teach --model fashion --count 10000 --out runs/endpoints
     """
 
+    keeps: ClassVar[str] = "meta.json"
+
     out: Path
-    """Folder that the endpoints are written into, new or of the same teacher."""
+    """Folder for the endpoints: a new one, or one of the same teacher."""
     model: str = "fashion"
-    """Model: toy, toy:AB, fashion, or fashion:PATH with the folder of `indis train-model` or a file
-    of weights."""
+    """Model that is sampled."""
     solver: str = "ipndm:3"
-    """Teacher's solver: euler, heun, ipndm, adams_bashforth, deis, dpmpp, unipc or midpoint, as
-    name[:order[:variant]]."""
+    """Solver of the teacher."""
     grid: str = "natural"
-    """Teacher's grid: natural (polynomial:7, or uniform for a flow), uniform, log_snr, polynomial,
-    quadratic, vp_time,
-    flow_shift or resolution, as name[:parameter], or list:T0,T1,... of times."""
+    """Timesteps of the teacher."""
     steps: int = 30
-    """Number of the teacher's steps; many, as its end points are what a fit aims at."""
+    """Number of the teacher's steps. A fit aims at its samples, so take many."""
     config: Annotated[TeachConfig, tyro.conf.arg(name="")] = field(default_factory=TeachConfig)
     """Which seeds."""
-    json: Path | None = None
-    """Write how many there are, where, and how they were made to this file."""
+    json: JsonFile = None
+    """Write how many there are, where, and how they were made."""
 
     def run(self) -> None:
-        """Write the shards."""
+        """Write the endpoints.
+
+        Raises:
+            ValueError: If the number of steps is out of range.
+        """
+        if not 1 <= self.steps <= MOST_STEPS:
+            raise ValueError(f"steps must be in 1 ... {MOST_STEPS}, got {self.steps}")
         denoiser = self.load_model(self.model)
         grid = grids.resolve_grid(self.grid, denoiser.schedule)
         teacher = heuristic(denoiser, solver=self.solver, grid=grid, steps=self.steps)

@@ -83,6 +83,7 @@ class Fashion:
     name = "fashion"
     shape = (1, 28, 28)
     native = Form.NOISE
+    class_names = CLASSES
 
     def __init__(
         self,

@@ -13,17 +13,10 @@ import torch
 from indis import artifact, models
 from indis.bench import budget
 from indis.bench.budget import BudgetConfig, BudgetSampler
-from indis.cli.console import (
-    WithModel,
-    check_loss,
-    emit,
-    say,
-    taught_model,
-    track,
-    writable,
-    writable_file,
-)
-from indis.cli.sample import check_fits
+from indis.cli.console import emit, say, track
+from indis.cli.model import WithModel, check_loss, taught_model
+from indis.cli.paths import writable, writable_file
+from indis.cli.sampler import check_fits
 from indis.denoise import Counted, Denoiser
 from indis.endpoints import Endpoints, load_endpoints
 from indis.evaluate import score_pairs

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import tyro
 
@@ -12,7 +12,9 @@ from indis.bench import suite as bench
 from indis.bench.compare import CompareConfig, Comparison
 from indis.bench.pictures import Picture, write_plans, write_samples
 from indis.bench.report.results_table import write_markdown
-from indis.cli.console import WithModel, bar, command_line, emit, say, writable, writable_file
+from indis.cli.console import bar, command_line, emit, say
+from indis.cli.model import WithModel
+from indis.cli.paths import writable, writable_file
 from indis.storage import save_json, write_aside
 
 # What a comparison writes into the folder of a model.
@@ -38,6 +40,8 @@ class Compare(WithModel):
 
     Example: indis compare --model fashion --steps 3 5 7 --methods god indis look local --seeds 0 1 2 --afs False True
     """
+
+    keeps: ClassVar[str] = "*/endpoints/meta.json"
 
     model: tuple[str, ...] = ("toy",)
     """Models to compare on: toy, fashion."""

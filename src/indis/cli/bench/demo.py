@@ -5,12 +5,15 @@ from __future__ import annotations
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from indis.bench.compare import CompareConfig, Comparison
 from indis.bench.suite import FashionBench
 from indis.bench.toy_study import ToyConfig, ToyStudy
 from indis.cli.bench import compare, toy
-from indis.cli.console import WithModel, command_line, emit, say, writable, writable_file
+from indis.cli.console import command_line, emit, say
+from indis.cli.model import WithModel
+from indis.cli.paths import writable, writable_file
 from indis.storage import save_json
 
 # A comparison small enough for two cores and a coffee.
@@ -28,6 +31,8 @@ class Demo(WithModel):
 
     Example: indis demo --out runs/demo
     """
+
+    keeps: ClassVar[str] = "toy.json"
 
     out: Path = Path("runs/demo")
     """Folder for the report and everything it was made from; run again to go on after an

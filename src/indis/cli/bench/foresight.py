@@ -8,8 +8,10 @@ from pathlib import Path
 from indis import artifact, models
 from indis.bench import foresight as sight
 from indis.bench.foresight import SightConfig, Wishes
-from indis.cli.console import WithModel, check_loss, emit, say, track, writable_file
-from indis.cli.sample import check_fits
+from indis.cli.console import emit, say, track
+from indis.cli.model import WithModel, check_loss
+from indis.cli.paths import writable_file
+from indis.cli.sampler import check_fits
 from indis.endpoints import load_endpoints
 from indis.policies import Global
 

@@ -10,8 +10,10 @@ from indis import artifact
 from indis.bench import budget
 from indis.bench.overhead import overhead, pairs
 from indis.checks import require_least
-from indis.cli.console import WithModel, emit, say, track, writable_file
-from indis.cli.sample import check_fits, found
+from indis.cli.console import emit, say, track
+from indis.cli.model import WithModel
+from indis.cli.paths import writable_file
+from indis.cli.sampler import check_fits, found
 from indis.denoise import Denoiser
 from indis.policies import Fixed
 from indis.sampler import Sampler

@@ -8,7 +8,8 @@ from typing import Annotated
 
 import tyro
 
-from indis.cli.console import emit, say, writable, writable_file
+from indis.cli.console import emit, say
+from indis.cli.paths import writable, writable_file
 
 
 @dataclass(frozen=True)

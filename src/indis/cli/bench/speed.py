@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 from indis.bench import speed
-from indis.cli.console import emit, say, track, writable_file
+from indis.cli.console import emit, say, track
+from indis.cli.paths import writable_file
 
 
 @dataclass(frozen=True)

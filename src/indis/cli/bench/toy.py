@@ -10,7 +10,8 @@ from typing import Annotated
 import tyro
 
 from indis.bench.toy_study import Cell, ToyConfig, ToyStudy
-from indis.cli.console import bar, emit, say, writable, writable_file
+from indis.cli.console import bar, emit, say
+from indis.cli.paths import writable, writable_file
 from indis.storage import save_json, save_tensors
 
 OWN = TABLE, SCATTER = "toy.json", "toy_scatter.safetensors"

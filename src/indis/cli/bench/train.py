@@ -9,7 +9,8 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from indis.bench.train_fashion import TrainConfig
-from indis.cli.console import bar, emit, held_interrupt, say, writable, writable_file
+from indis.cli.console import bar, delayed_interrupt, emit, say
+from indis.cli.paths import writable, writable_file
 from indis.models.fashion_data import DEBIAN_FOLDER, read
 from indis.storage import checksum
 
@@ -48,6 +49,11 @@ class TrainModel:
     json: Path | None = None
     """Write what came out and where it is to this file."""
 
+    @property
+    def keeps(self) -> str | None:
+        """The first file that an interrupted training leaves; that of features leaves none."""
+        return None if self.what == "features" else CHECKPOINT
+
     def run(self) -> None:
         """Train."""
         if self.save_every < 1:
@@ -80,7 +86,7 @@ class TrainModel:
         if checkpoint.exists():
             trainer.resume(checkpoint)
             say(f"resuming at step {trainer.step} of {self.config.steps}")
-        with bar() as progress, held_interrupt() as interrupted:
+        with bar() as progress, delayed_interrupt() as interrupted:
             task = progress.add_task("training", total=self.config.steps, completed=trainer.step)
             for state in trainer.run(images, labels):
                 progress.update(

@@ -1,0 +1,220 @@
+"""``indis plan``: a sampler's timesteps, and as sigmas for other tools."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import torch
+import tyro
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from indis.cli.console import JsonFile, emit
+from indis.cli.paths import writable_file
+from indis.cli.sampler import SamplerChoice
+from indis.denoise import Denoiser, to_device_of
+from indis.endpoints import LAST_SEED, noise_from_seeds
+from indis.noise import NoiseSchedule, RectifiedFlow
+from indis.plan import Discretization
+from indis.sampler import Sampler
+from indis.storage import describe
+
+MOST_SEEDS = 100
+
+
+@dataclass(frozen=True)
+class ShowPlan(SamplerChoice):
+    """Print the timesteps, shifts and scales of a sampler, and its sigmas for other tools.
+
+    A plan that reads the network's answers is shown as it turned out for each seed.
+
+    Example: indis plan --artifact fashion-nfe3-god
+
+    Example: indis plan --artifact fashion-nfe3 --seed 0 1 2 --json plan.json
+
+    Example: indis plan --model my_models:flux --artifact runs/flux-n8 --unshift 3.1582
+    """
+
+    seed: tuple[int, ...] = (0,)
+    """Seeds of the samples whose plans are shown."""
+    model: Annotated[
+        str | None,
+        tyro.conf.arg(metavar="MODEL", help_behavior_hint="(default: the artifact's, or fashion)"),
+    ] = None
+    """Model that is sampled."""
+    unshift: Annotated[float | None, tyro.conf.arg(metavar="S", help_behavior_hint="")] = None
+    """Give diffusers sigmas that its scheduler shifts by S again. For a mu, S is exp(mu)."""
+    json: JsonFile = None
+    """Write the plans and the sigmas."""
+
+    def run(self) -> None:
+        """Print the plans and the list of sigmas."""
+        writable_file(self.json)
+        if not 1 <= len(self.seed) <= MOST_SEEDS:
+            raise ValueError(f"seed must be 1 to {MOST_SEEDS} numbers, got {len(self.seed)}")
+        denoiser = self.load_model(self.model_spec(self.model))
+        sampler = self.build(denoiser)
+        if not isinstance(sampler, Sampler):
+            raise ValueError(
+                f"steps must be given for {self.artifact}, which takes another number for each "
+                f"sample"
+            )
+        plan, shared = realized(sampler, denoiser, self.seed)
+        sigma = sigmas(denoiser.schedule, plan)
+        levels = sigma[0].tolist()
+        # diffusers appends the last sigma, 0, itself. ComfyUI takes all of them as they are.
+        listed = {"diffusers": levels[:-1], "comfyui": levels}
+        if self.unshift is not None:
+            listed["diffusers"] = unshifted(denoiser.schedule, levels[:-1], self.unshift)
+        shown = [None] if shared else [*self.seed]
+        lost = what_a_list_loses(plan, shared=shared, analytic_first=sampler.analytic_first)
+        console = Console(highlight=False)
+        for row, seed in enumerate(shown):
+            console.print(_table(plan[row : row + 1], sigma[row].tolist(), seed))
+        console.print(_advice(listed, lost, sampler, self.unshift), markup=False, soft_wrap=True)
+        emit(
+            {
+                "model": denoiser.name,
+                "artifact": None if self.artifact is None else str(self.artifact),
+                "solver": describe(sampler.solver),
+                "analytic_first": sampler.analytic_first,
+                "nfe": sampler.nfe,
+                "keep": plan.keep,
+                "to_zero": plan.to_zero,
+                "plans": [
+                    _numbers(plan[row : row + 1], sigma[row].tolist(), seed)
+                    for row, seed in enumerate(shown)
+                ],
+                "unshift": self.unshift,
+                "sigmas": None if lost else listed,
+                "lost": lost,
+            },
+            self.json,
+        )
+
+
+def realized(
+    sampler: Sampler, denoiser: Denoiser, seeds: Sequence[int]
+) -> tuple[Discretization, bool]:
+    """Return the plans of seeds, one row each, and whether all samples share one plan.
+
+    A further seed is run besides, which tells a plan of one sample from a shared one.
+    """
+    further = next(seed for seed in (*range(len(seeds) + 1), LAST_SEED) if seed not in seeds)
+    several = [*seeds, further]
+    noise = to_device_of(noise_from_seeds(several, tuple(denoiser.shape)), denoiser)
+    condition = to_device_of(denoiser.condition(several), denoiser)
+    with torch.no_grad():
+        plan = to_device_of(sampler, denoiser).realized_plan(denoiser, noise, condition)
+    columns = [value for value in plan.columns().values() if isinstance(value, Tensor)]
+    shared = all(bool((column == column[:1]).all()) for column in columns)
+    if len(plan.tau) == 1:
+        return plan, True
+    return plan[: len(seeds)], shared and not (plan.churn or plan.corrections)
+
+
+def sigmas(schedule: NoiseSchedule, plan: Discretization) -> Tensor:
+    """Return the noise levels ``(grid, steps + 1)`` of a plan's nodes, as other tools count them.
+
+    They are the times of a flow, and sigma / alpha of other schedules.
+    """
+    nodes = plan.tau[:, :-1] if plan.to_zero else plan.tau
+    if isinstance(schedule, RectifiedFlow):
+        levels = schedule.sigma(nodes)
+    else:
+        levels = torch.exp(-schedule.log_snr(nodes))
+    if plan.to_zero:
+        levels = torch.cat([levels, torch.zeros_like(levels[:, :1])], dim=1)
+    return levels
+
+
+def unshifted(schedule: NoiseSchedule, values: Sequence[float], shift: float) -> list[float]:
+    r"""Return the sigmas s that a tool turns into the given ones by its shift S.
+
+    The tool uses :math:`S s / (1 + (S - 1) s)`, so this is :math:`v / (S - (S - 1) v)`.
+
+    Raises:
+        ValueError: If the model is no flow, or S is not positive.
+    """
+    if not isinstance(schedule, RectifiedFlow):
+        raise ValueError(f"unshift must be left out for {schedule}, whose sigmas are not shifted")
+    if not 0 < shift < float("inf"):
+        raise ValueError(f"unshift must be positive and finite, got {shift}")
+    return [value / (shift - (shift - 1) * value) for value in values]
+
+
+def what_a_list_loses(plan: Discretization, *, shared: bool, analytic_first: bool) -> list[str]:
+    """Return what of a plan a list of sigmas cannot say."""
+    parts = {
+        "time shifts": bool((plan.dtau != 0).any()),
+        "scales of the network's output": bool((plan.gamma != 1).any()),
+        "corrected multistep weights": plan.weights is not None or plan.stretch is not None,
+        "fresh noise between steps": bool(plan.churn),
+        "corrections of the picture": bool(plan.corrections),
+        "differences between samples": not shared,
+        "the closed form of the first step": analytic_first,
+    }
+    return [name for name, lost in parts.items() if lost]
+
+
+def _advice(
+    listed: Mapping[str, Sequence[float]],
+    lost: Sequence[str],
+    sampler: Sampler,
+    shift: float | None,
+) -> str:
+    """Say which sigmas to give to other tools, or why none."""
+    if lost:
+        return f"This plan does not fit into a list of sigmas, which would lose: {', '.join(lost)}."
+    texts = {tool: ", ".join(f"{value:.7g}" for value in values) for tool, values in listed.items()}
+    again = "" if shift is None else f", shifted by {shift:g} again there"
+    last = listed["comfyui"][-1]
+    lines = [
+        f"diffusers, pipe(sigmas=...){again}: [{texts['diffusers']}]",
+        f"ComfyUI, ManualSigmas: {texts['comfyui']}",
+        f"Both need the solver of this sampler: {sampler.solver}.",
+    ]
+    if last:
+        lines.append(f"diffusers goes to sigma 0 in its last step, instead of {last:.7g}.")
+    return "\n".join(lines)
+
+
+def _numbers(plan: Discretization, sigma: list[float], seed: int | None) -> dict[str, Any]:
+    """Return one plan as JSON."""
+    weights, stretch = (None if v is None else v[0].tolist() for v in (plan.weights, plan.stretch))
+    return {
+        "seed": seed,
+        "tau": plan.tau[0].tolist(),
+        "sigma": sigma,
+        "asked_at": (plan.tau[0, :-1] + plan.dtau[0]).tolist(),
+        "shift": plan.dtau[0].tolist(),
+        "scale": plan.gamma[0].tolist(),
+        "weights": weights,
+        "stretch": stretch,
+        "churn": bool(plan.churn),
+        "corrections": bool(plan.corrections),
+    }
+
+
+def _table(plan: Discretization, sigma: list[float], seed: int | None) -> Table:
+    """Return one plan as a table, a row a step."""
+    one = _numbers(plan, sigma, seed)
+    title = "plan of every sample" if seed is None else f"plan of seed {seed}"
+    table = Table(title=title, title_justify="left")
+    names = ["step", "tau", "sigma", "asked at", "shift", "scale"]
+    more = [name for name in ("weights", "stretch") if one[name] is not None]
+    for name in (*names, *more):
+        table.add_column(name, justify="right")
+    for k in range(plan.steps):
+        values = (one["tau"][k], sigma[k], one["asked_at"][k], one["shift"][k], one["scale"][k])
+        cells = [f"{value:.5g}" for value in values]
+        if "weights" in more:
+            cells.append(" ".join(f"{value:+.2f}" for value in one["weights"][k]))
+        if "stretch" in more:
+            cells.append(f"{one['stretch'][k]:.4f}")
+        table.add_row(str(k + 1), *cells)
+    table.add_row("end", f"{one['tau'][-1]:.5g}", f"{sigma[-1]:.5g}")
+    return table
