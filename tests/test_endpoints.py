@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from indis import (
+    LinearVP,
     RectifiedFlow,
     TeachConfig,
     Wrapped,
@@ -14,6 +15,7 @@ from indis import (
     heuristic,
     load_endpoints,
     noise_from_seeds,
+    teach,
     teach_folder,
 )
 from indis.endpoints import noise_checksum
@@ -98,6 +100,33 @@ def test_endpoints_do_not_depend_on_the_batch():
     torch.testing.assert_close(parts.target, whole.target, rtol=0, atol=1e-5)
     single = toy_teacher(5)(toy(), noise_from_seeds([4], (2,)))
     torch.testing.assert_close(whole.target[4:5], single, rtol=0, atol=1e-5)
+
+
+def test_endpoints_are_taught_in_memory_at_once():
+    taught = teach(TinyClasses(), tiny_teacher(), range(40, 47), batch=3)
+    parts = gather(endpoint_batches(TinyClasses(), tiny_teacher(), range(40, 47), batch=3))
+    assert len(taught) == 7 and taught.seeds.tolist() == list(range(40, 47))
+    for name in ("noise", "target"):
+        assert torch.equal(getattr(taught, name), getattr(parts, name))
+    assert torch.equal(taught.condition.inputs["label"], parts.condition.inputs["label"])
+    with pytest.raises(ValueError, match="at least one set of endpoints"):
+        teach(TinyClasses(), tiny_teacher(), [])
+
+
+def test_a_folder_tells_how_sampling_began_apart_and_resumes_those_that_did_not_say(tmp_path):
+    def record(schedule, folder):
+        model = Wrapped(Still(), schedule, (3,), "velocity", fingerprint="still")
+        teacher = heuristic(model, solver="euler", grid="uniform", steps=2)
+        config = TeachConfig(count=2, shard=2)
+        list(teach_folder(config, model, teacher, tmp_path / folder, provenance={}))
+        return load_json(tmp_path / folder / "meta.json")["denoiser"]["schedule"]
+
+    assert record(LinearVP(), "a") == (
+        "LinearVP(beta_min=0.1, beta_max=20.0, t_min=0.001, t_max=1.0, domain='log_snr')"
+    )
+    assert "prior='unit'" in record(LinearVP(prior="unit"), "b")
+    with pytest.raises(ValueError, match="another denoiser: schedule LinearVP"):
+        record(LinearVP(prior="unit"), "a")
 
 
 def test_targets_can_be_used_where_gradients_are_recorded():
@@ -202,12 +231,12 @@ def test_missing_and_damaged_shards_are_made_again_and_no_other(finished, copy):
     flip_last_byte(copy / "endpoints-00000.safetensors")
     (copy / "endpoints-00001.safetensors").unlink()
     denoiser, names = TinyClasses(), ("endpoints-00000.safetensors", "endpoints-00001.safetensors")
-    assert [(p.done, p.mended) for p in run(copy, denoiser=denoiser)] == [
+    assert [(p.done, p.remade) for p in run(copy, denoiser=denoiser)] == [
         (n, names) for n in (3, 6, 7)
     ]
     assert contents(copy) == contents(finished)  # the order of the shards in meta.json included
     assert denoiser.asked == 6 * tiny_teacher().nfe
-    assert {p.mended for p in run(copy)} == {()}
+    assert {p.remade for p in run(copy)} == {()}
 
 
 def test_mending_that_is_interrupted_goes_on(finished, copy):

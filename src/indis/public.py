@@ -9,6 +9,7 @@ from indis.endpoints import (
     gather,
     load_endpoints,
     noise_from_seeds,
+    teach,
     teach_folder,
 )
 from indis.guidance import Guided
@@ -98,6 +99,7 @@ __all__ = [
     "prior",
     "solve",
     "solvers",
+    "teach",
     "teach_folder",
     "trajectory",
 ]

@@ -64,15 +64,15 @@ class Teach(WithModel):
         }
         writable(self.out)
         writable_file(self.json, {self.out: ("meta.json", "endpoints-*")})
-        mended: tuple[str, ...] = ()
+        remade: tuple[str, ...] = ()
         with bar() as progress:
             task = progress.add_task("teacher endpoints", total=self.config.count)
             for state in teach_folder(
                 self.config, denoiser, teacher, self.out, provenance=provenance
             ):
                 progress.update(task, completed=state.done)
-                mended = state.mended
-        if mended:
-            say(f"made again what was missing or damaged in {self.out}: {', '.join(mended)}")
+                remade = state.remade
+        if remade:
+            say(f"made again what was missing or damaged in {self.out}: {', '.join(remade)}")
         say(f"{self.config.count} endpoints of {teacher.nfe} evaluations each in {self.out}")
         emit({"out": str(self.out), **asdict(self.config), **provenance}, self.json)
