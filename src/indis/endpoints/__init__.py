@@ -13,6 +13,7 @@ Shards are written aside and renamed, so an interrupted run resumes at the first
 
 from indis.endpoints.folder import TeachConfig, TeachProgress, load_endpoints, teach_folder
 from indis.endpoints.memory import (
+    LAST_SEED,
     Endpoints,
     check_seeds,
     endpoint_batches,
@@ -23,6 +24,7 @@ from indis.endpoints.memory import (
 )
 
 __all__ = [
+    "LAST_SEED",
     "Endpoints",
     "TeachConfig",
     "TeachProgress",
