@@ -5,12 +5,13 @@ from indis.losses import squared_distance
 from small_cases import toy, toy_pairs
 
 SMALL = {"iterations": 12, "batch": 16, "lr": 2e-2, "holdout": 32, "validate_every": 3}
+SMALL |= {"probes": 0, "settle": 0.0}
 
 
 def start(per_instance=True, loss=squared_distance, denoiser=None, **changes) -> Fit:
     fitting = Recipe(**SMALL | changes)
-    small = {"width": 16, "depth": 2, "probes": 0, "settle": 0.0}
-    config = INDIS(3, "euler", "uniform", per_instance=per_instance, recipe=fitting, **small)
+    reads = "noise" if per_instance else "nothing"
+    config = INDIS(3, "euler", "uniform", reads=reads, recipe=fitting, width=16, depth=2)
     return config.tuning(denoiser or toy(), toy_pairs(), loss)
 
 

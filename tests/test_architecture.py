@@ -30,8 +30,6 @@ MAY_LEAVE = {
     ("noise/schedule.py", "end_levels", "float"),
     ("noise/schedule.py", "prior", "float"),
     ("noise/schedule.py", "zero_time", "float"),
-    ("policies/churn.py", "fresh_noise", "numpy"),
-    ("policies/instance.py", "start_at", "no_grad"),
 }
 
 
@@ -94,7 +92,7 @@ def test_the_time_path_is_where_it_is_looked_for():
         "plan.py",
         "solvers/loop.py",
         "solvers/unipc.py",
-        "policies/instance.py",
+        "policies/learned.py",
     } <= names
     assert len(names) >= 11
 

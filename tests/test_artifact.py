@@ -13,10 +13,7 @@ from indis import (
     Discretization,
     Euler,
     Fixed,
-    Global,
-    Instance,
     LinearVP,
-    PerSample,
     Policy,
     RectifiedFlow,
     Sampler,
@@ -27,7 +24,7 @@ from indis import (
     noise_from_seeds,
     solvers,
 )
-from indis.policies import ClosedLoop
+from learned import closed, per_sample, phi, shared
 from small_cases import TinyClasses, contents, same_tensors, sentence, toy
 
 SEEDS = list(range(6))
@@ -55,7 +52,7 @@ class OwnEuler(Euler):
 @pytest.mark.parametrize("case", ["schedule", "solver"])
 def test_what_could_not_be_read_again_is_not_written(tmp_path, case):
     schedule = Own() if case == "schedule" else EDM()
-    policy = Global(grids.uniform(schedule, 2), schedule, Bounds.natural(schedule))
+    policy = shared(grids.uniform(schedule, 2), schedule, Bounds.natural(schedule))
     sampler = Sampler(policy, OwnEuler() if case == "solver" else Euler())
     with pytest.raises(TypeError, match=f"{case} must be one of .* to be saved, got Own") as error:
         artifact.save(sampler, tmp_path / "a")
@@ -67,21 +64,21 @@ def build(case):
     """A sampler with weights for iPNDM-3, and the denoiser it is for."""
     denoiser = TinyClasses() if case == "instance+class" else toy()
     schedule, base = denoiser.schedule, grids.uniform(denoiser.schedule, STEPS)
-    shared = (base, schedule, Bounds.natural(schedule, dtau=0.4, gamma=0.3, weights=0.2))
+    parts = (base, schedule, Bounds.natural(schedule, dtau=0.4, gamma=0.3, weights=0.2))
     reader = {"width": 8, "depth": 2, "order": ORDER}
     if case == "global":
-        policy = learned(Global(*shared, ORDER))
+        policy = learned(shared(*parts, ORDER))
     elif case == "per sample":
-        policy = learned(PerSample(len(SEEDS), *shared, ORDER))
+        policy = learned(per_sample(len(SEEDS), *parts, ORDER))
     elif case == "instance":
-        policy = learned(Instance(*shared, shape=(2,), **reader))
+        policy = learned(phi(*parts, shape=(2,), **reader))
     elif case == "closed":
-        looking = {"native": denoiser.native, "look": "every"}
-        policy = learned(ClosedLoop(*shared, shape=(2,), **looking, **reader))
+        looking = {"native": denoiser.native}
+        policy = learned(closed(*parts, shape=(2,), **looking, **reader))
     elif case == "instance+class":
-        policy = learned(Instance(*shared, shape=(1, 4, 4), condition_dim=10, **reader))
+        policy = learned(phi(*parts, shape=(1, 4, 4), condition_dim=10, **reader))
     else:
-        plan = learned(Global(*shared, ORDER))(torch.zeros(1, 2)).detach()
+        plan = learned(shared(*parts, ORDER))(torch.zeros(1, 2)).detach()
         weights = plan.weights if case == "fixed+weights" else None
         policy = Fixed(Discretization(plan.tau, plan.dtau, plan.gamma, weights))
     return Sampler(policy, solvers.named("ipndm:3"), analytic_first=case == "global"), denoiser
@@ -165,7 +162,7 @@ def test_every_solver_comes_back_with_its_parameters(tmp_path, spec):
 def test_every_schedule_comes_back_with_its_parameters(tmp_path, schedule):
     base = torch.tensor([[schedule.t_max, schedule.t_min]], dtype=torch.float64)
     bounds = Bounds(0.1, 0.2, shift="additive", domain="time", floor=1e-3)
-    artifact.save(Sampler(Global(base, schedule, bounds), solvers.Euler()), tmp_path)
+    artifact.save(Sampler(shared(base, schedule, bounds), solvers.Euler()), tmp_path)
     policy = artifact.load(tmp_path).policy
     assert policy.schedule == schedule and policy.bounds == bounds
 
@@ -181,7 +178,7 @@ def test_the_config_says_where_it_comes_from_and_holds_no_absolute_path(folder):
     text = (folder / "config.json").read_text()
     config = json.loads(text)
     assert config["provenance"] == {"model": "toy"}
-    assert (config["nfe"], config["analytic_first"], config["format"]) == (4, False, 2)
+    assert (config["nfe"], config["analytic_first"], config["format"]) == (4, False, 3)
     assert config["policy"]["network"] == {"shape": [2], "condition_dim": 0, "width": 8, "depth": 2}
     assert '"/' not in text and str(folder) not in text
 
@@ -199,7 +196,7 @@ def test_a_policy_of_another_kind_is_refused_before_anything_is_written(tmp_path
         def forward(self, noise, features=None, index=None):
             raise NotImplementedError
 
-    words = "policy must be one of Fixed, Global, PerSample, Instance.* to be saved, got Own"
+    words = "policy must be one of Fixed, LearnedPolicy.* to be saved, got Own"
     with pytest.raises(TypeError, match=words):
         artifact.save(Sampler(Own(), solvers.Euler()), tmp_path)
     assert contents(tmp_path) == {}
@@ -253,7 +250,7 @@ def test_weights_of_another_network_are_refused(folder):
 
 def test_a_folder_that_was_half_overwritten_is_told_from_a_good_one(folder, tmp_path):
     other = build("instance")[0]
-    other.policy.head.bias.data += 1
+    other.policy.logits.table.data += 1
     artifact.save(other, tmp_path / "other")
     (folder / "policy.safetensors").write_bytes(
         (tmp_path / "other" / "policy.safetensors").read_bytes()
@@ -261,10 +258,10 @@ def test_a_folder_that_was_half_overwritten_is_told_from_a_good_one(folder, tmp_
     assert "is not the one that config.json was written with" in unreadable(folder)
 
 
-@pytest.mark.parametrize("version", [0, 1, 3, "2", None])
+@pytest.mark.parametrize("version", [0, 1, 4, "3", None])
 def test_another_format_is_refused(folder, version):
     edit(folder, lambda config: config.update(format=version))
-    assert f"must have format 2, got {version!r}" in unreadable(folder)
+    assert f"must have format 3, got {version!r}" in unreadable(folder)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[1]", "null"])
@@ -285,13 +282,35 @@ def test_an_unknown_type_lists_the_known_ones(folder, part):
     edit(folder, lambda config: config[part].update(type="Exec"))
     text = unreadable(folder)
     assert "'Exec'" in text
-    assert ("UniPC" if part == "solver" else "PerSample") in text
+    assert ("UniPC" if part == "solver" else "LearnedPolicy") in text
 
 
 def test_an_unknown_schedule_lists_the_known_ones(folder):
     edit(folder, lambda config: config["policy"]["schedule"].update(type="Cosine"))
     text = unreadable(folder)
     assert "'Cosine'" in text and "RectifiedFlow" in text
+
+
+@pytest.mark.parametrize(
+    ("part", "field"),
+    [
+        (("solver",), "order"),
+        (("policy", "schedule"), "t_max"),
+        (("policy", "bounds"), "keep"),
+        (("policy", "network"), "shape"),
+        (("policy",), "reads"),
+        (("policy",), "to_zero"),
+    ],
+)
+def test_a_missing_field_is_refused_and_not_defaulted(folder, part, field):
+    def drop(config):
+        for name in part:
+            config = config[name]
+        del config[field]
+
+    edit(folder, drop)
+    text = unreadable(folder)
+    assert "is not a complete artifact" in text and field in text
 
 
 def test_an_unknown_field_is_refused(folder):

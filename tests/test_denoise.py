@@ -324,7 +324,9 @@ def test_amed_reads_the_features_of_a_wrapped_function(tmp_path):
     artifact.save(sampler, tmp_path)
     with torch.no_grad():
         assert torch.equal(artifact.load(tmp_path)(model, data.noise), drawn)
-    with pytest.raises(ValueError, match=r"with_features\(\), which this policy reads and 'wrapped'"):
+    with pytest.raises(
+        ValueError, match=r"with_features\(\), which this policy reads and 'wrapped'"
+    ):
         sampler(Thinker(False).wrapped(), data.noise)
 
 

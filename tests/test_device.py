@@ -147,7 +147,11 @@ def test_pictures_with_conditions_are_fitted_elsewhere_and_stored_from_there(tmp
     def fitted(denoiser, folder):
         data = toy_images()
         method = INDIS(
-            steps=3, width=8, look="every", weights=0.5, recipe=replace(SHORT, holdout=8, batch=8)
+            steps=3,
+            width=8,
+            reads="answers",
+            weights=0.5,
+            recipe=replace(SHORT, holdout=8, batch=8),
         )
         process = method.tuning(denoiser, data, losses.named("mse"))
         list(process.run())

@@ -24,7 +24,7 @@ from indis.denoise import ClassConditional, FeatureDenoiser, device_of
 from indis.losses import mse
 from indis.models import fashion
 from indis.noise import EDM
-from indis.tuning import Recipe
+from indis.recipe import Recipe
 from problems import seeded
 from small_cases import TinyClasses, sentence, tiny_teacher
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from fits import advance, finish, start, state
-from indis import Bounds, Counted, Fit, Fixed, PerSample, Recipe, Sampler, grids, solvers
+from indis import Bounds, Counted, Fit, Fixed, LearnedPolicy, Recipe, Sampler, grids, solvers
 from indis.losses import mse, squared_distance
-from indis.policies.encoders import VectorTrunk
+from indis.recipe import rate_at
 from indis.storage import save_tensors
 from methods.cases import CASES
 from small_cases import same_tensors, sentence, toy, toy_pairs
@@ -193,7 +193,7 @@ def test_without_heldout_endpoints_a_loss_that_is_not_finite_leaves_the_last_goo
 def test_recomputing_network_calls_changes_their_number_and_no_loss():
     plain, again = (Counted(toy()) for _ in range(2))
     losses = [
-        [s.loss for s in start(denoiser=d, checkpoint=flag, iterations=4, holdout=0).run()]
+        [s.loss for s in start(denoiser=d, recompute=flag, iterations=4, holdout=0).run()]
         for d, flag in ((plain, False), (again, True))
     ]
     assert losses[0] == losses[1]
@@ -204,11 +204,11 @@ def test_recomputing_network_calls_changes_their_number_and_no_loss():
 class Recording(Sampler):
     """Remembers which training rows each iteration asks for."""
 
-    def __call__(self, denoiser, noise, condition, *, index=None, checkpoint=False):
+    def __call__(self, denoiser, noise, condition, *, index=None, recompute=False):
         if index is not None:
             self.seen.append(index.tolist())
             assert torch.equal(noise, toy_pairs().noise[index])
-        return super().__call__(denoiser, noise, condition, index=index, checkpoint=checkpoint)
+        return super().__call__(denoiser, noise, condition, index=index, recompute=recompute)
 
 
 def batches(**changes):
@@ -256,42 +256,36 @@ def test_a_network_learns_its_shared_offset_faster_than_its_weights():
     moved = {
         name: (value - before[name]).abs().max().item() for name, value in state(process).items()
     }
-    assert moved["head.bias"] == pytest.approx(0.1, rel=1e-3)
-    assert (
-        moved["head.weight"] == pytest.approx(0.1 * VectorTrunk.rate, rel=1e-3)
-        and VectorTrunk.rate < 0.1
-    )
-    assert moved["base"] == 0
+    assert moved["by_steps.3.table"] == pytest.approx(0.1, rel=1e-3)
+    assert moved["by_steps.3.head"] == pytest.approx(0.1 * 0.03, rel=1e-3)
+    assert moved["by_steps.3.base"] == 0
 
 
 def test_a_network_waits_until_the_shared_plan_has_settled():
-    process = start(iterations=4, lr=0.1, holdout=0)
-    process.settle = 0.5
+    process = start(iterations=4, lr=0.1, holdout=0, settle=0.5)
     seen = [state(process)]
     for _ in process.run():
         seen.append(state(process))
     moves = [
         {name: not torch.equal(a[name], b[name]) for name in a} for a, b in itertools.pairwise(seen)
     ]
-    assert [move["head.bias"] for move in moves] == [True] * 4
-    assert [move["head.weight"] for move in moves] == [False, False, True, True]
+    assert [move["by_steps.3.table"] for move in moves] == [True] * 4
+    assert [move["by_steps.3.head"] for move in moves] == [False, False, True, True]
 
 
 def test_a_fit_that_settles_for_another_time_does_not_resume(tmp_path):
     process = start(iterations=4)
     advance(process, 2)
     process.save(tmp_path / "checkpoint.safetensors")
-    process.settle = 0.5
     with pytest.raises(ValueError, match="another configuration"):
-        process.resume(tmp_path / "checkpoint.safetensors")
+        start(iterations=4, settle=0.5).resume(tmp_path / "checkpoint.safetensors")
 
 
 def oracle(batch, **changes):
     data = toy_pairs(48)
     base = grids.uniform(toy().schedule, 3)
-    policy = PerSample(
-        len(data), base, toy().schedule, Bounds.natural(toy().schedule, dtau=0.9, gamma=0.9)
-    )
+    bounds = Bounds.natural(toy().schedule, dtau=0.9, gamma=0.9)
+    policy = LearnedPolicy(base, toy().schedule, bounds, samples=len(data))
     config = Recipe(batch=batch, holdout=0, lr=0.1, clip=1e9, **changes)
     return Fit(Sampler(policy, solvers.Euler()), toy(), data, squared_distance, config)
 
@@ -309,21 +303,18 @@ def test_a_plan_of_its_own_for_each_sample_beats_one_for_all():
 def test_a_batch_moves_the_plans_of_its_own_samples_alone():
     process = oracle(5, iterations=1)
     finish(process)
-    moved = process.sampler.policy.free.detach().abs().sum((1, 2)) > 0
+    moved = process.sampler.policy.logits.table.detach().abs().sum((1, 2)) > 0
     assert moved.sum().item() == 5
 
 
 def test_the_learning_rate_falls_along_a_cosine_to_zero():
-    config = Recipe(iterations=100, lr=0.2, warmup=0)
-    assert [config.lr_at(step) for step in (0, 50, 100)] == pytest.approx([0.2, 0.1, 0])
-    assert config.lr_at(25) == pytest.approx(0.1 * (1 + 0.5**0.5))
+    assert [rate_at(step, 100, 0.2) for step in (0, 50, 100)] == pytest.approx([0.2, 0.1, 0])
+    assert rate_at(25, 100, 0.2) == pytest.approx(0.1 * (1 + 0.5**0.5))
 
 
 def test_the_learning_rate_rises_in_a_straight_line_first():
-    warm, cold = Recipe(iterations=100, lr=0.2), Recipe(iterations=100, lr=0.2, warmup=0)
-    assert [warm.lr_at(k) / cold.lr_at(k) for k in (0, 4, 9, 10, 60)] == pytest.approx(
-        [0.1, 0.5, 1, 1, 1]
-    )
+    factors = [rate_at(k, 100, 0.2, 10) / rate_at(k, 100, 0.2) for k in (0, 4, 9, 10, 60)]
+    assert factors == pytest.approx([0.1, 0.5, 1, 1, 1])
     with pytest.raises(ValueError, match="warmup must be in"):
         Recipe(warmup=1)
 
@@ -349,21 +340,19 @@ def test_settings_that_make_no_sense_are_refused(field, value):
 def test_a_gradient_is_clipped_to_its_norm():
     process = start(per_instance=False, clip=1e-3)
     process.optimizer = torch.optim.SGD(process.sampler.policy.parameters(), lr=1.0)
-    process.optimizer.param_groups[0]["rate"] = 1.0
     before = state(process)
-    process._rate = lambda relative: 1.0
-    process._iterate()
+    advance(process, 1)
+    rate = rate_at(0, 12, 2e-2, 1.2)
     moved = torch.cat([(value - before[name]).flatten() for name, value in state(process).items()])
-    assert moved.norm().item() == pytest.approx(1e-3, rel=1e-4)
+    assert moved.norm().item() == pytest.approx(1e-3 * rate, rel=1e-3)
 
 
 def test_a_relative_loss_has_the_gradient_of_its_logarithm_and_is_reported_as_it_is():
     def gradient(**changes):
-        process = start(per_instance=False, **changes)
-        loss, value = process._objective(torch.arange(8))
-        return torch.cat(
-            [g.flatten() for g in torch.autograd.grad(loss, process.sampler.policy.parameters())]
-        ), value
+        process = start(per_instance=False, clip=1e9, **changes)
+        process.optimizer = torch.optim.SGD(process.sampler.policy.parameters(), lr=1.0)
+        _, value = next(process.descent())
+        return process.sampler.policy.logits.table.grad.clone(), value
 
     (absolute, value), (relative, reported) = gradient(), gradient(relative=True)
     assert reported == value
@@ -386,7 +375,7 @@ def test_a_relative_fit_does_not_depend_on_the_unit_of_the_loss():
 
 
 @pytest.mark.parametrize("name", ["god", "indis", "local", "every-n"])
-def test_with_checkpoints_no_call_is_of_more_than_a_batch(name):
+def test_with_recomputation_no_call_is_of_more_than_a_batch(name):
     """Measuring sensitivities and validating are no exceptions: who needs the switch has no memory
     for them."""
     counts = []
@@ -401,7 +390,7 @@ def test_with_checkpoints_no_call_is_of_more_than_a_batch(name):
 
     method = CASES[name]
     fitting = replace(
-        method.recipe, batch=7, holdout=20, iterations=2, validate_every=1, checkpoint=True
+        method.recipe, batch=7, holdout=20, iterations=2, validate_every=1, recompute=True
     )
     process = replace(method, recipe=fitting).tuning(Heard(), toy_pairs(96), squared_distance)
     list(process.run())

@@ -1,6 +1,6 @@
-"""Artifacts: a fitted sampler as a folder that anyone can load, and nobody's code runs on loading.
+"""Artifacts: a fitted sampler as a folder that anyone can load; loading runs nobody's code.
 
-    config.json         format version, solver, policy with its hyper-parameters, schedule, provenance
+    config.json         format version, solver, policy with hyper-parameters and schedule, provenance
     policy.safetensors  what was learned
 
 ``save`` then ``load`` gives the same bits. This is the one module where stored names become
@@ -16,8 +16,9 @@ from typing import Any
 
 from torch import Tensor
 
+from indis.methods import POLICIES
 from indis.noise import SCHEDULES
-from indis.policies import POLICIES, Policy
+from indis.policies import Policy
 from indis.sampler import Sampler
 from indis.solvers import SOLVERS
 from indis.storage import (
@@ -30,45 +31,40 @@ from indis.storage import (
     save_tensors,
 )
 
-FORMAT = 2  # 1 had closed loops fitted to another use of shifted answers
-BUDGET = (
-    "budget.json"  # in a folder of `indis.bench.budget`, whose sampler is only a part of what it is
-)
+FORMAT = 3
+# In a folder of `indis.bench.budget`, whose sampler is only a part of what it is.
+BUDGET = "budget.json"
 
 SHIPPED = Path(__file__).parent / "shipped"
 
 
-def shipped(name: str) -> Path:
-    """The folder of an artifact that comes with the package, for example ``fashion-nfe3``.
-
-    Raises:
-        FileNotFoundError: if there is none of that name.
-    """
-    if name not in shipped_names():
-        raise FileNotFoundError(
-            f"artifact must be a folder or one of {', '.join(shipped_names())}, got {name!r}"
-        )
-    return SHIPPED / name
-
-
 def find(name: Path | str) -> Path:
-    """The folder of that name, or else of the artifact that ships under it.
+    """Return the folder of that name, or else of the artifact that ships under it.
 
     Raises:
         FileNotFoundError: if there is neither.
     """
-    return Path(name) if Path(name).exists() else shipped(str(name))
+    if Path(name).exists():
+        return Path(name)
+    if str(name) not in shipped_names():
+        raise FileNotFoundError(
+            f"artifact must be a folder or one of {', '.join(shipped_names())}, got {str(name)!r}"
+        )
+    return SHIPPED / name
 
 
 def shipped_names() -> list[str]:
-    """The artifacts that come with the package."""
+    """Return the names of the artifacts that come with the package, such as fashion-nfe3."""
     return sorted(path.parent.name for path in SHIPPED.glob("*/config.json"))
 
 
 def save(sampler: Sampler, folder: Path | str, provenance: dict[str, Any] | None = None) -> None:
-    """Write a sampler; ``provenance`` (JSON) records how it came about: model, data, losses, seeds.
+    """Write a sampler. A budget that the folder held is deleted: it was for another sampler.
 
-    A budget that the folder held before goes: it was for another sampler.
+    Args:
+        sampler: what to write.
+        folder: new, or of an artifact that is replaced.
+        provenance: JSON that records how it came about: model, data, losses, seeds.
 
     Raises:
         TypeError: if the policy, its schedule or the solver is of a kind that is not stored.
@@ -79,10 +75,10 @@ def save(sampler: Sampler, folder: Path | str, provenance: dict[str, Any] | None
 
 
 def write(sampler: Sampler, folder: Path | str, provenance: dict[str, Any] | None = None) -> None:
-    """:func:`save`, which leaves the files of a budget as they are.
+    """Write a sampler as :func:`save` does, but leave the files of a budget as they are.
 
-    The weights are written before the config, which has their checksum: a folder with a config is
-    complete, and one that was interrupted while it was overwritten is told from a good one.
+    The weights are written before the config, which has their checksum. So a folder with a config
+    is complete, and one whose overwriting was interrupted is noticed.
     """
     folder = Path(folder)
     policy = sampler.policy.frozen()
@@ -91,10 +87,12 @@ def write(sampler: Sampler, folder: Path | str, provenance: dict[str, Any] | Non
     _require_known("solver", sampler.solver, SOLVERS.values())
     if (schedule := getattr(policy, "schedule", None)) is not None:
         _require_known("schedule", schedule, SCHEDULES)
-    described, recorded = (
-        {"type": type(policy).__name__, **policy.describe()},
-        _json(provenance or {}),
-    )
+    described = {"type": type(policy).__name__, **policy.describe()}
+    recorded = provenance or {}
+    try:
+        json.dumps(recorded, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"provenance must be JSON, got something else: {error}") from None
     weights = folder / "policy.safetensors"
     save_tensors(weights, policy.state_dict())
     config = {
@@ -114,31 +112,28 @@ def load(folder: Path | str) -> Sampler:
 
     Raises:
         FileNotFoundError: if the folder is not an artifact.
-        ValueError: if it is damaged, of another format, names something unknown, or holds a budget.
+        ValueError: if it is damaged, incomplete, of another format, names something unknown, or
+            holds a budget.
     """
     folder = find(folder)
     if (folder / BUDGET).exists():
         raise ValueError(
-            f"{folder} holds a budget, each sample its own number of steps: use indis.bench.budget.load"
+            f"{folder} holds a budget, each sample its own number of steps: "
+            "use indis.bench.budget.load"
         )
     return read(folder)
 
 
 def read(folder: Path | str) -> Sampler:
-    """:func:`load`, of a budget the sampler alone, at the number of steps that it was saved with.
+    """Read a sampler as :func:`load` does, from a folder with a budget too.
 
     Raises:
         FileNotFoundError: if the folder is not an artifact.
-        ValueError: if it is damaged, of another format, or names something unknown.
+        ValueError: if it is damaged, incomplete, of another format, or names something unknown.
     """
     folder = find(folder)
     config = load_config(folder)
-    weights = folder / "policy.safetensors"
-    tensors, _ = load_tensors(weights)
-    if config.get("weights") != checksum(weights):
-        raise ValueError(
-            f"{folder} is damaged: policy.safetensors is not the one that config.json was written with"
-        )
+    tensors = checked_tensors(folder, config)
     try:
         solver = rebuild(config["solver"], SOLVERS.values())
         policy = _build_policy(config["policy"], tensors)
@@ -150,9 +145,29 @@ def read(folder: Path | str) -> Sampler:
         raise ValueError(f"{folder} is not a complete artifact: {reason(error)}") from None
 
 
+def checked_tensors(folder: Path, config: dict[str, Any]) -> dict[str, Tensor]:
+    """Return the tensors of an artifact.
+
+    Raises:
+        FileNotFoundError: if the file is missing.
+        ValueError: if it is damaged, or not the one that the config was written with.
+    """
+    weights = folder / "policy.safetensors"
+    tensors, _ = load_tensors(weights)
+    if config.get("weights") != checksum(weights):
+        raise ValueError(
+            f"{folder} is damaged: policy.safetensors is not the one that config.json was written "
+            "with"
+        )
+    return tensors
+
+
 def seen_seeds(seeds: Tensor, *before: Path | str) -> list[dict[str, int]]:
-    """Ranges of the seeds of a fit, for its provenance as ``fitted_on``: its own, and those of what
-    it began at.
+    """Return the ranges of seeds of a fit, for its provenance as ``fitted_on``.
+
+    Args:
+        seeds: of the end points of the fit.
+        before: artifacts that it began at.
     """
     first, last = int(seeds.min()), int(seeds.max())
     return [span for name in before for span in _recorded(name)] + [
@@ -170,16 +185,14 @@ def check_unseen(name: Path | str, seeds: Tensor) -> None:
         first, last = span["first_seed"], span["first_seed"] + span["count"] - 1
         seen = int(((seeds >= first) & (seeds <= last)).sum())
         if seen:
-            fitted = f"{name} was fitted on {first} ... {last}"
             raise ValueError(
-                f"heldout must hold seeds that no fit has seen, but {fitted}: {seen} of {len(seeds)}"
+                f"heldout must hold seeds that no fit has seen, but {name} was fitted on {first} "
+                f"... {last}: {seen} of {len(seeds)}"
             )
 
 
 def made_for(name: Path | str) -> str | None:
-    """The model that an artifact was fitted to, if it records one; those that scripts wrote need
-    not.
-    """
+    """Return the model that an artifact was fitted to, if it records one."""
     match load_config(find(name)).get("provenance"):
         case {"model": str(model)}:
             return model
@@ -187,43 +200,61 @@ def made_for(name: Path | str) -> str | None:
 
 
 def _recorded(name: Path | str) -> list[dict[str, int]]:
-    """What :func:`seen_seeds` said; nothing of artifacts that scripts or earlier versions wrote."""
+    """What :func:`seen_seeds` returned for an artifact; nothing for one that scripts wrote."""
     match load_config(find(name)).get("provenance"):
         case {"fitted_on": list(spans)}:
-            return [span for span in spans if _is_range(span)]
+            return [
+                span
+                for span in spans
+                if isinstance(span, dict)
+                and all(isinstance(span.get(key), int) for key in ("first_seed", "count"))
+            ]
     return []
 
 
-def _is_range(span: Any) -> bool:
-    return isinstance(span, dict) and all(
-        isinstance(span.get(key), int) for key in ("first_seed", "count")
-    )
-
-
-def load_config(folder: Path) -> dict[str, Any]:
-    """The ``config.json`` of an artifact.
+def load_config(folder: Path, *, version: int = FORMAT) -> dict[str, Any]:
+    """Return the ``config.json`` of an artifact of a format.
 
     Raises:
         FileNotFoundError: if it is missing.
-        ValueError: if it is damaged or of another format version.
+        ValueError: if it is damaged or of another format.
     """
     path = folder / "config.json"
     if not path.is_file():
         raise FileNotFoundError(f"{folder} is not an artifact: config.json is missing")
     config = load_json(path)
-    version = config.get("format") if isinstance(config, dict) else None
-    if version != FORMAT:
-        raise ValueError(f"{path} must have format {FORMAT}, got {version!r}")
+    found = config.get("format") if isinstance(config, dict) else None
+    if found == 2 and version == FORMAT:
+        raise ValueError(
+            f"{path} has format 2, which is read no more: run `indis upgrade {folder}`"
+        )
+    if found != version:
+        raise ValueError(f"{path} must have format {version}, got {found!r}")
     return config
 
 
-def _json(provenance: dict[str, Any]) -> dict[str, Any]:
-    """Itself, if it can be written."""
+def upgrade(folder: Path | str) -> None:
+    """Convert an artifact of format 2 in place. Learned numbers keep their bits.
+
+    Raises:
+        FileNotFoundError: if the folder is not an artifact.
+        ValueError: if it is damaged, of another format, or of a kind that exists no more.
+    """
+    from indis.format2 import converted  # for one release
+
+    folder = Path(folder)
+    if (folder / BUDGET).exists():
+        raise ValueError(f"{folder} holds a budget, which is not converted: fit it again")
+    config = load_config(folder, version=2)
     try:
-        json.dumps(provenance, allow_nan=False)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"provenance must be JSON, got something else: {error}") from None
-    return provenance
+        policy, tensors, solver = converted(config, checked_tensors(folder, config))
+        sampler = Sampler(_build_policy(policy, tensors), solver, config["analytic_first"])
+    except (KeyError, TypeError, RuntimeError) as error:
+        raise ValueError(f"{folder} is not a complete artifact: {reason(error)}") from None
+    provenance = config.get("provenance", {})
+    if isinstance(made := provenance.get("config"), dict) and "fit" in made:
+        provenance["config"] = {("recipe" if k == "fit" else k): v for k, v in made.items()}
+    write(sampler, folder, provenance)
 
 
 def _require_known(name: str, value: object, known: Iterable[type]) -> None:
@@ -234,11 +265,11 @@ def _require_known(name: str, value: object, known: Iterable[type]) -> None:
 
 
 def reason(error: Exception) -> str:
-    """The first line; a KeyError's text is the key alone."""
+    """Return an error's first line; a KeyError's text is the key alone."""
     return f"{error} is missing" if isinstance(error, KeyError) else str(error).splitlines()[0]
 
 
-def _build_policy(config: dict[str, Any], tensors: dict[str, Any]) -> Policy:
+def _build_policy(config: dict[str, Any], tensors: dict[str, Tensor]) -> Policy:
     kind = config["type"]
     if kind not in POLICIES:
         raise ValueError(f"policy type must be one of {', '.join(POLICIES)}, got {kind!r}")

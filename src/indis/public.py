@@ -25,7 +25,8 @@ from indis.noise import (
     prior,
 )
 from indis.plan import Bounds, Decision, Discretization, from_logits
-from indis.policies import Fixed, Global, Instance, PerSample, Policy
+from indis.policies import Fixed, LearnedPolicy, Policy
+from indis.recipe import Recipe
 from indis.sampler import Sampler
 from indis.solvers import (
     DEIS,
@@ -41,7 +42,7 @@ from indis.solvers import (
     solve,
     trajectory,
 )
-from indis.tuning import Fit, Progress, Recipe
+from indis.tuning import Fit, Progress
 
 __all__ = [
     "DEIS",
@@ -64,16 +65,14 @@ __all__ = [
     "Recipe",
     "Fixed",
     "Form",
-    "Global",
     "Guided",
     "Heun",
     "INDIS",
-    "Instance",
+    "LearnedPolicy",
     "LinearVP",
     "Method",
     "Midpoint",
     "NoiseSchedule",
-    "PerSample",
     "Policy",
     "Progress",
     "RectifiedFlow",

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from indis.denoise import UNCONDITIONAL, Condition, Denoiser, FeatureDenoiser
-from indis.noise import prior, same_schedule
+from indis.noise import prior
 from indis.plan import Decision, Discretization, Plan, PlanWrapper
-from indis.policies import Fixed, Policy
+from indis.policies import Policy
 from indis.solvers import Heun, Parallel, Solver, State, Stepper, last, solve, trajectory
 
 
@@ -40,7 +40,17 @@ class Sampler:
                 f"steps must be above {self.policy.steps} with an analytic first step: no call is "
                 "left"
             )
-        _check_order(getattr(self.policy, "order", 0), self.solver)
+        _check_order(self.policy.order, self.solver)
+
+    def at(self, steps: int) -> Sampler:
+        """Return the sampler for ``steps`` steps, of a policy for several numbers of them.
+
+        The two share their parameters.
+
+        Raises:
+            ValueError: If the policy was not made for that number.
+        """
+        return Sampler(self.policy.at(steps), self.solver, self.analytic_first)
 
     def to(self, device: torch.device | str) -> Sampler:
         """Move the policy's networks to a device and return the sampler itself."""
@@ -149,7 +159,7 @@ class Sampler:
         if not noise.is_floating_point():
             raise ValueError(f"noise must be of a floating dtype, got {noise.dtype}")
         _check_batch(condition, len(noise))
-        _check_policy(self.policy, denoiser)
+        self.policy.check(denoiser)
         plan = self.policy(noise, condition.features, index)
         if isinstance(plan, Discretization):
             _check_plan(plan, self.solver, len(noise))
@@ -159,24 +169,6 @@ class Sampler:
                 f"{denoiser.name!r} lacks"
             )
         return plan
-
-
-def _check_policy(policy: Policy, denoiser: Denoiser) -> None:
-    """Refuse another schedule, form or shape: samples would be silently wrong."""
-    own, native = (getattr(policy, name, None) for name in ("schedule", "native"))
-    if own is not None and not same_schedule(own, denoiser.schedule):
-        raise ValueError(
-            f"denoiser must have the schedule of the sampler, {own}, got {denoiser.schedule}"
-        )
-    if native is not None and native is not denoiser.native:
-        raise ValueError(
-            f"denoiser must answer in the sampler's form, {native.value}, "
-            f"got {denoiser.native.value}"
-        )
-    if isinstance(policy, Fixed):  # knows only times
-        policy.check(denoiser.schedule)
-    else:
-        policy.check_shape(tuple(denoiser.shape))
 
 
 def _check_order(order: int, solver: Solver) -> None:

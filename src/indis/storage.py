@@ -13,14 +13,16 @@ import json
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+
+T = TypeVar("T")
 
 
 def write_aside(path: Path, write: Callable[[Path], object]) -> None:
@@ -181,19 +183,38 @@ def describe(value: Any) -> dict[str, Any]:
 
 
 def rebuild(config: Mapping[str, Any], classes: Iterable[type]) -> Any:
-    """The dataclass that :func:`describe` described, if it is one of ``classes``.
+    """Return the dataclass that :func:`describe` described.
+
+    Args:
+        config: its class name as "type", and all its fields.
+        classes: those that the name may mean.
 
     Raises:
-        ValueError: if it is none of them.
+        TypeError: if it is no object, or has a field that the class has not.
+        KeyError: if a field is missing; none is defaulted.
+        ValueError: if the name means none of the classes.
     """
     if not isinstance(config, Mapping):
         raise TypeError(f"an object with a type was expected, got {config!r}")
     known = {c.__name__: c for c in classes}
-    fields = dict(config)
-    name = fields.pop("type")
+    values = dict(config)
+    name = values.pop("type")
     if name not in known:
         raise ValueError(f"type must be one of {', '.join(known)}, got {name!r}")
-    return known[name](**fields)
+    return from_fields(known[name], values)
+
+
+def from_fields(kind: type[T], values: Mapping[str, Any]) -> T:
+    """Return a dataclass from the values of all its fields.
+
+    Raises:
+        TypeError: if there is a value that is no field.
+        KeyError: if a field is missing; none is defaulted.
+    """
+    for own in fields(kind):  # type: ignore[arg-type]  # a dataclass
+        if own.init and own.name not in values:
+            raise KeyError(f"{own.name} of {kind.__name__}")
+    return kind(**values)
 
 
 def digest(value: Any) -> str:

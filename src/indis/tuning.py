@@ -1,10 +1,10 @@
-"""Fitting a policy to teacher endpoints (paper, Eq. 8 and Algorithm 1).
+"""Fitting a policy to teacher end points (paper, Eq. 8 and Algorithm 1).
 
-    endpoints -> noise -> policy -> plan -> solve -> decode -> loss
+    end points -> noise -> policy -> plan -> solve -> decode -> loss
 
-Gradients are the only thing that flows back, and only into the policy. Batch i is a pure function
-of (seed, i), so a resumed run repeats bit for bit what an uninterrupted one would have done.
-:meth:`Fit.run` is a generator: the caller logs, draws, stops.
+Gradients flow back into the policy alone. Batch i is a pure function of (seed, i), so a resumed run
+repeats an uninterrupted one bit for bit. :meth:`Tuning.run` is a generator: the caller logs, draws,
+stops.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from indis.checks import require_least
 from indis.denoise import Denoiser, to_device_of
 from indis.endpoints import Endpoints
 from indis.losses import Loss
 from indis.policies import Policy
+from indis.recipe import Recipe, descend
 from indis.sampler import Sampler
 from indis.storage import (
     as_json,
@@ -37,68 +37,8 @@ from indis.storage import (
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """How a policy is tuned. Adam and cosine are the paper's; the numbers it does not give are
-    ours.
-    """
-
-    iterations: int = 500  # number of the optimizer's steps
-    batch: int = 64  # number of end points an iteration
-    lr: float = 2e-2  # learning rate of a bare logit; a network's weights learn more slowly, see Policy.rates
-    warmup: float = 0.1  # part of the iterations in which the rate rises: Adam's first steps know no gradient's size
-    clip: float = 1.0  # largest norm of the gradient, which is scaled down to it
-    # divide a batch's loss by its own value, so that clip is relative to it and no batch counts
-    # more for being worse: for losses with heavy tails
-    relative: bool = False
-    holdout: int = 500  # number of end points, the last ones, that are never trained on; 0 keeps the last state
-    validate_every: int = 50  # number of iterations between two held-out losses
-    # recompute network calls in the backward pass, and never ask for more than a batch at once: for
-    # scarce memory
-    checkpoint: bool = False
-    seed: int = 0  # seed of the initial weights and the batches
-    starts: int = 1  # number of seeds that are tried for a quarter of the iterations; the best of them goes on
-
-    def __post_init__(self) -> None:
-        require_least(self, iterations=1, batch=1, holdout=0, validate_every=1, starts=1)
-        if self.starts > 1 and not self.holdout:
-            raise ValueError(
-                f"starts must be 1 with a holdout of 0, which leaves nothing to choose by, got {self.starts}"
-            )
-        if not 0 <= self.warmup < 1:
-            raise ValueError(f"warmup must be in [0, 1), got {self.warmup}")
-        for name in ("lr", "clip"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must be positive and finite, got {getattr(self, name)}")
-
-    @property
-    def scarce(self) -> int | None:
-        """How many samples may be worked on at once where memory is scarce; None where it is
-        not.
-        """
-        return self.batch if self.checkpoint else None
-
-    def parted(self, data: Endpoints) -> tuple[Endpoints, Endpoints]:
-        """What is trained on, and what is held out.
-
-        Raises:
-            ValueError: if nothing is left to train on.
-        """
-        if len(data) <= self.holdout:
-            raise ValueError(
-                f"holdout must be below the number of endpoints, got {self.holdout} of {len(data)}"
-            )
-        split = len(data) - self.holdout
-        return data[:split], data[split:]
-
-    def lr_at(self, step: int) -> float:
-        """Up to ``lr`` in a straight line, and along a cosine to zero."""
-        rising = (step + 1) / max(1.0, self.warmup * self.iterations)
-        return min(1.0, rising) * self.lr * (1 + math.cos(math.pi * step / self.iterations)) / 2
-
-
-@dataclass(frozen=True)
 class Progress:
-    """One iteration: its number (from 1), its loss, the held-out loss when it was measured, and the
+    """One iteration: its number (from 1), its loss, the held-out loss if it was measured, and the
     best one so far.
     """
 
@@ -110,32 +50,40 @@ class Progress:
 
 
 class Tuning(ABC):
-    """What turns an untuned sampler into a tuned one: endpoints to learn from, others to judge by,
-    and :meth:`run`.
+    """Turns an untuned sampler into a tuned one: iterate :meth:`run`, then take ``sampler``.
 
     It works on the denoiser's device: sampler and loss are moved there once, end points batch by
-    batch.
+    batch. ``best`` is the best held-out loss so far.
 
     Raises:
-        ValueError: if the endpoints are too few for the held-out part.
+        ValueError: if the end points are too few for the held-out part.
     """
 
     def __init__(
-        self, sampler: Sampler, denoiser: Denoiser, data: Endpoints, loss: Loss, config: Recipe
+        self, sampler: Sampler, denoiser: Denoiser, data: Endpoints, loss: Loss, recipe: Recipe
     ) -> None:
         if not callable(loss):
             raise TypeError(
-                f"loss must be a function (student, teacher) such as losses.named('mse'), got {loss!r}"
+                "loss must be a function (student, teacher) such as losses.named('mse'), "
+                f"got {loss!r}"
             )
-        self.train, self.heldout = config.parted(data)
+        self.train, self.heldout = recipe.split(data)
         self.sampler, self.loss = to_device_of(sampler, denoiser), to_device_of(loss, denoiser)
-        self.denoiser, self.config = denoiser, config
+        self.denoiser, self.recipe = denoiser, recipe
         self.step, self.best = 0, math.inf
+        self.initial_loss = math.inf  # the held-out loss before the first iteration
 
     @property
     def iterations(self) -> int:
-        """What :attr:`step` ends at."""
-        return self.config.iterations
+        """The number of iterations of a whole run."""
+        return self.recipe.iterations
+
+    @property
+    def improved(self) -> bool:
+        """Whether the held-out loss fell below that of the start; False without held-out end
+        points.
+        """
+        return self.best < self.initial_loss
 
     @abstractmethod
     def run(self) -> Iterator[Progress]:
@@ -156,24 +104,35 @@ class Tuning(ABC):
         """Continue from a checkpoint of the same configuration (``meta`` included)."""
 
     def validate(self) -> float:
-        """Mean loss on the held-out endpoints; ``checkpoint`` says that memory is scarce here as
-        well.
-        """
-        size = self.config.scarce or 500
-        with torch.no_grad():
-            parts = [
-                self._losses(self.heldout[i : i + size]) for i in range(0, len(self.heldout), size)
-            ]
-        return torch.cat(parts).mean().item()
+        """Return the loss on the held-out end points that fits are judged by."""
+        return self.heldout_loss(self.sampler)
 
-    def _losses(self, part: Endpoints, index: Tensor | None = None) -> Tensor:
+    def heldout_loss(self, sampler: Sampler) -> float:
+        """Return the mean loss of a sampler on the held-out end points.
+
+        Raises:
+            ValueError: if there are none.
+        """
+        if not len(self.heldout):
+            raise ValueError("holdout must be above 0 to validate, got 0")
+        size = self.recipe.scarce or 500
+        parts = (self.heldout[i : i + size] for i in range(0, len(self.heldout), size))
+        with torch.no_grad():
+            return torch.cat([self.losses(sampler, part) for part in parts]).mean().item()
+
+    def losses(self, sampler: Sampler, part: Endpoints, index: Tensor | None = None) -> Tensor:
+        """Return the loss of each sample, ``(len(part),)``.
+
+        Raises:
+            ValueError: if the loss function does not return one number a sample.
+        """
         part, index = to_device_of(part, self.denoiser), to_device_of(index, self.denoiser)
-        student = self.sampler(
+        student = sampler(
             self.denoiser,
             part.noise,
             part.condition,
             index=index,
-            recompute=self.config.checkpoint,
+            recompute=self.recipe.recompute,
         )
         losses = self.loss(self.denoiser.decode(student), self.denoiser.decode(part.target))
         if tuple(losses.shape) != (len(student),):
@@ -184,8 +143,10 @@ class Tuning(ABC):
 
 
 class Search(Tuning):
-    """A policy that is computed rather than learned by gradient: one piece of work, judged like any
-    other.
+    """Computes a policy in one piece of work, without gradients.
+
+    Args:
+        search: returns the policy from the training end points.
     """
 
     def __init__(
@@ -194,19 +155,21 @@ class Search(Tuning):
         denoiser: Denoiser,
         data: Endpoints,
         loss: Loss,
-        config: Recipe,
+        recipe: Recipe,
         search: Callable[[Endpoints], Policy],
     ) -> None:
-        super().__init__(sampler, denoiser, data, loss, config)
+        super().__init__(sampler, denoiser, data, loss, recipe)
         self.search = search
 
     @property
     def iterations(self) -> int:
-        """One piece of work."""
+        """One."""
         return 1
 
     def run(self) -> Iterator[Progress]:
-        """Compute the policy from the training endpoints."""
+        """Compute the policy."""
+        if len(self.heldout):
+            self.initial_loss = self.validate()
         self.sampler.policy = to_device_of(self.search(self.train), self.denoiser)
         self.step = 1
         if len(self.heldout):
@@ -214,74 +177,89 @@ class Search(Tuning):
         yield Progress(1, 1, self.best, self.best if len(self.heldout) else None, self.best)
 
     def finish(self) -> None:
-        """Nothing: it has one policy."""
+        """Do nothing: there is one policy."""
 
     def save(self, path: Path, meta: Any = None) -> None:
-        """Nothing: there is no state between the start and the end."""
+        """Do nothing: there is no state between the start and the end."""
 
     def resume(self, path: Path, meta: Any = None) -> None:
-        """Nothing: it is computed again."""
+        """Do nothing: the policy is computed again."""
 
 
 class Fit(Tuning):
-    """Gradient descent on the loss. After :meth:`run` the sampler's policy holds the best held-out
-    parameters.
-
-    For the part ``settle`` of the iterations only bare logits move; a network waits for them
-    (:meth:`Policy.rates`).
+    """Gradient descent on the loss. After :meth:`run` the sampler has the best held-out parameters.
 
     Raises:
-        ValueError: if the endpoints are too few for the held-out part, or the policy has no
+        ValueError: if the end points are too few for the held-out part, or the policy has no
             parameters.
     """
 
     def __init__(
-        self,
-        sampler: Sampler,
-        denoiser: Denoiser,
-        data: Endpoints,
-        loss: Loss,
-        config: Recipe,
-        settle: float = 0.0,
+        self, sampler: Sampler, denoiser: Denoiser, data: Endpoints, loss: Loss, recipe: Recipe
     ) -> None:
-        super().__init__(sampler, denoiser, data, loss, config)
-        self.settle = settle
-        self.untuned = math.inf  # the held-out loss at the start
+        super().__init__(sampler, denoiser, data, loss, recipe)
         self.best_state = copied_state(sampler.policy)
-        self.optimizer = self._optimizer()
+        self.optimizer = recipe.optimizer(sampler.policy, tuple(denoiser.shape))
 
     def run(self) -> Iterator[Progress]:
-        """Iterate to the end of the config.
+        """Iterate to the end of the recipe.
 
         Raises:
             FloatingPointError: if the loss, its gradient or the held-out loss stops being finite;
-                the policy is then
-                the best one so far.
+                the policy is then the best one so far.
         """
-        if self.config.holdout and self.step == 0:
-            self.untuned = self._look()
-            self._keep_best(self.untuned)
-        while self.step < self.config.iterations:
-            loss = self._iterate()
-            heldout = self._look() if self._validates() else None
-            if heldout is not None:
-                self._keep_best(heldout)
-            yield Progress(self.step, self.config.iterations, loss, heldout, self.best)
+        try:
+            if self.recipe.holdout and self.step == 0:
+                self.initial_loss = self._judge()
+            for step, loss in self.descent():
+                self.step = step
+                heldout = self._judge() if self._validates() else None
+                yield Progress(step, self.recipe.iterations, loss, heldout, self.best)
+        except FloatingPointError:
+            self.finish()
+            raise
         self.finish()
 
+    @property
+    def relative(self) -> bool:
+        """Whether a loss is divided by its own value."""
+        return self.recipe.relative
+
+    def descent(self) -> Iterator[tuple[int, float]]:
+        """Take one step after another; yield its number (from 1) and its loss."""
+        recipe = self.recipe
+        return descend(
+            self.optimizer,
+            self.objective,
+            iterations=recipe.iterations,
+            lr=recipe.rate(self.sampler.policy),
+            warmup=recipe.warmup * recipe.iterations,
+            clip=recipe.clip,
+            relative=self.relative,
+            first=self.step,
+        )
+
+    def objective(self, step: int) -> Tensor:
+        """Return the mean loss of the batch of a step."""
+        index = self.batch(step)
+        return self.losses(self.sampler, self.train[index], index).mean()
+
+    def batch(self, step: int) -> Tensor:
+        """Return the rows of a step's batch: a fresh permutation each epoch, by seed and step."""
+        count, size = len(self.train), self.recipe.batch
+        if size >= count:
+            return torch.arange(count)
+        epoch, place = divmod(step, count // size)
+        generator = torch.Generator().manual_seed(self.recipe.seed * 1_000_003 + epoch)
+        return torch.randperm(count, generator=generator)[place * size : (place + 1) * size]
+
     def finish(self) -> None:
-        """Take the best parameters so far, as :meth:`run` does at its end; a caller that stops
-        earlier calls it.
+        """Take the best parameters so far, as :meth:`run` does at its end.
 
-        What comes after it is not what an uninterrupted run would have done; save a checkpoint
-        before.
+        Continuing afterwards does not reproduce an uninterrupted run; save a checkpoint first.
         """
-        if self.config.holdout:
+        if self.recipe.holdout:
             self.sampler.policy.load_state_dict(self.best_state)
-
-    def judge(self) -> None:
-        """Look at the held-out loss now; the state is kept if it is the best so far."""
-        Fit._keep_best(self, self._look())  # a method's own bookkeeping must not count this look
 
     def save(self, path: Path, meta: Any = None) -> None:
         """Write a checkpoint that :meth:`resume` continues from, bit for bit."""
@@ -289,19 +267,25 @@ class Fit(Tuning):
         save_tensors(path, tensors, {"config": self._identity(), "meta": meta, **numbers})
 
     def resume(self, path: Path, meta: Any = None) -> None:
-        """Continue from a checkpoint of the same sampler, end points and configuration (``meta``
+        """Continue from a checkpoint of the same sampler, end points and recipe (``meta``
         included).
 
         Raises:
-            ValueError: if it belongs to another one, or is no checkpoint.
+            ValueError: if it belongs to another fit, or is no checkpoint.
         """
-        tensors, header = load_checkpoint(path, "config", "meta", "step", "untuned", "best")
-        require_same(path, header, self._identity(), meta)
+        tensors, header = load_checkpoint(path, "config", "meta", "step", "initial", "best")
+        found = {"fit": header["config"], "meta": header["meta"]}
+        wanted = as_json({"fit": self._identity(), "meta": meta})
+        if found != wanted:
+            raise ValueError(
+                f"{path} was written with another configuration ({difference(found, wanted)}): "
+                "give the same one or another folder"
+            )
         self._restore(tensors, header)
 
     def _identity(self) -> dict[str, Any]:
         """What a checkpoint must have been made with."""
-        return asdict(self.config) | {"settle": self.settle} | self._subject()
+        return asdict(self.recipe) | self._subject()
 
     def _subject(self) -> dict[str, Any]:
         """What is fitted to what."""
@@ -320,7 +304,7 @@ class Fit(Tuning):
         """All that changes during a run: tensors, and numbers as JSON."""
         current = {f"policy.{k}": v for k, v in self.sampler.policy.state_dict().items()}
         best = {f"best.{k}": v for k, v in self.best_state.items()}
-        losses = {"best": self.best, "untuned": self.untuned}
+        losses = {"best": self.best, "initial": self.initial_loss}
         numbers = {"step": self.step} | {
             name: v if math.isfinite(v) else None for name, v in losses.items()
         }
@@ -332,108 +316,26 @@ class Fit(Tuning):
         self.best_state = section(tensors, "best.")
         unpack_optimizer(self.optimizer, tensors)
         self.step = numbers["step"]
-        self.best, self.untuned = (
-            math.inf if v is None else v for v in (numbers["best"], numbers["untuned"])
+        self.best, self.initial_loss = (
+            math.inf if v is None else v for v in (numbers["best"], numbers["initial"])
         )
-
-    def _optimizer(self) -> torch.optim.Optimizer:
-        learned = [
-            ([p for p in group if p.requires_grad], rate)
-            for group, rate in self.sampler.policy.rates()
-        ]
-        groups = [
-            {"params": parameters, "rate": rate} for parameters, rate in learned if parameters
-        ]
-        if not groups:
-            raise ValueError("policy has nothing to learn")
-        return torch.optim.Adam(groups, lr=self.config.lr)
-
-    def _iterate(self) -> float:
-        for group in self.optimizer.param_groups:
-            group["lr"] = self._rate(group["rate"])
-        self.optimizer.zero_grad(set_to_none=True)
-        loss, value = self._objective(self._batch())
-        # Of the model nothing is learned, whether its user has frozen it or not.
-        loss.backward(inputs=[p for group in self.optimizer.param_groups for p in group["params"]])
-        norm = nn.utils.clip_grad_norm_(self.sampler.policy.parameters(), self.config.clip)
-        self._require_finite(loss, norm)
-        self.optimizer.step()
-        self.step += 1
-        return value
-
-    def _rate(self, relative: float) -> float:
-        """What a group learns at now."""
-        waits = relative < 1 and self.step < self.settle * self.config.iterations
-        return 0.0 if waits else relative * self.config.lr_at(self.step)
-
-    def _objective(self, index: Tensor) -> tuple[Tensor, float]:
-        """What is differentiated for a batch, and the loss to report."""
-        loss = self._losses(self.train[index], index).mean()
-        return relative(loss) if self.config.relative else loss, loss.item()
-
-    def _require_finite(self, *values: Tensor) -> None:
-        """Called before a step is taken, so the parameters are the last good ones; the best ones
-        are better still.
-        """
-        if all(bool(torch.isfinite(value)) for value in values):
-            return
-        self.finish()
-        raise FloatingPointError(
-            f"the loss or its gradient is not finite at iteration {self.step + 1}"
-        )
-
-    def _look(self) -> float:
-        """The held-out loss, which must be a number: nothing is better or worse than NaN."""
-        heldout = self.validate()
-        if math.isfinite(heldout):
-            return heldout
-        self.finish()
-        raise FloatingPointError(
-            f"the held-out loss is not finite after iteration {self.step}, got {heldout}"
-        )
-
-    def _batch(self) -> Tensor:
-        """Indices of this iteration: a fresh permutation each epoch, a pure function of (seed,
-        step).
-        """
-        count = len(self.train)
-        if self.config.batch >= count:
-            return torch.arange(count)
-        per_epoch = count // self.config.batch
-        epoch, place = divmod(self.step, per_epoch)
-        generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + epoch)
-        start = place * self.config.batch
-        return torch.randperm(count, generator=generator)[start : start + self.config.batch]
 
     def _validates(self) -> bool:
-        last = self.step == self.config.iterations
-        return self.config.holdout > 0 and (last or self.step % self.config.validate_every == 0)
+        last = self.step == self.recipe.iterations
+        return self.recipe.holdout > 0 and (last or self.step % self.recipe.validate_every == 0)
 
-    def _keep_best(self, heldout: float) -> None:
+    def _judge(self) -> float:
+        """Measure the held-out loss, and keep the parameters if it is the best so far."""
+        heldout = self.validate()
+        if not math.isfinite(heldout):
+            raise FloatingPointError(
+                f"the held-out loss is not finite after iteration {self.step}, got {heldout}"
+            )
         if heldout < self.best:
             self.best, self.best_state = heldout, copied_state(self.sampler.policy)
-
-
-def require_same(path: Path, header: dict[str, Any], identity: Any, meta: Any) -> None:
-    """Raise for a checkpoint of another configuration."""
-    found, wanted = (
-        {"fit": header["config"], "meta": header["meta"]},
-        {"fit": identity, "meta": meta},
-    )
-    if found != as_json(wanted):
-        what = difference(found, wanted)
-        raise ValueError(
-            f"{path} was written with another configuration ({what}): give the same one or another folder"
-        )
-
-
-def relative(loss: Tensor) -> Tensor:
-    """The loss as a multiple of itself: one, with the gradient of its logarithm."""
-    return loss / loss.detach().clamp_min(1e-30)
+        return heldout
 
 
 def copied_state(module: nn.Module) -> dict[str, Tensor]:
-    """A state that stays as it is, where ``state_dict`` refers to what the optimizer goes on
-    changing.
-    """
+    """Return a copy of a state; ``state_dict`` refers to what the optimizer goes on changing."""
     return {k: v.detach().clone() for k, v in module.state_dict().items()}

@@ -1,6 +1,6 @@
 """What is drawn for a report: plans of open loops alone, which cost no evaluation."""
 
-from indis import INDIS, Counted, Fixed, Global, Instance, Sampler
+from indis import INDIS, Counted, Fixed, Sampler
 from indis.bench.pictures import Picture, write_plans
 from indis.methods import GOD, Look
 from indis.storage import load_tensors
@@ -11,8 +11,8 @@ def test_plans_are_drawn_without_asking_the_denoiser(tmp_path):
     methods = {"base": INDIS(3), "indis": INDIS(3), "global": GOD(3), "look": Look(3)}
     samplers = {name: method.untrained(toy()) for name, method in methods.items()}
     samplers["base"] = Sampler(Fixed(samplers["indis"].policy.base), samplers["indis"].solver)
-    assert type(samplers["indis"].policy) is Instance and isinstance(
-        samplers["global"].policy, Global
+    assert samplers["indis"].policy.reads == "noise" and (
+        samplers["global"].policy.reads == "nothing"
     )
     counter = Counted(toy())
     pictures = [

@@ -7,7 +7,8 @@ import torch
 from indis import INDIS, Sampler, losses, methods, prior, solve, solvers
 from indis.bench.foresight import SightConfig, Wishes, gathered, observe, shares
 from indis.cli.main import run
-from indis.policies.closed import seen
+from indis.plan import PlanWrapper
+from indis.policies.closed import observation
 from indis.sensitivity import balancing_scale, per_sample_gradients, sensitivity
 from indis.solvers import Euler
 from indis.storage import load_json
@@ -57,11 +58,12 @@ def test_one_sample_of_enormous_gradient_does_not_decide():
 
 
 def global_plan():
-    sampler = INDIS(steps=3, per_instance=False).untrained(toy())
+    sampler = INDIS(steps=3, reads="nothing").untrained(toy())
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
-        sampler.policy.free.copy_(0.3 * torch.randn(sampler.policy.free.shape, generator=generator))
-        sampler.policy.get_buffer("scale").uniform_(0.5, 1.0, generator=generator)
+        table = sampler.policy.logits.table
+        table.copy_(0.3 * torch.randn(table.shape, generator=generator))
+        sampler.policy.logits.scale.uniform_(0.5, 1.0, generator=generator)
     return sampler
 
 
@@ -72,7 +74,7 @@ def test_gradients_of_all_samples_sum_to_that_of_the_plan_they_share():
     losses.squared_distance(student, data.target).sum().backward()
     # free acts through scale, own gradients are taken behind it.
     torch.testing.assert_close(
-        (own.sum(0, keepdim=True) * sampler.policy.scale), sampler.policy.free.grad
+        (own.sum(0, keepdim=True) * sampler.policy.logits.scale), sampler.policy.logits.table.grad
     )
     rms = sensitivity(sampler, toy(), data, losses.squared_distance)
     torch.testing.assert_close(rms, own.square().mean(0, keepdim=True).sqrt())
@@ -99,7 +101,7 @@ def test_views_are_the_noise_and_what_a_closed_loop_sees():
     with torch.no_grad():
         sampler(Heard(), data.noise, data.condition)
     for k, (x, answer, t) in enumerate(asked):
-        expected = seen(x, answer, t, toy().schedule, toy().native).float()
+        expected = observation(x, answer, t, toy().schedule, toy().native).float()
         torch.testing.assert_close(wishes.views[f"answer {k}"], expected, rtol=1e-4, atol=1e-5)
     # The last node is where it ends, so every other logit acts: 2 of tau, 3 of dtau, 3 of gamma at
     # most.
@@ -115,13 +117,10 @@ def test_answers_are_named_after_the_node_at_which_a_closed_loop_has_them(solver
     sampler = Sampler(plain.policy, solvers.named(solver), analytic_first=afs)
     heard = {}
 
-    class Loop:
-        def __init__(self, plan):
-            self.plan, self.steps, self.keep, self.start = plan, plan.steps, plan.keep, plan.start
-
-        def decide(self, k, x, answer):
+    class Loop(PlanWrapper):
+        def decide(self, k, x, answer, features=None):
             heard[k] = x
-            return self.plan.decide(k, x, answer)
+            return super().decide(k, x, answer)
 
     with torch.no_grad():
         plan = Loop(plain.policy(data.noise, data.condition.features, None))
@@ -136,7 +135,9 @@ def test_answers_are_named_after_the_node_at_which_a_closed_loop_has_them(solver
     for k in range(afs, 3):
         t = (tau[:, k] + dtau[:, k]).expand(8)
         expected = (
-            seen(heard[k], toy()(heard[k], t, data.condition), t, toy().schedule, toy().native)
+            observation(
+                heard[k], toy()(heard[k], t, data.condition), t, toy().schedule, toy().native
+            )
             .detach()
             .float()
         )
@@ -154,7 +155,7 @@ def test_a_solver_whose_calls_are_no_node_s_is_refused():
 
 
 def test_a_plan_without_freedoms_is_refused():
-    sampler = INDIS(steps=1, per_instance=False, dtau=0.0, gamma=0.0).untrained(toy())
+    sampler = INDIS(steps=1, reads="nothing", dtau=0.0, gamma=0.0).untrained(toy())
     with pytest.raises(ValueError, match="logit that acts"):
         gathered(list(observe(sampler, toy(), toy_pairs(8), losses.squared_distance)))
 
@@ -179,7 +180,16 @@ def test_the_command_writes_a_row_a_view(tmp_path, capsys):
         "--steps",
         "2",
     ]
-    small = ["--loss", "mse", "--fit.iterations", "2", "--fit.batch", "8", "--fit.holdout", "8"]
+    small = [
+        "--loss",
+        "mse",
+        "--recipe.iterations",
+        "2",
+        "--recipe.batch",
+        "8",
+        "--recipe.holdout",
+        "8",
+    ]
     assert run(fit + small) == 0
     sight = ["sight", "--data", str(tmp_path / "data"), "--loss", "mse", "--config.epochs", "2"]
     assert (

@@ -103,10 +103,10 @@ def test_a_prior_s_own_plan_does_not_depend_on_how_many_others_there_are():
         next(run)  # the teacher's end points are there
         sampler = study._instance("tau+dtau+gamma", 8)
         with torch.no_grad():  # the same start for both
-            sampler.policy.head.bias.zero_()
-            sampler.policy.head.weight.zero_()
-            sampler.policy.scale.fill_(1.0)
-        few = study._oracle(sampler, "tau+dtau+gamma", 8).policy.free[:50].detach()
+            sampler.policy.logits.table.zero_()
+            sampler.policy.logits.head.zero_()
+            sampler.policy.logits.scale.fill_(1.0)
+        few = study._oracle(sampler, "tau+dtau+gamma", 8).policy.logits.table[:50].detach()
         found[count] = few
     torch.testing.assert_close(found[50], found[8000], rtol=1e-3, atol=1e-3)
 

@@ -1,7 +1,7 @@
 """A small instance of every method, tuned on the toy in a second or two."""
 
 from indis.methods import METHODS, Method
-from indis.tuning import Recipe
+from indis.recipe import Recipe
 
 SMALL = Recipe(iterations=40, batch=32, lr=0.05, holdout=32, validate_every=10)
 TOY = {"solver": "euler", "grid": "uniform", "loss": "squared", "recipe": SMALL}

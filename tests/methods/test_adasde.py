@@ -19,8 +19,8 @@ from indis import (
     solve,
 )
 from indis.methods import EPD, METHODS, AdaSDE
+from indis.methods.midpoint_table import Churned, fresh_noise
 from indis.plan import Churn
-from indis.policies.churn import Churned, fresh_noise
 from indis.solvers.stepper import inflate
 from methods.published import SCHEDULE, fill, first_slope, problem, slope
 from problems import Gaussian, seeded
@@ -99,7 +99,7 @@ def test_midpoints_are_counted_from_where_churn_leaves_the_state():
     plan = policy(NOISE)
     starts, stops = plan.tau[0], policy.base[0, 2:]
     torch.testing.assert_close(
-        plan.plan.tau[0, [3, 5]], (starts * stops).sqrt(), rtol=1e-12, atol=0
+        plan.inner.tau[0, [3, 5]], (starts * stops).sqrt(), rtol=1e-12, atol=0
     )
 
 

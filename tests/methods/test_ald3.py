@@ -19,8 +19,8 @@ from indis import (
 )
 from indis.losses import squared_distance
 from indis.methods import ALD3
+from indis.methods.ald3 import OneShot
 from indis.plan import Bounds
-from indis.policies import OneShot
 from problems import Bumpy, GoldenMixture, seeded
 from small_cases import sentence, toy, toy_pairs
 
@@ -128,8 +128,8 @@ def test_its_weights_are_drawn_from_the_fits_seed_and_disturb_nobodys_random_num
         ALD3(3, recipe=Recipe(seed=s)).untrained(GOLDEN).policy for s in (0, 0, 1)
     )
     assert torch.equal(torch.get_rng_state(), before)
-    assert torch.equal(first.mix.weight, second.mix.weight)
-    assert not torch.equal(first.mix.weight, other.mix.weight)
+    assert torch.equal(first.encoder.mix.weight, second.encoder.mix.weight)
+    assert not torch.equal(first.encoder.mix.weight, other.encoder.mix.weight)
 
 
 def test_all_of_the_network_learns_at_the_published_rate():

@@ -1,6 +1,7 @@
 """AMED-Solver and AMED-Plugin: the published steps, what the network reads, and when it reads
 nothing."""
 
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 
 import pytest
@@ -9,9 +10,8 @@ import torch.nn.functional as F
 
 from indis import Counted, Discretization, Form, Recipe, Sampler, grids, models, prior, solve
 from indis.methods import AMED, METHODS, AMEDPlugin
-from indis.policies import MidpointPredictor
-from indis.policies.predictor import pooled
-from indis.solvers import DPMSolverPP, Midpoint
+from indis.methods.amed import MidpointPredictor, pooled
+from indis.solvers import DPMSolverPP
 from methods.published import SCHEDULE, adams, first_slope, problem
 from problems import Gaussian, seeded
 from small_cases import TinyClasses, sentence, toy
@@ -145,13 +145,10 @@ def test_the_network_decides_from_the_features_of_the_evaluation_just_made():
 
 def test_each_sample_has_its_own_midpoints():
     sampler = learned(AMED(steps=3, analytic_first=False))
-    plan = sampler.policy(NOISE)
-    denoiser = Thinking()
-    plan.attach(denoiser, analytic_first=False)
-    x = prior(SCHEDULE, NOISE)
+    plan, x = sampler.policy(NOISE), prior(SCHEDULE, NOISE)
     tau, _ = plan.start()
-    answer = denoiser(x, tau.expand(4), None)
-    midpoints = plan.decide(0, x, answer).tau
+    answer, features = Thinking().with_features(x, tau.expand(4), None)
+    midpoints = plan.decide(0, x, answer, features).tau
     assert midpoints.shape == (4,) and midpoints.unique().numel() == 4
     assert bool(
         (midpoints < sampler.policy.base[0, 0]).all()
@@ -165,13 +162,29 @@ def test_an_analytic_first_step_saves_a_call_and_reads_zeros(config):
     counter = Counted(denoiser)
     sampler(counter, NOISE)
     assert counter.calls == sampler.nfe == sampler.depth == 5
-    assert denoiser.reads == 2  # not before the first step, where nothing was asked
     plan = sampler.policy(NOISE)
-    plan.attach(denoiser, analytic_first=True)
-    first = plan.decide(0, NOISE, NOISE).tau.detach()
+    first = plan.decide(0, NOISE, NOISE).tau.detach()  # where the answer is analytic
     torch.testing.assert_close(first, first[:1].expand(4), rtol=0, atol=0)
-    plan.attach(denoiser, analytic_first=False)
-    assert float((plan.decide(0, NOISE, NOISE).tau - first).detach().abs().max()) > 1e-3
+    _, features = denoiser.with_features(NOISE, torch.ones(4), None)
+    moved = plan.decide(0, NOISE, NOISE, features).tau
+    assert float((moved - first).detach().abs().max()) > 1e-3
+
+
+def test_threads_that_share_a_sampler_and_a_denoiser_read_their_own_features():
+    """Features come back with the answer, so no run reads those of another one's call."""
+    toy_sampler = learned(AMED(steps=3), toy())
+    noises = [seeded(8, 2, seed=s, dtype=torch.float32) for s in range(24)]
+    with torch.no_grad():
+        alone = [toy_sampler(toy(), noise) for noise in noises]
+        with ThreadPoolExecutor(4) as pool:
+            found = list(pool.map(lambda noise: draw(toy_sampler, noise), noises))
+    wrong = sum(not torch.equal(a, b) for a, b in zip(alone, found, strict=True))
+    assert wrong == 0
+
+
+def draw(sampler, noise):
+    with torch.no_grad():
+        return sampler(toy(), noise)
 
 
 def test_reading_the_features_costs_no_call():
@@ -199,15 +212,14 @@ def test_the_answer_itself_serves_any_denoiser(config):
         expected = sampler.policy.predict(
             pooled(noise), sampler.policy.base[:, 0], sampler.policy.base[:, 1]
         )[0]
-        plan = sampler.policy(noise)
-        plan.attach(denoiser, analytic_first=False)
-        found = plan.decide(0, noise, noise).tau.log()
+        sampler.policy.analytic_first = False
+        found = sampler.policy(noise).decide(0, noise, noise).tau.log()
         start, stop = sampler.policy.base[0, :2].log()
         torch.testing.assert_close(found, start + expected * (stop - start), rtol=1e-9, atol=1e-12)
 
 
 def test_no_gradient_flows_into_the_features():
-    policy = learned(AMED(steps=2, features="answer"), problem()).policy
+    policy = learned(AMED(steps=2, features="answer", analytic_first=False), problem()).policy
     answer, plan = NOISE.clone().requires_grad_(), policy(NOISE)
     plan.decide(0, NOISE, answer).tau.sum().backward()
     assert answer.grad is None
@@ -256,11 +268,6 @@ def test_the_predictor_is_the_published_network():
 def test_features_of_another_size_are_refused():
     with pytest.raises(ValueError, match=r"features must be \(batch, 2\), got \(4, 3\)"):
         learned(AMED()).policy.predict(NOISE, *torch.ones(2, 1))
-
-
-def test_a_plan_that_was_not_attached_says_so():
-    with pytest.raises(ValueError, match="must be attached"):
-        solve(Thinking(), NOISE, learned(AMED()).policy(NOISE), Midpoint())
 
 
 def test_gradients_reach_the_head_and_then_the_whole_network():

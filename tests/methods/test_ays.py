@@ -1,6 +1,7 @@
 """AYS: the published tables to the digit, the bound and its minimum for Gaussian data in closed
 form, the search."""
 
+import math
 from itertools import pairwise
 
 import pytest
@@ -17,6 +18,7 @@ from indis import (
     Recipe,
     RectifiedFlow,
     ScaledLinearVP,
+    Wrapped,
     grids,
     losses,
 )
@@ -252,7 +254,7 @@ def test_bad_input_is_named_with_what_is_accepted(options, words):
     ("problem", "words"),
     [
         (Gaussian(RectifiedFlow(0.0, 0.99), Form.VELOCITY), ["sigma(t_min) > 0", "t_min = 0"]),
-        (Gaussian(RectifiedFlow(0.01, 1.0), Form.NOISE), ["finite", "first time"]),
+        (Gaussian(RectifiedFlow(0.01, 1.0), Form.NOISE), ["finite", "at all times"]),
     ],
     ids=["no noise at the end", "no signal in noise form"],
 )
@@ -260,6 +262,21 @@ def test_a_bound_that_is_not_finite_is_refused(problem, words):
     with pytest.raises(ValueError) as error:
         AYS().best(problem, from_data(problem, 4), losses.mse)
     assert all(word in sentence(error) for word in words)
+
+
+@pytest.mark.parametrize("until", [0.05, 0.5, 0.9])
+def test_a_denoised_sample_that_is_not_finite_is_refused_wherever_it_is(until):
+    """Also within the path: such a node would be avoided without a word."""
+    plain = Gaussian(RectifiedFlow(0.01, 0.99), Form.VELOCITY)
+
+    def broken(x, t, condition):
+        answer = plain(x, t, condition)
+        return torch.where((t > until)[:, None], answer, math.nan)
+
+    problem = Wrapped(broken, plain.schedule, plain.shape, Form.VELOCITY)
+    with pytest.raises(ValueError, match="needs a finite denoised sample at all times") as error:
+        AYS(fine=40).best(problem, from_data(plain, 4), losses.mse)
+    sentence(error)
 
 
 def test_the_tightest_fine_grid_still_has_room_for_every_node():

@@ -113,7 +113,7 @@ def slope_of_data(denoiser):
 def test_it_is_the_published_recursion(denoiser, tracking, seed, order):
     policy = spread(policy_for(denoiser, "polynomial:7", order, tracking=tracking), seed)
     x = 80 * seeded(6, 3, seed=seed)
-    end = solve(denoiser, x, policy.plan.detach(), solvers.IPNDM(order))
+    end = solve(denoiser, x, policy.shared_plan().detach(), solvers.IPNDM(order))
     grid = grids.polynomial(EDM(), STEPS)[0].tolist()
     expected, _ = recursion(x, grid, *values(policy), slope_of_data(denoiser), tracking)
     torch.testing.assert_close(end, expected, rtol=1e-9, atol=1e-9)
@@ -125,7 +125,9 @@ def test_tracking_the_time_is_something_else_than_not_tracking_it():
     ends = []
     for tracking in (True, False):
         policy = spread(policy_for(GOLDEN, "polynomial:7", tracking=tracking))
-        ends.append(solve(GOLDEN, 80 * seeded(6, 3), policy.plan.detach(), solvers.IPNDM(3)))
+        ends.append(
+            solve(GOLDEN, 80 * seeded(6, 3), policy.shared_plan().detach(), solvers.IPNDM(3))
+        )
     assert float((ends[0] - ends[1]).abs().max()) > 0.1
 
 
@@ -134,7 +136,7 @@ def test_the_analytic_first_step_enters_the_history_unscaled(seed):
     policy = spread(policy_for(GOLDEN, "polynomial:7", analytic_first=True), seed)
     assert policy.scales.shape == (STEPS - 1,)
     x = 80 * seeded(6, 3, seed=seed)
-    end = solve(GOLDEN, x, policy.plan.detach(), solvers.IPNDM(3), analytic_first=True)
+    end = solve(GOLDEN, x, policy.shared_plan().detach(), solvers.IPNDM(3), analytic_first=True)
     grid = grids.polynomial(EDM(), STEPS)[0].tolist()
     expected, _ = recursion(x, grid, *values(policy), slope_of_data(GOLDEN), analytic_first=True)
     torch.testing.assert_close(end, expected, rtol=1e-9, atol=1e-9)
@@ -146,7 +148,7 @@ def test_in_a_flow_the_velocity_takes_the_place_of_the_slope(name, seed):
     denoiser, grid = PROBLEMS[name]
     policy = spread(policy_for(denoiser, grid), seed)
     x = seeded(6, 2, seed=seed)
-    end = solve(denoiser, x, policy.plan.detach(), solvers.IPNDM(3))
+    end = solve(denoiser, x, policy.shared_plan().detach(), solvers.IPNDM(3))
     times = grids.named(grid)(denoiser.schedule, STEPS)[0].tolist()
 
     def velocity(x, clock, told):
@@ -171,7 +173,7 @@ def test_in_a_vp_process_the_clock_is_noise_over_signal():
     ratios = (schedule.sigma(tau) / schedule.alpha(tau)).tolist()
     x = seeded(6, 3)
     expected, times = recursion(x / schedule.alpha(tau[:1]), ratios, *values(policy), slope)
-    plan = policy.plan.detach()
+    plan = policy.shared_plan().detach()
     torch.testing.assert_close(
         plan.tau[0, 1:-1], torch.cat([time(t) for t in times[1:-1]]), rtol=1e-9, atol=0
     )
@@ -186,7 +188,7 @@ def test_no_question_is_asked_from_before_the_beginning():
     policy = spread(policy_for(denoiser, grid))
     with torch.no_grad():
         policy.scales[0] = 1.5
-    plan = policy.plan.detach()
+    plan = policy.shared_plan().detach()
     assert float(plan.tau[0, 0] + plan.dtau[0, 0]) == pytest.approx((0.95 + 1) / 2)
 
 
@@ -200,7 +202,7 @@ def test_nodes_are_the_effective_times_also_where_they_do_not_end_at_the_schedul
     _, times = recursion(
         torch.zeros(1, 3), policy.base[0].tolist(), *values(policy), lambda x, clock, told: x
     )
-    tau = policy.plan.detach().check(EDM()).tau[0]
+    tau = policy.shared_plan().detach().check(EDM()).tau[0]
     torch.testing.assert_close(tau, torch.tensor(times, dtype=torch.float64), rtol=1e-9, atol=0)
     assert float(tau[-1]) > 0.004
 
@@ -218,7 +220,7 @@ def test_untrained_it_is_ipndm(name, tracking, order):
     torch.testing.assert_close(
         sampler(denoiser, noise).detach(), plain(denoiser, noise), rtol=1e-12, atol=1e-12
     )
-    plan = sampler.policy.plan.detach()
+    plan = sampler.policy.shared_plan().detach()
     assert float(plan.dtau.abs().max()) == 0
     assert float(plan.weights.abs().max()) < 1e-11
 
@@ -242,7 +244,7 @@ def test_a_last_step_that_overshoots_moves_the_state_though_time_cannot_follow()
     x = 80 * seeded(6, 3)
     expected, times = recursion(x, policy.base[0].tolist(), *values(policy), slope_of_data(GOLDEN))
     assert times[-1] < 0
-    plan = policy.plan.detach().check(EDM())
+    plan = policy.shared_plan().detach().check(EDM())
     assert float(plan.tau[0, -1]) == pytest.approx(0.002, rel=1e-9)
     torch.testing.assert_close(
         solve(GOLDEN, x, plan, solvers.IPNDM(3)), expected, rtol=1e-9, atol=1e-9
@@ -257,7 +259,7 @@ def test_a_step_whose_weights_sum_to_nothing_still_moves_the_state_by_the_rule(t
     with torch.no_grad():
         policy.weights[1] = torch.tensor([0.7 + total, -0.7, 0.0])
     x = 80 * seeded(6, 3)
-    plan = policy.plan.detach().check(EDM())
+    plan = policy.shared_plan().detach().check(EDM())
     states = list(solvers.trajectory(GOLDEN, x, plan, solvers.IPNDM(3)))
     grid = policy.base[0].tolist()
     expected, _ = recursion(x, grid[:3], *values(policy), slope_of_data(GOLDEN))
@@ -271,7 +273,7 @@ def test_any_weights_and_scales_give_a_sound_plan_with_finite_gradients(name, si
     denoiser, grid = PROBLEMS[name]
     for seed in range(8):
         policy = scattered(policy_for(denoiser, grid), seed, size)
-        plan = policy.plan.check(denoiser.schedule)
+        plan = policy.shared_plan().check(denoiser.schedule)
         asked = plan.tau[:, :-1] + plan.dtau
         assert (asked >= denoiser.schedule.t_min / 2 - 1e-12).all()
         sum(column.sum() for column in plan.columns().values()).backward()
@@ -283,7 +285,7 @@ def test_scales_at_and_below_zero_ask_at_a_time_that_exists():
         policy = policy_for(denoiser, grid)
         with torch.no_grad():
             policy.scales.copy_(torch.tensor([1.0, 0.0, -0.0, -1.0, -0.5]))
-        plan = policy.plan.detach().check(denoiser.schedule)
+        plan = policy.shared_plan().detach().check(denoiser.schedule)
         asked = (plan.tau[:, :-1] + plan.dtau)[0]
         assert asked[3] == pytest.approx(plan.tau[0, 3].item(), rel=1e-9)  # |s t|, as published
         torch.testing.assert_close(
@@ -307,11 +309,11 @@ def test_gradients_are_those_of_finite_differences():
 
 def test_answers_that_do_not_exist_have_no_weight():
     policy = policy_for(GOLDEN, "polynomial:7")
-    expected = policy.plan.detach()
+    expected = policy.shared_plan().detach()
     with torch.no_grad():
         policy.weights[0, 1:] = 5.0
         policy.weights[1, 2:] = 5.0
-    found = policy.plan.detach()
+    found = policy.shared_plan().detach()
     assert torch.equal(found.tau, expected.tau) and torch.equal(found.weights, expected.weights)
 
 
@@ -319,9 +321,9 @@ def test_it_is_kept_as_a_fixed_plan():
     policy = spread(policy_for(GOLDEN, "polynomial:7"))
     frozen = policy.frozen()
     assert isinstance(frozen, Fixed) and frozen.parameter_count() == 0
-    kept, plan = frozen.plan.columns(), policy.plan.columns()
+    kept, plan = frozen.shared_plan().columns(), policy.shared_plan().columns()
     assert kept.keys() == plan.keys() and all(torch.equal(kept[name], plan[name]) for name in plan)
-    assert frozen.plan.keep == policy.plan.keep == "data"
+    assert frozen.shared_plan().keep == policy.shared_plan().keep == "data"
     assert policy.parameter_count() == 3 * STEPS + STEPS
 
 

@@ -19,7 +19,7 @@ from indis import (
     solve,
 )
 from indis.methods import EPD, METHODS, EPDPlugin
-from indis.policies import MidpointBounds, MidpointTable
+from indis.methods.midpoint_table import MidpointBounds, MidpointTable
 from methods.published import SCHEDULE, adams, fill, first_slope, problem, slope
 from problems import Gaussian, seeded
 from small_cases import sentence

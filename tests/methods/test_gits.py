@@ -209,7 +209,7 @@ def test_neither_targets_nor_batches_nor_samples_beyond_the_first_change_the_gri
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"metric": "l3"}, ["metric", "l1, l2, dev", "'l3'"]),
+        ({"metric": "l3"}, ["metric", "l1, l2 or dev", "'l3'"]),
         ({"coeff": 0.0}, ["coeff", "positive", "0.0"]),
         ({"samples": 0}, ["samples", "at least 1", "0"]),
         ({"steps": 9, "teacher_steps": 8}, ["steps", "[1, 8]", "9"]),

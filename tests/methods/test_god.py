@@ -8,7 +8,6 @@ from indis import (
     EDM,
     INDIS,
     UNCONDITIONAL,
-    Bounds,
     Form,
     RectifiedFlow,
     losses,
@@ -17,7 +16,7 @@ from indis import (
 )
 from indis.endpoints import Endpoints
 from indis.methods import ALD3, EPD, LD3, METHODS, Look
-from indis.tuning import Recipe
+from indis.recipe import Recipe
 from problems import Gaussian
 from small_cases import sentence
 
@@ -135,13 +134,12 @@ def test_bounds_out_of_range_are_refused_where_they_are_given(sizes):
         ),
         (
             Look,
-            {"look": "first", "analytic_first": True},
-            "look must be every or never with an analytic first step",
+            {"replan": "first", "analytic_first": True},
+            "replan must be every with an analytic first step",
         ),
         (LD3, {"domain": "sigma"}, "domain must be time or log_snr, got 'sigma'"),
         (ALD3, {"domain": "sigma"}, "domain must be time or log_snr, got 'sigma'"),
         (EPD, {"domain": "sigma"}, "domain must be time or log_snr, got 'sigma'"),
-        (Bounds, {"weights": 0.5, "track": "data"}, "track must be noise or velocity, got 'data'"),
     ],
     ids=str,
 )

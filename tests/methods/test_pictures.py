@@ -77,7 +77,7 @@ def test_it_comes_back_from_disk_with_the_same_bits(name, tmp_path):
 
 
 def test_phi_reads_the_class_where_there_is_one():
-    for name in ("indis", "look", "every-n"):
+    for name in ("indis", "look", "local", "every-n"):
         assert tuned(name)[0].policy.condition_dim == 10
 
 
@@ -93,6 +93,6 @@ def test_amed_without_a_bottleneck_says_what_it_takes(name):
     with pytest.raises(ValueError) as error:
         replace(case(name), features="bottleneck").untrained(TinyClasses())
     assert (
-        "AMED needs a denoiser with bottleneck(), which 'tiny' lacks; features='answer'"
+        "AMED needs a denoiser with with_features(), which 'tiny' lacks; features='answer'"
         in sentence(error)
     )

@@ -21,7 +21,7 @@ from indis import (
 from indis.methods import METHODS
 from indis.numerics import broadcast
 from indis.policies.encoders import trunk_for
-from indis.policies.local import PlaceReader
+from indis.policies.spatial import SpatialCorrector
 from methods.cases import CASES
 from problems import seeded
 from small_cases import sentence
@@ -79,13 +79,13 @@ def test_a_trunk_tells_the_halves_of_a_video_apart_and_takes_any_length():
 
 def test_places_of_a_video_are_those_of_its_frames():
     torch.manual_seed(0)
-    reader = PlaceReader(SHAPE, 3, 5, 2, 8)
+    reader = SpatialCorrector(SHAPE, 5, 0, "weights", 8)
     torch.nn.init.normal_(reader.leave.weight)
     maps, context = seeded(2, 6, 3, 6, 5, dtype=torch.float32), seeded(2, 5, dtype=torch.float32)
-    out = reader(maps, context)
+    out = reader.read(maps, context)
     assert out.shape == (2, 2, 3, 6, 5)
     for frame in range(3):
-        torch.testing.assert_close(out[:, :, frame], reader(maps[:, :, frame], context))
+        torch.testing.assert_close(out[:, :, frame], reader.read(maps[:, :, frame], context))
 
 
 @pytest.mark.parametrize("shape", [(3, 2, 8), (3, 2, 3, 8), (4, 16), (1, 1, 1, 8, 8)])

@@ -13,8 +13,7 @@ from indis import (
     Discretization,
     Euler,
     Fixed,
-    Global,
-    Instance,
+    LearnedPolicy,
     RectifiedFlow,
     Sampler,
     grids,
@@ -22,16 +21,18 @@ from indis import (
     solve,
 )
 from indis.plan import restart
-from indis.policies import ClosedLoop
+from learned import closed as closed_loop
+from learned import phi, shared
 from problems import Bumpy, GoldenMixture, seeded
+from small_cases import sentence
 
 PROBLEM, FLOW = GoldenMixture(), Bumpy(RectifiedFlow())
 BASE = grids.polynomial(PROBLEM.schedule, 4)
-LOOKS = pytest.mark.parametrize("look", ["first", "every"])
+REPLANS = pytest.mark.parametrize("replan", ["first", "every"])
 STEPS = 4
 
 
-def closed(problem, look, *, seed=None, scale=0.5, floor=1e-4, steps=STEPS):
+def closed(problem, replan, *, seed=None, scale=0.5, floor=1e-4, steps=STEPS):
     """A policy whose last layer is zero, or random under ``seed``."""
     base = grids.named("polynomial" if problem is PROBLEM else "flow_shift")(
         problem.schedule, steps
@@ -39,44 +40,45 @@ def closed(problem, look, *, seed=None, scale=0.5, floor=1e-4, steps=STEPS):
     bounds = Bounds.natural(problem.schedule, weights=0.2, floor=floor)
     torch.manual_seed(seed or 0)
     network = {"shape": problem.shape, "width": 16, "order": 3}
-    policy = ClosedLoop(base, problem.schedule, bounds, native=problem.native, look=look, **network)
+    network |= {"native": problem.native, "replan": replan}
+    policy = closed_loop(base, problem.schedule, bounds, **network)
     if seed is not None:
-        torch.nn.init.normal_(policy.head.weight, std=scale)
-        torch.nn.init.normal_(policy.head.bias, std=scale)
+        torch.nn.init.normal_(policy.logits.head, std=scale)
+        torch.nn.init.normal_(policy.logits.table, std=scale)
     return policy
 
 
-@LOOKS
+@REPLANS
 @pytest.mark.parametrize("problem", [PROBLEM, FLOW], ids=["edm", "flow"])
-def test_untrained_it_is_its_base_solver_bit_for_bit(problem, look):
-    noise, policy = seeded(6, *problem.shape, seed=1, dtype=torch.float32), closed(problem, look)
+def test_untrained_it_is_its_base_solver_bit_for_bit(problem, replan):
+    noise, policy = seeded(6, *problem.shape, seed=1, dtype=torch.float32), closed(problem, replan)
     plain = Sampler(Fixed(policy.base), IPNDM(3))(problem, noise)
     assert torch.equal(Sampler(policy, IPNDM(3))(problem, noise), plain)
 
 
-@LOOKS
-def test_looking_costs_no_call(look):
+@REPLANS
+def test_looking_costs_no_call(replan):
     counter = Counted(PROBLEM)
-    Sampler(closed(PROBLEM, look, seed=1), IPNDM(3))(counter, seeded(5, *PROBLEM.shape))
+    Sampler(closed(PROBLEM, replan, seed=1), IPNDM(3))(counter, seeded(5, *PROBLEM.shape))
     assert counter.calls == STEPS
 
 
-@LOOKS
+@REPLANS
 @pytest.mark.parametrize("problem", [PROBLEM, FLOW], ids=["edm", "flow"])
 @pytest.mark.parametrize("scale", [1.0, 1e3])
-def test_times_fall_strictly_and_end_exactly_for_any_logits(problem, look, scale):
-    sampler = Sampler(closed(problem, look, seed=2, scale=scale), IPNDM(3))
+def test_times_fall_strictly_and_end_exactly_for_any_logits(problem, replan, scale):
+    sampler = Sampler(closed(problem, replan, seed=2, scale=scale), IPNDM(3))
     plan = sampler.realized_plan(problem, seeded(8, *problem.shape, seed=3)).check(problem.schedule)
     assert (plan.tau.diff(dim=1) < 0).all()
     base = sampler.policy.base
     assert torch.equal(plan.tau[:, [0, -1]], base[:, [0, -1]].expand(8, 2))
 
 
-@LOOKS
-def test_what_was_decided_is_what_realised_says(look):
+@REPLANS
+def test_what_was_decided_is_what_realised_says(replan):
     """Replaying the record as an open-loop plan ends at the same point."""
     sampler, noise = (
-        Sampler(closed(PROBLEM, look, seed=4), IPNDM(3)),
+        Sampler(closed(PROBLEM, replan, seed=4), IPNDM(3)),
         seeded(6, *PROBLEM.shape, seed=5),
     )
     plan = sampler.realized_plan(PROBLEM, noise)
@@ -86,10 +88,10 @@ def test_what_was_decided_is_what_realised_says(look):
     assert plan.tau[:, 1].std() > 1e-6 * plan.tau[:, 1].mean()
 
 
-@LOOKS
-def test_a_trajectory_has_every_step_and_ends_at_the_sample(look):
+@REPLANS
+def test_a_trajectory_has_every_step_and_ends_at_the_sample(replan):
     noise = seeded(3, *PROBLEM.shape, seed=5)
-    for policy in (closed(PROBLEM, look, seed=4), Fixed(BASE)):
+    for policy in (closed(PROBLEM, replan, seed=4), Fixed(BASE)):
         sampler = Sampler(policy, IPNDM(3))
         states = list(sampler.trajectory(PROBLEM, noise))
         assert [state.node for state in states] == list(range(1, STEPS + 1))
@@ -104,12 +106,12 @@ def test_a_trajectory_is_refused_before_its_first_step():
 
 
 def test_with_one_look_later_states_do_not_matter():
-    """Two paths that agree at the first node get the same plan; with a look at every node they do
+    """Two paths that agree at the first node get the same plan; with a plan at every node they do
     not."""
     noise = seeded(2, *PROBLEM.shape, seed=6)
     x, answer = noise * 80, PROBLEM(noise * 80, torch.full((2,), 80.0).double(), None)
-    for look, same in (("first", True), ("every", False)):
-        plans = [closed(PROBLEM, look, seed=7)(noise) for _ in range(2)]
+    for replan, same in (("first", True), ("every", False)):
+        plans = [closed(PROBLEM, replan, seed=7)(noise) for _ in range(2)]
         for plan in plans:
             plan.start()
             plan.decide(0, x, answer)
@@ -120,19 +122,19 @@ def test_with_one_look_later_states_do_not_matter():
         assert torch.equal(decisions[0].gamma, decisions[1].gamma) is same
 
 
-@LOOKS
-def test_a_row_is_alone_what_it_is_in_a_batch(look):
+@REPLANS
+def test_a_row_is_alone_what_it_is_in_a_batch(replan):
     sampler, noise = (
-        Sampler(closed(PROBLEM, look, seed=8), IPNDM(3)),
+        Sampler(closed(PROBLEM, replan, seed=8).double(), IPNDM(3)),
         seeded(5, *PROBLEM.shape, seed=9),
     )
     alone = torch.cat([sampler(PROBLEM, noise[i : i + 1]) for i in range(5)])
     torch.testing.assert_close(sampler(PROBLEM, noise), alone, rtol=1e-6, atol=1e-6)
 
 
-@LOOKS
-def test_gradients_reach_every_parameter_through_the_decisions(look):
-    policy = closed(PROBLEM, look, seed=10)
+@REPLANS
+def test_gradients_reach_every_parameter_through_the_decisions(replan):
+    policy = closed(PROBLEM, replan, seed=10)
     Sampler(policy, IPNDM(3))(PROBLEM, seeded(6, *PROBLEM.shape, seed=11)).square().sum().backward()
     for name, parameter in policy.named_parameters():
         assert parameter.grad is not None and parameter.grad.abs().max() > 0, name
@@ -141,9 +143,10 @@ def test_gradients_reach_every_parameter_through_the_decisions(look):
 def test_the_gradient_is_that_of_finite_differences():
     policy = closed(PROBLEM, "every", seed=12, scale=0.2, steps=3).double()
     noise = seeded(2, *PROBLEM.shape, seed=13)
-    bias = policy.head.bias
+    bias = policy.logits.table
     loss = Sampler(policy, IPNDM(3))(PROBLEM, noise).square().sum()
     (slope,) = torch.autograd.grad(loss, bias)
+    slope, bias = slope.flatten(), bias.detach().flatten()  # a view
     step = torch.zeros_like(bias)
     for i in range(0, len(bias), 4):
         step.zero_()[i] = 1e-5
@@ -160,14 +163,15 @@ def test_one_look_at_nothing_new_is_the_open_loop():
     """With the network's weights at zero both kinds are the plan of their bias (but for the
     floor)."""
     policy = closed(PROBLEM, "first", seed=14, floor=0.0)
-    torch.nn.init.zeros_(policy.head.weight)
-    shared = Global(policy.base, policy.schedule, policy.bounds, 3)
-    shared.free.data.copy_(policy.head.bias.unflatten(0, (policy.rows, STEPS))[None])
+    torch.nn.init.zeros_(policy.logits.head)
+    one = shared(policy.base, policy.schedule, policy.bounds, 3)
+    one.logits.table.data.copy_(policy.logits.table)
     noise = seeded(4, *PROBLEM.shape, seed=15)
-    expected = Sampler(shared, IPNDM(3))(PROBLEM, noise)
-    for look in ("first", "every"):
-        policy.look = look
-        policy.place = torch.nn.Linear(STEPS + 1, 16, bias=False) if look == "every" else None
+    expected = Sampler(one, IPNDM(3))(PROBLEM, noise)
+    for replan in ("first", "every"):
+        policy.replan = replan
+        often = replan == "every"
+        policy.logits.position = torch.nn.Linear(STEPS + 1, 16, bias=False) if often else None
         torch.testing.assert_close(
             Sampler(policy, IPNDM(3))(PROBLEM, noise), expected, rtol=1e-6, atol=1e-6
         )
@@ -175,11 +179,11 @@ def test_one_look_at_nothing_new_is_the_open_loop():
 
 def test_it_begins_at_a_fitted_global_plan():
     policy = closed(PROBLEM, "every", floor=0.0)
-    shared = Global(policy.base, policy.schedule, policy.bounds, 3)
-    torch.nn.init.normal_(shared.free, std=0.3)
-    policy.start_at(shared)
+    one = shared(policy.base, policy.schedule, policy.bounds, 3)
+    torch.nn.init.normal_(one.logits.table, std=0.3)
+    policy.start_at(one)
     noise = seeded(4, *PROBLEM.shape, seed=16)
-    expected = Sampler(shared, IPNDM(3))(PROBLEM, noise)
+    expected = Sampler(one, IPNDM(3))(PROBLEM, noise)
     torch.testing.assert_close(
         Sampler(policy, IPNDM(3))(PROBLEM, noise), expected, rtol=1e-6, atol=1e-6
     )
@@ -197,16 +201,31 @@ def test_restart_keeps_proportions_and_the_end():
 
 
 def test_realised_of_an_open_loop_is_its_plan():
-    policy = Instance(grids.polynomial(EDM(), 3), EDM(), Bounds(), shape=PROBLEM.shape, width=8)
+    policy = phi(grids.polynomial(EDM(), 3), EDM(), Bounds(), shape=PROBLEM.shape, width=8)
     noise = seeded(3, *PROBLEM.shape)
     plan = Sampler(policy, Euler()).realized_plan(PROBLEM, noise)
     assert torch.equal(plan.tau, policy(noise).tau)
 
 
-def test_a_plan_for_everybody_cannot_look_at_one():
-    with pytest.raises(
-        ValueError, match="look must be never for a plan that all samples share, got 'every'"
+def test_choices_that_do_not_fit_together_are_refused():
+    base, bounds = grids.polynomial(EDM(), 4), Bounds()
+    for choices, words in (
+        ({"reads": "noise"}, "shape must be given to a policy that reads"),
+        ({"shape": (3,)}, "shape must be given to a policy that reads"),
+        ({"reads": "answers", "shape": (3,)}, "native must be given"),
+        ({"reads": "noise", "shape": (3,), "samples": 2}, "samples must be 1"),
+        ({"reads": "noise", "shape": (3,), "picture": "both"}, "picture must be left out"),
+        ({"reads": "everything"}, "reads must be nothing, noise or answers, got 'everything'"),
     ):
-        INDIS(per_instance=False, look="every")
-    with pytest.raises(ValueError, match="look must be never, first or every"):
-        INDIS(look="often")
+        with pytest.raises(ValueError, match=words) as error:
+            LearnedPolicy(base, EDM(), bounds, **choices)
+        sentence(error)
+    with pytest.raises(ValueError, match="replan must be first or every, got 'often'"):
+        INDIS(reads="answers", replan="often")
+
+
+def test_weights_that_the_solver_does_not_remember_are_refused_before_any_call():
+    for policy in (closed(PROBLEM, "every"), closed(PROBLEM, "first")):
+        with pytest.raises(ValueError, match="weights must correct at most the 1 answers") as error:
+            Sampler(policy, Euler())
+        sentence(error)

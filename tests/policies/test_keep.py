@@ -9,7 +9,7 @@ from indis.denoise import Form, Wrapped, convert
 from indis.forms import shift_scales
 from indis.noise import EDM, LinearVP, RectifiedFlow
 from indis.plan import Bounds, Discretization
-from indis.policies import ClosedLoop, Global
+from learned import closed, shared
 from problems import seeded
 from small_cases import TinyClasses
 from solvers.cases import each_solver
@@ -95,10 +95,10 @@ def test_where_data_are_kept_the_form_of_the_answers_does_not_matter(solver, afs
 @pytest.mark.parametrize(
     "schedule", [EDM(0.05, 5.0), LinearVP(t_min=0.05, t_max=0.6)], ids=["edm", "vp"]
 )
-@pytest.mark.parametrize("look", ["first", "every"])
+@pytest.mark.parametrize("replan", ["first", "every"])
 @pytest.mark.parametrize("solver", [IPNDM(3), Heun()], ids=["ipndm", "heun"])
 def test_a_closed_loop_sees_and_uses_what_was_meant_at_the_time_that_was_told(
-    solver, look, schedule
+    solver, replan, schedule
 ):
     """Its own new shifts are of later questions; noise and data forms of one denoiser are one and
     the same to it."""
@@ -107,12 +107,11 @@ def test_a_closed_loop_sees_and_uses_what_was_meant_at_the_time_that_was_told(
         denoiser, bounds = in_form(schedule, form), Bounds(gamma=0, weights=0.2, keep="data")
         base = grids.log_snr(schedule, 3)
         torch.manual_seed(2)
-        policy = ClosedLoop(
-            base, schedule, bounds, native=form, look=look, shape=(3,), width=8, order=solver.memory
-        )
+        network = {"shape": (3,), "width": 8, "order": solver.memory}
+        policy = closed(base, schedule, bounds, native=form, replan=replan, **network)
         policy.double()
-        torch.nn.init.normal_(policy.head.weight, std=0.7)
-        torch.nn.init.normal_(policy.head.bias, std=0.7)
+        torch.nn.init.normal_(policy.logits.head, std=0.7)
+        torch.nn.init.normal_(policy.logits.table, std=0.7)
         sampler, noise = Sampler(policy, solver), seeded(4, 3, seed=1)
         plan = sampler.realized_plan(denoiser, noise)
         assert plan.keep == "data" and plan.dtau.abs().amin() > 1e-4 and plan.tau[:, 1].std() > 1e-4
@@ -149,8 +148,8 @@ def test_the_method_keeps_the_data_unless_it_is_told_to_keep_the_answer():
 @pytest.mark.parametrize("keep", ["data", "answer"])
 def test_a_policy_of_either_kind_is_rebuilt_as_it_was(keep):
     base, noise = torch.tensor([[80.0, 1.0, 0.002]], dtype=torch.float64), torch.zeros(1, 2)
-    learned = Global(base, EDM(), Bounds(keep=keep))
-    learned.free.data.normal_(generator=torch.Generator().manual_seed(2))
+    learned = shared(base, EDM(), Bounds(keep=keep))
+    learned.logits.table.data.normal_(generator=torch.Generator().manual_seed(2))
     for policy in (learned, Fixed(learned(noise).detach())):
         plan = type(policy).rebuild(policy.describe(), policy.state_dict())(noise)
         assert plan.keep == keep and torch.equal(plan.gamma, policy(noise).gamma)

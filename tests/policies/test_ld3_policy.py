@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from indis import EDM, Fixed, RectifiedFlow, grids, solve, solvers
-from indis.policies.ld3 import FLOOR, LD3Policy
+from indis.methods.ld3 import FLOOR, LD3Policy
 from problems import GoldenMixture, seeded
 
 GOLDEN = GoldenMixture()
@@ -36,7 +36,7 @@ def policy_with(stamps, shifts=None, schedule=None, domain="log_snr", win_rate=0
 )
 def test_stamps_are_the_cumulated_softmax_of_the_logits(schedule, domain, ends):
     logits = seeded(1, STEPS, seed=2)
-    tau = policy_with(logits, schedule=schedule, domain=domain).plan.tau[0].detach()
+    tau = policy_with(logits, schedule=schedule, domain=domain).shared_plan().tau[0].detach()
     share = [math.exp(v) for v in logits[0].tolist()]
     share = [(1 - FLOOR) * v / sum(share) + FLOOR / STEPS for v in share]
     level = [ends[0] + (ends[1] - ends[0]) * sum(share[:k]) for k in range(STEPS + 1)]
@@ -52,7 +52,7 @@ def test_the_published_formula_with_its_dead_logit_gives_the_same_stamps(dead):
     u = (cumulated - cumulated[0]) / (cumulated[-1] - cumulated[0])
     expected = (math.log(80) + u * (math.log(0.002) - math.log(80))).exp()
     torch.testing.assert_close(
-        policy_with(logits).plan.tau[0].detach(), expected, rtol=2e-5, atol=0
+        policy_with(logits).shared_plan().tau[0].detach(), expected, rtol=2e-5, atol=0
     )
 
 
@@ -61,7 +61,10 @@ def test_shifts_move_the_told_time_in_the_domain_and_leave_the_stamps():
         seeded(1, STEPS, seed=2),
         torch.tensor([[0.02, -0.03, 0.01]], dtype=torch.float64),
     )
-    plain, plan = policy_with(logits).plan.detach(), policy_with(logits, shifts).plan.detach()
+    plain, plan = (
+        policy_with(logits).shared_plan().detach(),
+        policy_with(logits, shifts).shared_plan().detach(),
+    )
     assert torch.equal(plan.tau, plain.tau)
     asked = plan.tau[:, :-1] + plan.dtau
     torch.testing.assert_close(
@@ -76,7 +79,7 @@ def test_a_shift_ends_at_a_part_of_the_smallest_gap_of_the_stamps(win_rate):
     """Also for equal logits, whose own gaps are zero: the published slip is not imitated."""
     for logits in (torch.zeros(1, STEPS), seeded(1, STEPS, seed=2)):
         shifts = torch.tensor([[9.0, -9.0, 9.0]])
-        plan = policy_with(logits, shifts, win_rate=win_rate).plan.detach()
+        plan = policy_with(logits, shifts, win_rate=win_rate).shared_plan().detach()
         level = -plan.tau.log()
         most = win_rate * level.diff(dim=1).min()
         moved = -(plan.tau[:, 1:-1] + plan.dtau[:, 1:]).log() - level[:, 1:-1]
@@ -85,13 +88,13 @@ def test_a_shift_ends_at_a_part_of_the_smallest_gap_of_the_stamps(win_rate):
 
 def test_a_clamped_shift_has_no_gradient_and_a_free_one_has():
     policy = policy_with(torch.zeros(1, STEPS), torch.tensor([[9.0, 0.1, -9.0]]))
-    policy.plan.dtau.sum().backward()
+    policy.shared_plan().dtau.sum().backward()
     assert torch.equal(policy.shifts.grad != 0, torch.tensor([[False, True, False]]))
 
 
 def test_the_limit_of_a_shift_is_no_way_to_move_the_stamps():
     policy = policy_with(seeded(1, STEPS, seed=2), torch.full((1, STEPS - 1), 9.0))
-    plan = policy.plan
+    plan = policy.shared_plan()
     (plan.tau[:, :-1].log() - (plan.tau[:, :-1] + plan.dtau).log()).sum().backward()
     torch.testing.assert_close(
         policy.stamps.grad, torch.zeros(1, STEPS).double(), rtol=0, atol=1e-10
@@ -104,8 +107,8 @@ def test_extreme_logits_leave_a_sound_plan(size):
         policy = policy_with(
             size * seeded(1, STEPS, seed=seed), size * seeded(1, STEPS - 1, seed=9 + seed)
         )
-        policy.plan.check(EDM())
-        end = solve(GOLDEN, 80 * seeded(2, 3), policy.plan, solvers.named("unipc:3:bh1"))
+        policy.shared_plan().check(EDM())
+        end = solve(GOLDEN, 80 * seeded(2, 3), policy.shared_plan(), solvers.named("unipc:3:bh1"))
         end.sum().backward()
         assert end.isfinite().all() and policy.stamps.grad.isfinite().all()
 
@@ -115,5 +118,5 @@ def test_it_is_kept_as_a_fixed_plan():
     frozen = policy.frozen()
     assert isinstance(frozen, Fixed) and frozen.parameter_count() == 0
     for name in ("tau", "dtau", "gamma"):
-        assert torch.equal(getattr(frozen.plan, name), getattr(policy.plan, name))
+        assert torch.equal(getattr(frozen.shared_plan(), name), getattr(policy.shared_plan(), name))
     assert policy.parameter_count() == 2 * STEPS - 1

@@ -16,10 +16,8 @@ from indis import (
     DPMSolverPP,
     Euler,
     Fixed,
-    Global,
     Heun,
-    Instance,
-    PerSample,
+    LearnedPolicy,
     RectifiedFlow,
     Sampler,
     UniPC,
@@ -28,6 +26,7 @@ from indis import (
     solve,
 )
 from indis.policies.encoders import ConvTrunk, VectorTrunk, trunk_for
+from learned import per_sample, phi, shared
 from problems import Bumpy, GoldenMixture, seeded
 
 PROBLEM = GoldenMixture()
@@ -56,18 +55,18 @@ def policy_for(kind: str, problem, order: int, bounds: Bounds | None = None):
     base, schedule = base_for(problem), problem.schedule
     bounds = bounds or Bounds.natural(schedule, weights=0.2)
     if kind == "global":
-        return Global(base, schedule, bounds, order)
+        return shared(base, schedule, bounds, order)
     if kind == "per_sample":
-        return PerSample(6, base, schedule, bounds, order)
+        return per_sample(6, base, schedule, bounds, order)
     torch.manual_seed(0)
-    return Instance(base, schedule, bounds, shape=problem.shape, width=16, order=order)
+    return phi(base, schedule, bounds, shape=problem.shape, width=16, order=order)
 
 
-def instance(shape: tuple[int, ...] = (3,), seed: int = 0, **fields) -> Instance:
+def instance(shape: tuple[int, ...] = (3,), seed: int = 0, **fields) -> LearnedPolicy:
     """An INDIS network whose last layer is not zero, as after some training."""
     torch.manual_seed(seed)
-    policy = Instance(grids.polynomial(EDM(), 4), EDM(), Bounds(), shape=shape, width=16, **fields)
-    torch.nn.init.normal_(policy.head.weight, std=0.5)
+    policy = phi(grids.polynomial(EDM(), 4), EDM(), Bounds(), shape=shape, width=16, **fields)
+    torch.nn.init.normal_(policy.logits.head, std=0.5)
     return policy
 
 
@@ -203,13 +202,13 @@ def test_double_precision_noise_gives_the_plan_of_its_single_precision_copy():
 def test_parameter_counts_are_the_numbers_that_are_learned():
     base, bounds = grids.polynomial(EDM(), 4), Bounds()
     assert Fixed(base).parameter_count() == 0
-    assert Global(base, EDM(), bounds).parameter_count() == 3 * 4
-    assert Global(base, EDM(), Bounds(weights=0.1), 3).parameter_count() == 6 * 4
-    assert PerSample(7, base, EDM(), bounds).parameter_count() == 7 * 3 * 4
+    assert shared(base, EDM(), bounds).parameter_count() == 3 * 4
+    assert shared(base, EDM(), Bounds(weights=0.1), 3).parameter_count() == 6 * 4
+    assert per_sample(7, base, EDM(), bounds).parameter_count() == 7 * 3 * 4
     # A bound of zero leaves a row of logits without effect.
-    assert Global(base, EDM(), Bounds(dtau=0.0, gamma=0.0)).parameter_count() == 4
-    assert Global(base, EDM(), Bounds(dtau=0.0, weights=0.1), 3).parameter_count() == 5 * 4
-    assert PerSample(7, base, EDM(), Bounds(gamma=0.0)).parameter_count() == 7 * 2 * 4
+    assert shared(base, EDM(), Bounds(dtau=0.0, gamma=0.0)).parameter_count() == 4
+    assert shared(base, EDM(), Bounds(dtau=0.0, weights=0.1), 3).parameter_count() == 5 * 4
+    assert per_sample(7, base, EDM(), Bounds(gamma=0.0)).parameter_count() == 7 * 2 * 4
     # 3 hidden layers, the condition, the mixing layer, the head
     expected = (3 * 16 + 16) + 2 * (16 * 16 + 16) + (2 * 16 + 16) + (16 * 16 + 16) + (16 * 12 + 12)
     assert instance(condition_dim=2).parameter_count() == expected
@@ -218,9 +217,9 @@ def test_parameter_counts_are_the_numbers_that_are_learned():
 def test_weights_are_corrected_only_within_a_positive_bound():
     base = grids.polynomial(EDM(), 4)
     noise = seeded(1, 3)
-    assert Global(base, EDM(), Bounds(), order=3)(noise).weights is None
-    assert Global(base, EDM(), Bounds(weights=0.1), order=3)(noise).weights.shape == (1, 4, 3)
-    assert Global(base, EDM(), Bounds(weights=0.1))(noise).weights is None
+    assert shared(base, EDM(), Bounds(), order=3)(noise).weights is None
+    assert shared(base, EDM(), Bounds(weights=0.1), order=3)(noise).weights.shape == (1, 4, 3)
+    assert shared(base, EDM(), Bounds(weights=0.1))(noise).weights is None
 
 
 def test_a_fixed_policy_hands_out_its_plan():
@@ -235,10 +234,10 @@ def test_a_fixed_policy_hands_out_its_plan():
 
 def test_a_global_policy_shares_one_plan_and_a_per_sample_policy_looks_its_rows_up():
     base = grids.polynomial(EDM(), 4)
-    shared, own = Global(base, EDM(), Bounds()), PerSample(6, base, EDM(), Bounds())
+    one, own = shared(base, EDM(), Bounds()), per_sample(6, base, EDM(), Bounds())
     with torch.no_grad():
-        own.free.copy_(seeded(6, 3, 4, seed=5))
-    assert shared(seeded(5, 3)).tau.shape == (1, 5)
+        own.logits.table.copy_(seeded(6, 3, 4, seed=5))
+    assert one(seeded(5, 3)).tau.shape == (1, 5)
     everything = own(seeded(6, 3))
     some = own(seeded(2, 3), index=torch.tensor([4, 1]))
     torch.testing.assert_close(some.tau, everything.tau[[4, 1]], rtol=1e-14, atol=0)
@@ -246,15 +245,17 @@ def test_a_global_policy_shares_one_plan_and_a_per_sample_policy_looks_its_rows_
 
 
 def test_per_sample_plans_without_index_need_all_samples():
-    policy = PerSample(6, grids.polynomial(EDM(), 4), EDM(), Bounds())
-    with pytest.raises(ValueError, match="knows 6 samples by index, got 5 without index"):
+    policy = per_sample(6, grids.polynomial(EDM(), 4), EDM(), Bounds())
+    with pytest.raises(
+        ValueError, match="index must be given for a policy of 6 samples.* got 5 samples without"
+    ):
         policy(seeded(5, 3))
 
 
 def test_the_sampler_hands_the_index_on():
-    policy, noise = PerSample(6, grids.polynomial(EDM(), 4), EDM(), Bounds()), seeded(6, 3, seed=1)
+    policy, noise = per_sample(6, grids.polynomial(EDM(), 4), EDM(), Bounds()), seeded(6, 3, seed=1)
     with torch.no_grad():
-        policy.free.copy_(seeded(6, 3, 4, seed=5))
+        policy.logits.table.copy_(seeded(6, 3, 4, seed=5))
     sampler, index = Sampler(policy, IPNDM(2)), torch.tensor([5, 0])
     together = sampler(PROBLEM, noise)
     torch.testing.assert_close(
@@ -265,7 +266,7 @@ def test_the_sampler_hands_the_index_on():
 @pytest.mark.parametrize("shape", [(5,), (2, 5), (1, 1)])
 def test_base_grids_must_be_shared_by_all(shape):
     with pytest.raises(ValueError, match="base must be a shared grid"):
-        Global(torch.ones(shape), EDM(), Bounds())
+        shared(torch.ones(shape), EDM(), Bounds())
 
 
 @pytest.mark.parametrize("analytic_first", [False, True])
@@ -288,25 +289,25 @@ def test_noise_of_the_wrong_shape_is_refused(shape):
         Sampler(Fixed(base_for(PROBLEM)), Euler())(PROBLEM, torch.zeros(shape))
 
 
-@pytest.mark.parametrize("checkpoint", [False, True])
-def test_gradients_reach_every_parameter_but_those_behind_the_zero_layer_at_the_start(checkpoint):
+@pytest.mark.parametrize("recompute", [False, True])
+def test_gradients_reach_every_parameter_but_those_behind_the_zero_layer_at_the_start(recompute):
     noise = seeded(4, 3, seed=6)
     untrained = policy_for("instance", PROBLEM, 3)
-    Sampler(untrained, IPNDM(3))(PROBLEM, noise, recompute=checkpoint).square().sum().backward()
-    reached = (untrained.head.weight.grad != 0).any(1)
+    Sampler(untrained, IPNDM(3))(PROBLEM, noise, recompute=recompute).square().sum().backward()
+    reached = (untrained.logits.head.grad != 0).any(1)
     # Corrections of older weights in steps 0 (two) and 1 (one) have no answers to weigh.
     assert int((~reached).sum()) == 3
-    assert torch.equal(untrained.head.bias.grad != 0, reached)
-    assert float(untrained.mix.weight.grad.abs().max()) == 0
+    assert torch.equal((untrained.logits.table.grad != 0).flatten(), reached)
+    assert float(untrained.encoder.mix.weight.grad.abs().max()) == 0
     moved = instance()
-    Sampler(moved, IPNDM(3))(PROBLEM, noise, recompute=checkpoint).square().sum().backward()
+    Sampler(moved, IPNDM(3))(PROBLEM, noise, recompute=recompute).square().sum().backward()
     assert all(float(p.grad.abs().max()) > 0 for p in moved.parameters())
 
 
 def test_one_gradient_step_lowers_the_error_to_a_better_end_point():
     noise = seeded(16, 3, seed=6)
     target = Sampler(Fixed(grids.polynomial(EDM(), 60)), Heun())(PROBLEM, noise)
-    policy = Global(grids.polynomial(EDM(), 5), EDM(), Bounds())
+    policy = shared(grids.polynomial(EDM(), 5), EDM(), Bounds())
     sampler = Sampler(policy, Euler())
     optimiser = torch.optim.Adam(policy.parameters(), lr=0.05)
     errors = []
@@ -329,10 +330,10 @@ def test_plans_survive_saving_and_loading():
 
 def test_an_instance_policy_that_starts_at_a_global_plan_is_that_plan():
     base, schedule, bounds = grids.polynomial(EDM(), 4), EDM(), Bounds(weights=0.3)
-    plan = Global(base, schedule, bounds, order=2)
+    plan = shared(base, schedule, bounds, order=2)
     with torch.no_grad():
-        plan.free.copy_(torch.randn(plan.free.shape, generator=torch.Generator().manual_seed(3)))
-    policy = Instance(base, schedule, bounds, shape=(3,), width=8, order=2)
+        plan.logits.table.copy_(torch.randn(1, 5, 4, generator=torch.Generator().manual_seed(3)))
+    policy = phi(base, schedule, bounds, shape=(3,), width=8, order=2)
     policy.start_at(plan)
     noise = torch.randn(5, 3, generator=torch.Generator().manual_seed(4))
     found, expected = policy(noise), plan(noise)
@@ -348,5 +349,5 @@ def test_an_instance_policy_that_starts_at_a_global_plan_is_that_plan():
 )
 def test_an_instance_policy_refuses_to_start_at_a_plan_of_another_kind(change):
     own = {"base": grids.polynomial(EDM(), 4), "schedule": EDM(), "bounds": Bounds()}
-    with pytest.raises(ValueError, match="start must be a global plan on the same base grid"):
-        Instance(**own, shape=(3,), width=8).start_at(Global(**own | change))
+    with pytest.raises(ValueError, match="start must be a shared plan on the same base grid"):
+        phi(**own, shape=(3,), width=8).start_at(shared(**own | change))

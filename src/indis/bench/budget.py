@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,7 +32,8 @@ from indis.denoise import UNCONDITIONAL, Condition, Denoiser, to_device_of
 from indis.endpoints import Endpoints
 from indis.losses import Loss
 from indis.numerics import seeded
-from indis.policies import AnySteps
+from indis.policies import LearnedPolicy
+from indis.recipe import descend
 from indis.sampler import Sampler
 from indis.storage import checksum, load_json, load_tensors, save_json, save_tensors
 from indis.tuning import copied_state
@@ -67,29 +67,17 @@ class BudgetConfig:
             raise ValueError(f"holdout must be in (0, 1), got {self.holdout}")
 
 
-def any_steps(sampler: Sampler) -> AnySteps:
+def any_steps(sampler: Sampler) -> LearnedPolicy:
     """The policy of a sampler for every N.
 
     Raises:
         ValueError: if it is another kind of sampler.
     """
-    if not isinstance(sampler.policy, AnySteps):
+    if not isinstance(sampler.policy, LearnedPolicy) or len(sampler.policy.counts) < 2:
         raise ValueError(
             "sampler must have one phi for every N: fit it with `indis fit --steps 3-10`"
         )
     return sampler.policy
-
-
-@contextmanager
-def kept_steps(policy: AnySteps) -> Iterator[None]:
-    """Let a block choose numbers of steps; afterwards the policy has the one that it had, whatever
-    happened.
-    """
-    chosen = policy.steps
-    try:
-        yield
-    finally:
-        policy.choose(chosen)
 
 
 def measure(
@@ -101,10 +89,9 @@ def measure(
     policy = any_steps(sampler)
     sampler, loss = to_device_of(sampler, denoiser), to_device_of(loss, denoiser)
     for steps in policy.counts:
-        with kept_steps(policy), torch.no_grad():
-            policy.choose(steps)
+        with torch.no_grad():
             parts = [
-                _losses(sampler, denoiser, data[i : i + batch], loss)
+                _losses(sampler.at(steps), denoiser, data[i : i + batch], loss)
                 for i in range(0, len(data), batch)
             ]
         yield steps, torch.cat(parts).cpu()
@@ -130,7 +117,7 @@ def foresee(
             "width": config.width,
             "depth": config.depth,
         }
-        predictor = ErrorPredictor(policy.counts, shape=policy.shape, **reader)
+        predictor = ErrorPredictor(policy.counts, shape=policy.shape or (), **reader)
     # It starts at each number's mean loss, and the scale of a loss does not matter.
     mean = losses.mean(0).clamp_min(1e-30)
     with torch.no_grad():
@@ -211,13 +198,10 @@ class BudgetSampler:
         self, denoiser: Denoiser, noise: Tensor, condition: Condition = UNCONDITIONAL
     ) -> Tensor:
         """Samples from unit ``noise`` ``(batch, *shape)``: those of equal number run together."""
-        steps, policy = self.steps(noise, condition.features), any_steps(self.sampler)
-        out = torch.empty_like(noise)
-        with kept_steps(policy):
-            for number in steps.unique().tolist():
-                rows = (steps == number).nonzero()[:, 0]
-                policy.choose(number)
-                out[rows] = self.sampler(denoiser, noise[rows], condition[rows])
+        steps, out = self.steps(noise, condition.features), torch.empty_like(noise)
+        for number in steps.unique().tolist():
+            rows = (steps == number).nonzero()[:, 0]
+            out[rows] = self.sampler.at(number)(denoiser, noise[rows], condition[rows])
         return out
 
 
@@ -299,29 +283,24 @@ def _descend(
     predictor: ErrorPredictor, data: Endpoints, losses: Tensor, split: int, config: BudgetConfig
 ) -> None:
     generator = torch.Generator().manual_seed(config.seed)
-    optimizer = torch.optim.Adam(predictor.parameters(), lr=config.lr)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, config.iterations)
+    optimizer = torch.optim.Adam(predictor.parameters())
     heldout = data[split:], losses[split:]
     best, state = _heldout(predictor, *heldout), copied_state(predictor)
-    for step in range(config.iterations):
+
+    def objective(step: int) -> Tensor:
         index = torch.randint(split, (config.batch,), generator=generator)
-        loss = deviance(
-            predictor(data.noise[index], data.condition[index].features), losses[index]
-        ).mean()
-        if not bool(loss.isfinite()):
-            predictor.load_state_dict(state)
-            raise FloatingPointError(
-                f"the predictor's loss is not finite at iteration {step + 1}, lower lr"
-            )
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-        if (step + 1) % 50 == 0 or step + 1 == config.iterations:
-            value = _heldout(predictor, *heldout)
-            if value < best:
-                best, state = value, copied_state(predictor)
-    predictor.load_state_dict(state)
+        told = predictor(data.noise[index], data.condition[index].features)
+        return deviance(told, losses[index]).mean()
+
+    try:
+        steps = descend(optimizer, objective, iterations=config.iterations, lr=config.lr)
+        for step, _ in steps:
+            if step % 50 == 0 or step == config.iterations:
+                value = _heldout(predictor, *heldout)
+                if value < best:
+                    best, state = value, copied_state(predictor)
+    finally:
+        predictor.load_state_dict(state)
 
 
 def _heldout(predictor: ErrorPredictor, data: Endpoints, losses: Tensor) -> float:

@@ -185,7 +185,7 @@ class Comparison:
         """The fitted, plain or shipped sampler of a finished cell."""
         shipped = SHIPPED.get(self.bench.name, {})
         if cell.method in shipped:
-            return artifact.load(artifact.shipped(shipped[cell.method].format(cell.nfe)))
+            return artifact.load(shipped[cell.method].format(cell.nfe))
         if cell.seed is not None:
             return artifact.load(self.folder / "artifacts" / cell.name)
         return self.bench.grid_sampler(cell.method, cell.nfe + cell.afs, analytic_first=cell.afs)
@@ -443,7 +443,7 @@ class Comparison:
     def _plain_identity(self, cell: Cell, samples: int) -> dict[str, Any]:
         """Of a grid, or of a shipped sampler, which another release may ship otherwise."""
         name = SHIPPED.get(self.bench.name, {}).get(cell.method)
-        folder = None if name is None else artifact.shipped(name.format(cell.nfe))
+        folder = None if name is None else artifact.SHIPPED / name.format(cell.nfe)
         files = {} if folder is None else {file: checksum(folder / file) for file in FILES}
         return {
             "heldout": self.sizes.heldout,

@@ -10,10 +10,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from indis.policies.encoders import Reader
+from indis.policies.encoders import Encoder
 
 
 class ErrorPredictor(nn.Module):
@@ -31,13 +30,14 @@ class ErrorPredictor(nn.Module):
         super().__init__()
         self.counts, self.shape, self.condition_dim = tuple(counts), tuple(shape), condition_dim
         self.width, self.depth = width, depth
-        self.reader = Reader(self.shape, condition_dim, width, depth)
-        self.mix, self.head = nn.Linear(width, width), nn.Linear(width, len(self.counts))
+        self.encoder = Encoder(self.shape, condition_dim, width, depth)
+        self.head = nn.Linear(width, len(self.counts))
         nn.init.zeros_(self.head.weight)
 
     def forward(self, noise: Tensor, features: Tensor | None = None) -> Tensor:
         """From unit noise ``(batch, *shape)`` and condition features ``(batch, condition_dim)``."""
-        return self.head(F.silu(self.mix(self.reader(noise, features))))
+        log_mean: Tensor = self.head(self.encoder(noise, features))
+        return log_mean
 
     def describe(self) -> dict[str, Any]:
         """The arguments it is built from, as JSON."""

@@ -35,8 +35,9 @@ from indis.denoise import Condition, Denoiser, to_device_of
 from indis.endpoints import Endpoints
 from indis.losses import Loss
 from indis.numerics import seeded
-from indis.policies.closed import seen
-from indis.policies.encoders import Reader
+from indis.policies.closed import observation
+from indis.policies.encoders import Encoder
+from indis.recipe import descend
 from indis.sampler import Sampler
 from indis.sensitivity import per_sample_gradients
 
@@ -162,7 +163,10 @@ class _Watched:
     def __call__(self, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
         answer = self.denoiser(x, t, condition)
         self.seen.append(
-            seen(x, answer, t, self.denoiser.schedule, self.denoiser.native).detach().float().cpu()
+            observation(x, answer, t, self.denoiser.schedule, self.denoiser.native)
+            .detach()
+            .float()
+            .cpu()
         )
         return answer
 
@@ -175,14 +179,13 @@ class _Predictor(nn.Module):
     ) -> None:
         super().__init__()
         width = config.width
-        self.reader = Reader(shape, condition, width, config.depth)
-        self.head = nn.Sequential(
-            nn.SiLU(), nn.Linear(width, width), nn.SiLU(), nn.Linear(width, logits)
-        )
+        self.encoder = Encoder(shape, condition, width, config.depth)
+        self.head = nn.Linear(width, logits)
 
     def forward(self, view: Tensor, features: Tensor | None) -> Tensor:
         """``(batch, logits)``."""
-        return self.head(self.reader(view, features))
+        told: Tensor = self.head(self.encoder(view, features))
+        return told
 
 
 class _Lesson:
@@ -207,28 +210,27 @@ class _Lesson:
 
     def explained(self) -> float:
         """Teach, and judge the best epoch."""
-        best, share = -math.inf, 0.0
-        generator = torch.Generator().manual_seed(self.config.seed)
-        for epoch in range(self.config.epochs):
-            for group in self.optimizer.param_groups:
-                group["lr"] = (
-                    self.config.lr * (1 + math.cos(math.pi * epoch / self.config.epochs)) / 2
-                )
+        best, share, config = -math.inf, 0.0, self.config
+        generator = torch.Generator().manual_seed(config.seed)
+        parts = [
+            part
+            for _ in range(config.epochs)
             for part in self.train[torch.randperm(len(self.train), generator=generator)].split(
-                self.config.batch
-            ):
-                self._learn(part)
-            if (chosen := self._share(self.choose)) > best:
+                config.batch
+            )
+        ]
+
+        def objective(step: int) -> Tensor:
+            return F.huber_loss(self._predict(parts[step]), self.target[parts[step]])
+
+        an_epoch = len(parts) // config.epochs
+        for step, _ in descend(self.optimizer, objective, iterations=len(parts), lr=config.lr):
+            if step % an_epoch == 0 and (chosen := self._share(self.choose)) > best:
                 best, share = chosen, self._share(self.judge)
         return share
 
     def _predict(self, part: Tensor) -> Tensor:
         return self.net(self.view[part], None if self.features is None else self.features[part])
-
-    def _learn(self, part: Tensor) -> None:
-        self.optimizer.zero_grad(set_to_none=True)
-        F.huber_loss(self._predict(part), self.target[part]).backward()
-        self.optimizer.step()
 
     @torch.no_grad()
     def _share(self, index: Tensor) -> float:

@@ -12,7 +12,7 @@ import torch
 from indis.denoise import Denoiser, to_device_of
 from indis.endpoints import Endpoints
 from indis.pixels import to_bytes
-from indis.policies import Fixed, Global, Instance
+from indis.policies import Fixed, LearnedPolicy
 from indis.sampler import Sampler
 from indis.storage import save_tensors
 
@@ -59,16 +59,17 @@ def write_plans(
     for picture in pictures:
         sampler = picture.sampler
         # Of a closed loop nothing is shown, and its plans would take whole runs.
-        if sampler is None or not (
-            type(sampler.policy) is Instance or isinstance(sampler.policy, Fixed | Global)
-        ):
+        reads = getattr(sampler and sampler.policy, "reads", "nothing")
+        if sampler is None or reads == "answers":
+            continue
+        if not isinstance(sampler.policy, Fixed | LearnedPolicy):
             continue
         with torch.inference_mode():
             plan = to_device_of(sampler, denoiser).realized_plan(
                 denoiser, part.noise, part.condition
             )
         columns = {name: getattr(plan, name) for name in ("tau", "dtau", "gamma")}
-        if isinstance(sampler.policy, Instance):
+        if reads == "noise":
             tensors |= {f"{name} N={picture.nfe}": value for name, value in columns.items()}
         else:
             kind = "base" if isinstance(sampler.policy, Fixed) else "global"

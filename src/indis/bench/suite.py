@@ -21,14 +21,14 @@ from indis.denoise import Denoiser, to_device_of
 from indis.endpoints import Endpoints
 from indis.evaluate import frechet_of_images, frechet_of_seeds, score_pairs
 from indis.methods import INDIS, heuristic
-from indis.methods.two_stage import TwoStage
+from indis.methods.midpoint_table import TwoStage
 from indis.models.fashion import Fashion
 from indis.models.fashion_features import WEIGHTS as FEATURE_WEIGHTS
 from indis.models.fashion_features import frechet_judge
 from indis.models.toy import Toy
+from indis.recipe import Recipe
 from indis.sampler import Sampler
 from indis.storage import checksum, describe
-from indis.tuning import Recipe
 
 Scores = dict[str, Any]
 
@@ -225,12 +225,20 @@ class ToyBench(Bench):
         "grid": "uniform",
         "loss": "squared",
         "width": 96,
-        "probes": 2000,  # errors are heavy-tailed, so a few would measure the sensitivity of themselves
     }
+    # Errors are heavy-tailed, so a few probes would measure the sensitivity of themselves.
     full = Sizes(
-        20_000, 20_000, 20_000, Recipe(400, 512, relative=True, holdout=1000, validate_every=50)
+        20_000,
+        20_000,
+        20_000,
+        Recipe(400, 512, relative=True, probes=2000, holdout=1000, validate_every=50),
     )
-    brief = Sizes(4000, 4000, 4000, Recipe(120, 256, relative=True, holdout=500, validate_every=20))
+    brief = Sizes(
+        4000,
+        4000,
+        4000,
+        Recipe(120, 256, relative=True, probes=2000, holdout=500, validate_every=20),
+    )
 
     def own(self, method: str) -> dict[str, Any]:
         """Wider bounds where there are any, as the optimum lies far from the base; a grid that

@@ -33,9 +33,10 @@ from indis.endpoints import Endpoints, endpoint_batches, gather
 from indis.losses import squared_distance
 from indis.methods import INDIS, heuristic
 from indis.models.toy import load
-from indis.policies import Instance, PerSample
+from indis.policies import LearnedPolicy
+from indis.recipe import Recipe
 from indis.sampler import Sampler
-from indis.tuning import Fit, Recipe
+from indis.tuning import Fit
 
 FREEDOMS: dict[str, dict[str, Any]] = {
     "tau": {"dtau": 0.0, "gamma": 0.0},
@@ -241,12 +242,11 @@ class ToyStudy:
             steps=steps,
             solver="euler",
             grid="uniform",
-            per_instance=per_instance,
+            reads="noise" if per_instance else "nothing",
             loss="squared",
-            probes=min(c.probes, c.priors),
             width=c.width,
             depth=c.depth,
-            recipe=fitting,
+            recipe=replace(fitting, probes=min(c.probes, c.priors)),
             **sizes,
         )
 
@@ -272,13 +272,14 @@ class ToyStudy:
         """
         c, data = self.config, self.data["train"]
         policy = learned.policy
-        if not isinstance(policy, Instance):
+        if not isinstance(policy, LearnedPolicy) or policy.encoder is None:
             raise TypeError(f"learned must have a phi, got {type(policy).__name__}")
+        oracle = policy.for_samples(len(data))
+        scale, table = oracle.logits.scale, oracle.logits.table
+        scale.copy_(policy.logits.scale)
         with torch.no_grad():
-            start = policy.logits(data.noise, None, None)
-        oracle = PerSample(len(data), policy.base, policy.schedule, policy.bounds)
-        oracle.scale.copy_(policy.scale)
-        oracle.free.data.copy_(start)
+            start = policy.logits(policy.encoder(data.noise)) / scale
+        table.data.copy_(start)
         sampler = Sampler(oracle, learned.solver)
         fitting = Recipe(
             c.oracle_iterations, len(data), c.oracle_lr, clip=1e12, holdout=0, seed=c.seed
@@ -292,11 +293,11 @@ class ToyStudy:
 
         for _ in Fit(sampler, self.toy, data, total, fitting).run():
             pass
-        found = oracle.free.detach().clone()
+        found = table.detach().clone()
         after = self._errors(sampler, data)
-        oracle.free.data.copy_(start)
+        table.data.copy_(start)
         before = self._errors(sampler, data)
-        oracle.free.data.copy_(torch.where((after < before)[:, None, None], found, start))
+        table.data.copy_(torch.where((after < before)[:, None, None], found, start))
         return sampler
 
     def _errors(self, sampler: Sampler, data: Endpoints) -> Tensor:

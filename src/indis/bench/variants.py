@@ -10,7 +10,7 @@ from typing import Any
 
 from indis import methods
 from indis.methods import Method
-from indis.tuning import Recipe
+from indis.recipe import Recipe
 
 
 @dataclass(frozen=True)
@@ -51,8 +51,7 @@ class Variant:
             | own
             | self.changes
         )
-        starts = fit.starts if self.type.seeded else 1
-        tuned = replace(fit, lr=given.pop("lr", defaults.lr), clip=defaults.clip, starts=starts)
+        tuned = replace(fit, lr=given.pop("lr", defaults.lr), clip=defaults.clip)
         return self.type(steps=steps, analytic_first=analytic_first, recipe=tuned, **given)
 
     def _takes(self, name: str) -> bool:
@@ -83,18 +82,17 @@ VARIANTS: dict[str, Variant] = {
     "epd-plugin": Variant("epd-plugin", {"lr": 0.2}),
     "adasde": Variant("adasde"),
     "indis +weights": Variant("indis", {"weights": 0.5}, kind="ours"),
-    "look first": Variant("look", {"look": "first"}, kind="ours"),
+    "look first": Variant("look", {"replan": "first"}, kind="ours"),
     "look": Variant("look", kind="ours"),
     "local": Variant("local", kind="ours"),
-    "local weights": Variant("local", {"local": "weights"}, kind="ours"),
-    "local first": Variant("local", {"look": "first", "local_width": 16}, kind="ours"),
+    "local weights": Variant("local", {"picture": "weights"}, kind="ours"),
+    "local first": Variant("local", {"replan": "first", "picture_width": 16}, kind="ours"),
     "god +weights": Variant("god", {"weights": 0.5}, kind="ours"),
     "god tau": Variant("god", {"dtau": 0.0, "gamma": 0.0}, kind="ablation"),
     "indis tau": Variant("indis", {"dtau": 0.0, "gamma": 0.0}, kind="ablation"),
     "indis without dtau": Variant("indis", {"dtau": 0.0}, kind="ablation"),
     "indis without gamma": Variant("indis", {"gamma": 0.0}, kind="ablation"),
     "indis without class": Variant("indis", {"use_condition": False}, kind="ablation"),
-    "indis +tracking": Variant("indis", {"weights": 0.5, "track": True}, kind="ablation"),
 }
 
 

@@ -18,7 +18,6 @@ from indis.denoise import Counted, Denoiser
 from indis.endpoints import check_seeds, load_endpoints
 from indis.evaluate import Draw, Row, counted_nfe, frechet_of_seeds, score_pairs
 from indis.models.fashion_features import frechet_judge
-from indis.policies import AnySteps
 from indis.sampler import Sampler
 
 
@@ -111,7 +110,7 @@ class Evaluate(SamplerChoice):
         }
         if isinstance(sampler, Sampler):
             steps = sampler.policy.steps
-            whole = steps if isinstance(sampler.policy, AnySteps) else config.get("steps", steps)
+            whole = steps if len(sampler.policy.counts) > 1 else config.get("steps", steps)
             row |= {"steps": whole, "afs": sampler.analytic_first}
         return row
 

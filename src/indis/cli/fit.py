@@ -17,7 +17,6 @@ from indis.cli.model import ModelOfEndpoints, WithModel, check_loss, taught_mode
 from indis.cli.paths import writable, writable_file
 from indis.endpoints import load_endpoints
 from indis.methods import Method, named
-from indis.starts import Starts
 from indis.storage import checksum, digest, load_json, save_json
 from indis.tuning import Fit, Search, Tuning
 
@@ -124,11 +123,8 @@ class FitCommand(WithModel, Generic[M]):
         }
         curve = self._resume(process, identity)
         self._iterate(process, identity, curve)
-        initial = (
-            process.untuned
-            if isinstance(process, Fit | Starts) and self.config.recipe.holdout
-            else None
-        )
+        fitted = isinstance(process, Fit) and self.config.recipe.holdout
+        initial = process.initial_loss if fitted else None
         provenance = {
             "command": command_line(),
             "model": self.model or taught_model(meta, self.data),
@@ -165,12 +161,11 @@ class FitCommand(WithModel, Generic[M]):
         name, best = f"held-out {self.config.loss}", process.best
         if initial is None:
             return f"{name} {best:.5f}"
-        if best >= initial:
+        if not process.improved:
             return (
                 f"nothing improved on the start: {name} began at {initial:.5f} and never fell "
                 f"below it, so the artifact is the untuned sampler; try a lower --lr"
             )
-        # With several starts the best may have been measured between two points of the curve.
         at = next((f" at iteration {step:g}" for step, value in curve if value == best), "")
         return f"{name}: start {initial:.5f} -> best {best:.5f}{at}"
 

@@ -16,7 +16,7 @@ from indis.denoise import Denoiser
 from indis.methods import heuristic
 from indis.noise import same_schedule
 from indis.plan import Discretization
-from indis.policies import AnySteps, Fixed
+from indis.policies import Fixed
 from indis.sampler import Sampler
 
 MOST_STEPS = 10_000
@@ -90,13 +90,11 @@ class SamplerChoice(WithModel):
         check_fits(self.artifact, sampler, denoiser)
         if self.steps is None:
             return sampler
-        if isinstance(sampler.policy, AnySteps):
-            sampler.policy.choose(self.steps)
-        elif self.steps != sampler.policy.steps:
+        if len(sampler.policy.counts) == 1 and self.steps != sampler.policy.steps:
             raise ValueError(
                 f"steps must be {sampler.policy.steps} for {self.artifact}, got {self.steps}"
             )
-        return sampler
+        return sampler.at(self.steps)
 
     @property
     def plain(self) -> dict[str, Any]:
@@ -143,7 +141,7 @@ def check_fits(name: Path | str, sampler: Sampler, denoiser: Denoiser) -> None:
             f"{name} needs a model with shape {shape}, {denoiser.name} has {denoiser.shape}"
         )
     if isinstance(sampler.policy, Fixed):  # knows neither, only times
-        _check_times(name, sampler.policy.plan, denoiser)
+        _check_times(name, sampler.policy.shared_plan(), denoiser)
     made_for = artifact.made_for(name)
     wanted = models.name_of(made_for) if made_for is not None else None
     if wanted not in (None, denoiser.name):

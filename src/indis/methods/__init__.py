@@ -1,5 +1,10 @@
-"""Methods: how a policy is learned from teacher endpoints, one file a paper."""
+"""Methods: how a sampler is tuned on teacher end points, one file a paper.
 
+A file that is put here is found: a :class:`Method` with a ``name`` is a method, and a policy that
+can be rebuilt is stored in artifacts.
+"""
+
+from indis.discovery import classes_in
 from indis.methods.adasde import AdaSDE
 from indis.methods.ald3 import ALD3
 from indis.methods.amed import AMED, AMEDPlugin
@@ -7,31 +12,29 @@ from indis.methods.ays import AYS
 from indis.methods.dmn import DMN
 from indis.methods.dyweight import DyWeight
 from indis.methods.epd import EPD, EPDPlugin
-from indis.methods.every_n import EveryN
 from indis.methods.gits import GITS
-from indis.methods.god import GOD
-from indis.methods.indis import INDIS
+from indis.methods.indis import GOD, INDIS, EveryN, Local, Look
 from indis.methods.ld3 import LD3
-from indis.methods.local import Local
-from indis.methods.look import Look
 from indis.methods.method import Method, heuristic
+from indis.policies import Fixed, LearnedPolicy, Policy
 
 __all__ = [
     "ALD3",
     "AMED",
     "AYS",
     "DMN",
-    "GITS",
     "EPD",
+    "GITS",
     "GOD",
+    "INDIS",
     "LD3",
     "METHODS",
+    "POLICIES",
     "AMEDPlugin",
     "AdaSDE",
     "DyWeight",
     "EPDPlugin",
     "EveryN",
-    "INDIS",
     "Local",
     "Look",
     "Method",
@@ -39,28 +42,25 @@ __all__ = [
     "named",
 ]
 
+
+_DEFINED = sorted(
+    classes_in(__name__, __path__), key=lambda kind: kind.__module__ != INDIS.__module__
+)
+
 METHODS: dict[str, type[Method]] = {
-    "indis": INDIS,
-    "look": Look,
-    "local": Local,
-    "every-n": EveryN,
-    "god": GOD,
-    "ld3": LD3,
-    "dyweight": DyWeight,
-    "ald3": ALD3,
-    "amed": AMED,
-    "amed-plugin": AMEDPlugin,
-    "epd": EPD,
-    "epd-plugin": EPDPlugin,
-    "adasde": AdaSDE,
-    "gits": GITS,
-    "dmn": DMN,
-    "ays": AYS,
+    kind.name: kind for kind in _DEFINED if issubclass(kind, Method) and "name" in vars(kind)
+}
+
+# The policies that artifacts hold.
+POLICIES: dict[str, type[Policy]] = {
+    kind.__name__: kind
+    for kind in (Fixed, LearnedPolicy, *_DEFINED)
+    if issubclass(kind, Policy) and "rebuild" in vars(kind)
 }
 
 
 def named(name: str) -> type[Method]:
-    """The method of a name.
+    """Return the method of a name.
 
     Raises:
         ValueError: if there is none.

@@ -1,30 +1,121 @@
-"""ALD3's one-shot model: LD3's stamps, predicted for each sample from its starting noise.
+r"""ALD3's one-shot model: LD3's stamps, predicted for each sample from its starting noise.
 
-Source: github.com/ConnorReed246/ALD3 (2025), read for facts; the policy is
-:mod:`indis.policies.one_shot`. It is the closest relative of INDIS that came before it: no time
-shifts, no output scales, no condition.
+Source: github.com/ConnorReed246/ALD3 (2025), read for facts. It is the closest relative of INDIS
+that came before it: no time shifts, no output scales, no condition.
 
-Where this departs from the released code: Adam without weight decay (there AdamW with 1e-4) along
-the shared cosine (there 0.95 every 100 updates), with its warm-up; intervals have a floor; the
-library's trunk, which keeps where in the picture the noise leans (there two convolutional blocks
-and a global average); a fixed set of endpoints; gradients are clipped before the update (there by a
+.. math:: u_k = u_0 + (u_N - u_0) \sum_{j<k} p_j, \qquad p_j = softplus(z_j) / \sum_i softplus(z_i)
+
+in a coordinate :math:`u`, log-SNR as published, with both ends fixed.
+
+Where this departs from the released code: the head has N outputs, since of N + 1 one cancels in the
+fixed ends; z has a constant part that makes the fractions those of a *base grid* where the network
+says zero, as an untrained one does; Adam without weight decay (there AdamW with 1e-4) along the
+shared cosine (there 0.95 every 100 updates), with its warm-up; intervals have a floor; the
+library's trunk, which keeps where in the picture the noise lies (there two convolutional blocks and
+a global average); a fixed set of end points; gradients are clipped before the update (there by a
 slip before they exist); the loss is a field (published: LPIPS).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, ClassVar, Self
 
-from indis import grids, solvers
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from indis import solvers
 from indis.checks import require_choice, require_least
 from indis.denoise import Denoiser
 from indis.methods.method import Method
-from indis.noise import Domain
-from indis.numerics import seeded
-from indis.plan import Bounds
-from indis.policies.one_shot import OneShot
+from indis.noise import SCHEDULES, Domain, NoiseSchedule
+from indis.numerics import TIME_DTYPE, seeded
+from indis.plan import LOGIT_ROWS, Bounds, Discretization, coordinate, from_logits
+from indis.policies import Policy, shared_grid
+from indis.policies.encoders import Encoder, check_shape
+from indis.recipe import Recipe
 from indis.sampler import Sampler
-from indis.tuning import Recipe
+from indis.storage import describe, from_fields, rebuild
+
+_TINY = 1e-7  # published: keeps the sum of the fractions from zero
+
+
+class OneShot(Policy):
+    """Predicts the interval fractions of each sample; untrained, it is its base bit for bit.
+
+    Args:
+        base: grid ``(1, steps + 1)``.
+        schedule: noise schedule of the denoiser.
+        bounds: of which only ``domain`` and ``floor`` matter.
+        shape: of a sample.
+        width: of the hidden layers.
+        depth: number of hidden layers, for vectors.
+    """
+
+    base: Tensor
+    offset: Tensor
+
+    def __init__(
+        self,
+        base: Tensor,
+        schedule: NoiseSchedule,
+        bounds: Bounds,
+        *,
+        shape: tuple[int, ...],
+        width: int = 128,
+        depth: int = 3,
+    ) -> None:
+        super().__init__()
+        self.register_buffer("base", shared_grid(base))
+        self.schedule, self.bounds, self.steps = schedule, bounds, base.shape[1] - 1
+        self.shape, self.width, self.depth = tuple(shape), width, depth
+        self.encoder, self.head = Encoder(self.shape, 0, width, depth), nn.Linear(width, self.steps)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+        self.register_buffer("offset", self._offset(), persistent=False)
+
+    def forward(
+        self, noise: Tensor, features: Tensor | None = None, index: Tensor | None = None
+    ) -> Discretization:
+        """Return each sample's plan."""
+        raw = self.head(self.encoder(noise)).to("cpu", TIME_DTYPE)
+        # A fraction is a softmax of logarithms: those of the shares, relative to the base grid's.
+        moved = _log_share(raw + self.offset) - _log_share(self.offset)
+        logits = F.pad(moved[:, None], (0, 0, 0, LOGIT_ROWS - 1))
+        return from_logits(logits, self.base, self.schedule, self.bounds)
+
+    def check(self, denoiser: Denoiser) -> None:
+        """Refuse a denoiser on which this policy would give wrong samples."""
+        super().check(denoiser)
+        check_shape(self.shape, tuple(denoiser.shape))
+
+    def describe(self) -> dict[str, Any]:
+        """Return what it is built from."""
+        network = {name: getattr(self, name) for name in ("shape", "width", "depth")}
+        parts = {"schedule": describe(self.schedule), "bounds": asdict(self.bounds)}
+        return parts | {"network": network}
+
+    @classmethod
+    def rebuild(cls, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Self:
+        """Return the policy of this description and state."""
+        network = config["network"] | {"shape": tuple(config["network"]["shape"])}
+        schedule = rebuild(config["schedule"], SCHEDULES)
+        policy = cls(tensors["base"], schedule, from_fields(Bounds, config["bounds"]), **network)
+        policy.load_state_dict(dict(tensors))
+        return policy
+
+    def _offset(self) -> Tensor:
+        """The z whose softplus are the base grid's fractions times N, ``(1, steps)``."""
+        to, _ = coordinate(self.schedule, self.bounds.domain)
+        level = to(self.base)
+        share = self.steps * level.diff(dim=1) / (level[:, -1:] - level[:, :1])
+        return share + (-torch.expm1(-share)).log()
+
+
+def _log_share(raw: Tensor) -> Tensor:
+    return F.softplus(raw).clamp_min(_TINY).log()
 
 
 @dataclass(frozen=True)
@@ -39,11 +130,10 @@ class ALD3(Method):
         ValueError: for fewer than two steps, which leave nothing to choose, or an unknown domain.
     """
 
-    # euler, heun, ipndm, adams_bashforth, deis, dpmpp, unipc or midpoint, as name[:order[:variant]]
-    solver: str = "unipc:3:bh1"
-    # where it starts: natural (polynomial:7, or uniform for a flow), uniform, log_snr, polynomial,
-    # quadratic, vp_time, flow_shift or resolution, as name[:parameter], or list:T0,T1,... of times
-    grid: str = "log_snr"
+    name: ClassVar[str] = "ald3"
+
+    solver: str = "unipc:3:bh1"  # solver
+    grid: str = "log_snr"  # grid that a fit starts at
     recipe: Recipe = field(
         default_factory=lambda: Recipe(iterations=33_333, batch=3, lr=5e-4, validate_every=500)
     )
@@ -57,9 +147,9 @@ class ALD3(Method):
         require_choice("domain", self.domain or "log_snr", Domain)
 
     def untrained(self, denoiser: Denoiser) -> Sampler:
-        """The sampler before any tuning: equal to its base solver, bit for bit."""
+        """Return the base solver, bit for bit."""
         schedule = denoiser.schedule
-        base = grids.named(self.grid)(schedule, self.steps)
+        base = self.base(schedule)
         bounds = Bounds(dtau=0, gamma=0, domain=self.domain or schedule.domain)
         # The initial weights are part of the experiment's seed, and drawing them must not disturb
         # the caller's.

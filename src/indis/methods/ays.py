@@ -14,15 +14,17 @@ of the forward process. The bound is a sum over intervals, so a node can be move
 neighbours alone, and it is minimised by trying candidates for one node after the other (Algorithm
 1). As in the paper,
 
-* it is done for 10 intervals, begun at a heuristic grid, with 11 candidates a node, then halving each interval twice;
-* it stops early, since the bound is on paths and samples are best before it is least. The paper judges by image
-  quality or by eye; here the loss to the teacher's endpoints picks one of the grids on the way;
+* it is done for 10 intervals, begun at a heuristic grid, with 11 candidates a node, then halving
+  each interval twice;
+* it stops early, since the bound is on paths and samples are best before it is least. The paper
+  judges by image quality or by eye; here the loss to the teacher's end points picks one of the
+  grids on the way;
 * any other number of steps interpolates log sigma linearly over the index.
 
 Ours is how the bound is measured. The paper draws new times and noise for each candidate; here each
 sample follows one forward path over a fine grid, once, and the bounds of all pairs of nodes are
 read off. A search thus costs ``samples * (fine + 1)`` evaluations, plus about 25 rounds of sampling
-to see where to stop. The data are the teacher's endpoints. As :math:`\sigma` is relative to the
+to see where to stop. The data are the teacher's end points. As :math:`\sigma` is relative to the
 signal, the bound does not depend on how a schedule scales its states.
 """
 
@@ -31,6 +33,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -41,9 +44,9 @@ from indis.checks import require_least
 from indis.denoise import Denoiser, Form, convert, to_device_of
 from indis.endpoints import Endpoints
 from indis.losses import Loss
-from indis.methods.grid import GridMethod
+from indis.methods.method import GridMethod
 from indis.noise import NoiseSchedule, end_levels
-from indis.numerics import TIME_DTYPE, broadcast
+from indis.numerics import TIME_DTYPE, broadcast, to_sample_device
 from indis.plan import Churn
 from indis.solvers.stepper import inflate
 
@@ -68,12 +71,13 @@ class AYS(GridMethod):
         ValueError: for an unknown table or a number that is not accepted.
     """
 
-    table: str = OPTIMISE  # "optimise", or a published table by its name (they fit the models that they were made for)
+    name: ClassVar[str] = "ays"
+
+    table: str = OPTIMISE  # "optimise", or a published table: sd15, sdxl or svd
     intervals: int = 10  # steps of the first grid that is optimised (paper, sec. 3.3)
     halvings: int = 2  # how often its intervals are halved and optimised again (paper, sec. 3.3)
-    candidates: int = (
-        11  # times tried for a node: itself and as many to either side (paper, app. B.1)
-    )
+    # times tried for a node: itself and as many to either side (paper, app. B.1)
+    candidates: int = 11
     samples: int = 256  # end points that the bound is measured on (paper: 8192, with one time each)
     fine: int = 240  # intervals of the grid on which the bound is measured; ours
 
@@ -86,12 +90,13 @@ class AYS(GridMethod):
         require_least(self, intervals=2, halvings=0, candidates=3, samples=1)
         if self.candidates % 2 == 0:
             raise ValueError(
-                f"candidates must be odd, as many to the left of a node as to its right, got {self.candidates}"
+                "candidates must be odd, as many to the left of a node as to its right, "
+                f"got {self.candidates}"
             )
         require_least(self, fine=self.intervals * 2**self.halvings)
 
     def best(self, denoiser: Denoiser, train: Endpoints, loss: Loss) -> Tensor:
-        """The table's grid or the one that the search finds.
+        """Return the table's grid or the one that the search finds.
 
         Raises:
             ValueError: if the table was made for another schedule, or the bound is not finite.
@@ -103,7 +108,7 @@ class AYS(GridMethod):
     @torch.no_grad()
     def _optimised(self, denoiser: Denoiser, data: Endpoints, loss: Loss) -> Tensor:
         require_noise(denoiser.schedule)
-        fine = to_device_of(grids.log_snr(denoiser.schedule, self.fine), denoiser)
+        fine = grids.log_snr(denoiser.schedule, self.fine)
         cost = self._bounds(denoiser, data, fine).tolist()
         paths = sweeps(
             cost, self._first(denoiser.schedule), self.candidates // 2, gap=2**self.halvings
@@ -133,7 +138,7 @@ class AYS(GridMethod):
         for part in self.batches(denoiser, data):
             for path in denoised(denoiser, part, fine[0], generator).double().unbind(1):
                 total = total + torch.cdist(path, path).square()
-        return interval_bounds(total / len(data), denoiser.schedule.log_snr(fine[0]))
+        return interval_bounds(total.cpu() / len(data), denoiser.schedule.log_snr(fine[0]))
 
     def _loss(self, denoiser: Denoiser, data: Endpoints, tau: Tensor, loss: Loss) -> float:
         sampler, decode = self.on(tau), denoiser.decode
@@ -145,7 +150,7 @@ class AYS(GridMethod):
 
 
 def require_noise(schedule: NoiseSchedule) -> None:
-    """Raise unless snr is finite.
+    """Pass if the signal-to-noise ratio is finite.
 
     Raises:
         ValueError: if sigma(t_min) is 0.
@@ -159,8 +164,8 @@ def require_noise(schedule: NoiseSchedule) -> None:
 def forward_path(
     schedule: NoiseSchedule, data: Tensor, tau: Tensor, generator: torch.Generator
 ) -> Iterator[Tensor]:
-    """States ``(batch, *shape)`` of one forward process at the nodes ``tau`` ``(nodes,)``, cleanest
-    and last first.
+    """Yield states ``(batch, *shape)`` of one forward process at the nodes ``tau`` ``(nodes,)``,
+    the last and cleanest first.
 
     Its noise is drawn on the CPU, so it is the same on every device.
     """
@@ -177,8 +182,8 @@ def forward_path(
 def denoised(
     denoiser: Denoiser, data: Endpoints, tau: Tensor, generator: torch.Generator
 ) -> Tensor:
-    """D at the nodes ``(nodes,)`` of a forward path from each target: ``(nodes, batch, dim)``, in
-    the order of ``tau``.
+    """Return D at the nodes ``tau`` ``(nodes,)`` of a forward path from each target, ``(nodes,
+    batch, dim)``.
 
     Raises:
         ValueError: if it is not finite.
@@ -186,18 +191,18 @@ def denoised(
     states = forward_path(denoiser.schedule, data.target, tau, generator)
     answers = []
     for x, t in zip(states, reversed(tau.split(1)), strict=True):
-        native = denoiser(x, t.expand(len(x)), data.condition)
+        native = denoiser(x, to_sample_device(t, x).expand(len(x)), data.condition)
         answer = convert(native, denoiser.native, Form.DATA, x=x, schedule=denoiser.schedule, t=t)
+        if not bool(answer.isfinite().all()):
+            raise ValueError(
+                f"AYS needs a finite denoised sample at all times, got none at t = {float(t):g}"
+            )
         answers.append(answer.flatten(1))
-    if not bool(answer.isfinite().all()):
-        raise ValueError(
-            "AYS needs a finite denoised sample, which this denoiser does not give at its first time"
-        )
     return torch.stack(answers[::-1])
 
 
 def interval_bounds(change: Tensor, log_snr: Tensor) -> Tensor:
-    """KLUB of the interval from node i to node j > i, ``(nodes, nodes)``.
+    """Return the KLUB of the interval from node i to node j > i, ``(nodes, nodes)``.
 
     ``change`` is E |D_i - D_j|^2. The integral over snr is that of the trapezoid rule.
     """
@@ -209,8 +214,8 @@ Costs = list[list[float]]
 
 
 def sweeps(cost: Costs, path: list[int], reach: int, gap: int) -> Iterator[list[int]]:
-    """The path, then what it becomes each time all its inner nodes have moved in turn, until none
-    does any more.
+    """Yield the path, then what it becomes each time all its inner nodes have moved in turn, until
+    none does any more.
 
     A node goes to the best place up to ``reach`` from where it is and at least ``gap`` from its
     neighbours.
@@ -229,9 +234,7 @@ def sweeps(cost: Costs, path: list[int], reach: int, gap: int) -> Iterator[list[
 
 
 def halved(cost: Costs, path: list[int], times: int) -> list[int]:
-    """The path with a best node put into each interval, ``times`` times over; what was there
-    stays.
-    """
+    """Return the path with a best node put into each interval, ``times`` times over."""
     for gap in (2**k for k in reversed(range(times))):
         inner = [(a, between(cost, a, b, range(a + gap, b - gap + 1))) for a, b in pairwise(path)]
         path = [*(node for pair in inner for node in pair), path[-1]]
@@ -239,26 +242,24 @@ def halved(cost: Costs, path: list[int], times: int) -> list[int]:
 
 
 def between(cost: Costs, left: int, right: int, places: range) -> int:
-    """The place that makes the two intervals around it cheapest."""
+    """Return the place that makes the two intervals around it cheapest."""
     return min(places, key=lambda place: cost[left][place] + cost[place][right])
 
 
 def interpolated(schedule: NoiseSchedule, log_snr: Tensor, steps: int) -> Tensor:
-    """``steps`` intervals from ``log_snr`` ``(nodes,)``, linear over the index; the ends are the
-    schedule's own.
+    """Return a grid of ``steps`` intervals from ``log_snr`` ``(nodes,)``, linear over the index;
+    the ends are the schedule's own.
     """
-    place = torch.linspace(0, len(log_snr) - 1, steps + 1, dtype=TIME_DTYPE)[1:-1].to(
-        log_snr.device
-    )
+    place = torch.linspace(0, len(log_snr) - 1, steps + 1, dtype=TIME_DTYPE)[1:-1]
     cell = place.long().clamp(max=len(log_snr) - 2)
     inner = torch.lerp(log_snr[cell], log_snr[cell + 1], place - cell)
     ends = schedule.t_max, schedule.t_min
-    first, last = (torch.tensor([t], dtype=TIME_DTYPE, device=log_snr.device) for t in ends)
+    first, last = (torch.tensor([t], dtype=TIME_DTYPE) for t in ends)
     return torch.cat([first, schedule.time(inner), last])[None]
 
 
 def published(table: str, schedule: NoiseSchedule, steps: int) -> Tensor:
-    """A table's grid of ``steps`` intervals, at the times that have its noise levels.
+    """Return a table's grid of ``steps`` intervals, at the times that have its noise levels.
 
     Raises:
         ValueError: if the schedule does not span the table's noise levels.
@@ -268,7 +269,8 @@ def published(table: str, schedule: NoiseSchedule, steps: int) -> Tensor:
     if not torch.allclose(ends, level[[0, -1]], rtol=0, atol=0.05):
         high, low = (-ends).exp().tolist()
         raise ValueError(
-            f"table {table!r} is made for noise levels from {TABLES[table][0]:g} to {TABLES[table][-1]:g}, got a model "
-            f"with {high:g} to {low:g}; tables are {', '.join(TABLES)}, and {OPTIMISE!r} works for any model"
+            f"table {table!r} is made for noise levels from {TABLES[table][0]:g} to "
+            f"{TABLES[table][-1]:g}, got a model with {high:g} to {low:g}; tables are "
+            f"{', '.join(TABLES)}, and {OPTIMISE!r} works for any model"
         )
     return interpolated(schedule, level, steps)

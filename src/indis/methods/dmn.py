@@ -25,6 +25,7 @@ the variance preserving process.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -34,7 +35,7 @@ from indis import grids
 from indis.denoise import Denoiser
 from indis.endpoints import Endpoints
 from indis.losses import Loss
-from indis.methods.grid import GridMethod
+from indis.methods.method import GridMethod
 from indis.noise import NoiseSchedule, end_levels
 from indis.numerics import integrate_lagrange, quadrature_points
 
@@ -50,14 +51,15 @@ class DMN(GridMethod):
         ValueError: for a power, an initial grid or a number of separate steps that is not accepted.
     """
 
-    solver: str = "unipc:3"  # what takes the steps; paper: UniPC and DPM-Solver++
-    power: int = (
-        1  # power p of the bound; published code: 1 for models of pixels, 2 for latent ones
-    )
-    init: str = "log_snr"  # grid that the search starts from; published code: log_snr for pixels, uniform for latents
-    apart: int | None = (
-        None  # nodes kept apart at the end ("truncNum"); None, published: 3 up to 7 steps, else 0
-    )
+    name: ClassVar[str] = "dmn"
+
+    solver: str = "unipc:3"  # solver; paper: UniPC and DPM-Solver++
+    power: int = 1  # power p of the bound; published code: 1 for pixels, 2 for latents
+    # grid that the search starts from; published code: log_snr for pixels, uniform for latents
+    init: str = "log_snr"
+    # first steps that do not share in the cancellation ("truncNum"); None, published: 3 up to 7
+    # steps, else 0
+    apart: int | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -68,8 +70,7 @@ class DMN(GridMethod):
             raise ValueError(f"apart must be at least 0, got {self.apart}")
 
     def best(self, denoiser: Denoiser, train: Endpoints, loss: Loss) -> Tensor:
-        """The grid with the least bound, and at any rate none with a greater one than the initial
-        grid.
+        """Return the grid with the least bound that is found, at most that of the initial grid.
 
         Raises:
             ValueError: if log-SNR is infinite at an end of the schedule.
@@ -85,7 +86,7 @@ class DMN(GridMethod):
 
 
 def require_finite(schedule: NoiseSchedule) -> None:
-    """Raise unless both ends have signal and noise.
+    """Pass if both ends have signal and noise.
 
     Raises:
         ValueError: if alpha(t_max) or sigma(t_min) is 0.
@@ -94,14 +95,13 @@ def require_finite(schedule: NoiseSchedule) -> None:
     if not (signal > 0 and noise > 0):
         raise ValueError(
             "DMN needs a schedule with alpha(t_max) > 0 and sigma(t_min) > 0, "
-            f"got {signal:g} at t_max = {schedule.t_max:g} and {noise:g} at t_min = {schedule.t_min:g}"
+            f"got {signal:g} at t_max = {schedule.t_max:g} and {noise:g} at t_min = "
+            f"{schedule.t_min:g}"
         )
 
 
 def error_bound(log_snr: Tensor, power: int, apart: int) -> Tensor:
-    """The bound of the nodes ``(steps + 1,)``, increasing, as a scalar that is differentiable in
-    them.
-    """
+    """Return the bound of nodes ``(steps + 1,)``, increasing, differentiable in them."""
     steps = len(log_snr) - 1
     weight = torch.sigmoid(-2 * log_snr) ** (power / 2) / torch.sigmoid(2 * log_snr).sqrt()
     shared, total = torch.zeros_like(log_snr), log_snr.new_zeros(())
@@ -118,9 +118,7 @@ def error_bound(log_snr: Tensor, power: int, apart: int) -> Tensor:
 
 
 def step_weights(log_snr: Tensor, s: Tensor, used: Tensor) -> Tensor:
-    """J of steps ``s`` ``(rows,)`` for the nodes ``used`` ``(rows, order)``; the shape of
-    ``used``.
-    """
+    """Return J of steps ``s`` ``(rows,)`` for the nodes ``used`` ``(rows, order)``."""
     start, stop = log_snr[s], log_snr[s + 1]
     at, _ = quadrature_points(start, stop)
     return torch.stack(
@@ -129,8 +127,7 @@ def step_weights(log_snr: Tensor, s: Tensor, used: Tensor) -> Tensor:
 
 
 def minimal(init: Tensor, power: int, apart: int) -> Tensor:
-    """Nodes ``(steps + 1,)`` with the ends of ``init`` and the least bound that the search finds
-    from there.
+    """Return nodes ``(steps + 1,)`` with the ends of ``init`` and the least bound that is found.
 
     Raises:
         ImportError: if scipy is not installed.
@@ -158,7 +155,9 @@ def minimal(init: Tensor, power: int, apart: int) -> Tensor:
 def bound_and_slope(
     inner: np.ndarray, ends: Tensor, power: int, apart: int
 ) -> tuple[float, np.ndarray]:
-    """The bound of ``inner`` nodes between the first and the last of ``ends``, and its gradient."""
+    """Return the bound of ``inner`` nodes between the first and last of ``ends``, and its
+    gradient.
+    """
     free = torch.from_numpy(inner).requires_grad_()
     with torch.enable_grad():
         bound = error_bound(torch.cat([ends[:1], free, ends[-1:]]), power, apart)
@@ -166,8 +165,8 @@ def bound_and_slope(
 
 
 def spacing(init: Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """Rows and least values of ``rows @ inner >= least``, which keeps nodes between the ends of
-    ``init`` in order.
+    """Return rows and least values of ``rows @ inner >= least``, which keeps nodes between the ends
+    of ``init`` in order.
     """
     steps, first, last = len(init) - 1, float(init[0]), float(init[-1])
     rows = np.eye(steps, steps - 1) - np.eye(steps, steps - 1, k=-1)

@@ -1,4 +1,4 @@
-r"""GITS (arXiv 2405.11326): the best part of a fine teacher grid, found by dynamic programming;
+r"""GITS (arXiv 2405.11326): the best nodes of a fine teacher grid, found by dynamic programming;
 nothing is trained.
 
 Sampling trajectories bend at the same times whatever their start, so where a long step is safe can
@@ -19,22 +19,25 @@ noise prediction under any schedule, x and t themselves for a rectified flow.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from indis import grids, solvers
-from indis.denoise import Denoiser, convert, to_device_of
+from indis import solvers
+from indis.checks import require_choice, require_least
+from indis.denoise import Denoiser, convert
 from indis.endpoints import Endpoints
 from indis.losses import Loss
-from indis.methods.grid import GridMethod
+from indis.methods.method import GridMethod
 from indis.noise import prior
 from indis.numerics import broadcast
 from indis.plan import Decision, Discretization, PlanWrapper
 from indis.solvers import Solver, solve
 from indis.solvers.base import drift_form
+
+Metric = Literal["l1", "l2", "dev"]
 
 
 @dataclass(frozen=True)
@@ -49,26 +52,25 @@ class GITS(GridMethod):
         ValueError: for a metric, coefficient, number of steps or of samples that is not accepted.
     """
 
+    name: ClassVar[str] = "gits"
+
     # how two steps are compared along the trajectory; the published code's default
-    metric: Literal["l1", "l2", "dev"] = "dev"
+    metric: Metric = "dev"
     # factor of the costs of later jumps, once more for each; paper: 1.15, published code: 1.20 for
     # Stable Diffusion
     coeff: float = 1.15
     teacher_steps: int = 60  # steps of the trajectory that nodes are chosen from; paper: 60
     teacher_solver: str = "ipndm:4"  # solver of that trajectory; paper: ipndm:4
-    samples: int = (
-        256  # end points whose trajectories are averaged; paper: 256; all if there are fewer
-    )
+    # end points whose trajectories are averaged; paper: 256; all if there are fewer
+    samples: int = 256
 
     def __post_init__(self) -> None:
         super().__post_init__()
         solvers.named(self.teacher_solver)
-        if self.metric not in METRICS:
-            raise ValueError(f"metric must be one of {', '.join(METRICS)}, got {self.metric!r}")
+        require_choice("metric", self.metric, Metric)
+        require_least(self, samples=1)
         if not 0 < self.coeff < float("inf"):
             raise ValueError(f"coeff must be positive and finite, got {self.coeff}")
-        if self.samples < 1:
-            raise ValueError(f"samples must be at least 1, got {self.samples}")
         low, high = 1 + self.analytic_first, self.teacher_steps
         if not low <= self.steps <= high:
             raise ValueError(
@@ -77,14 +79,14 @@ class GITS(GridMethod):
 
     @torch.no_grad()
     def best(self, denoiser: Denoiser, train: Endpoints, loss: Loss) -> Tensor:
-        """The cheapest path; of the endpoints only noise and condition are used, since the teacher
-        is its own.
+        """Return the nodes of the cheapest path. Of the end points only noise and condition are
+        used, since the teacher is the method's own.
 
         Raises:
             ValueError: if the teacher's trajectory is not finite.
         """
         data = train[: self.samples]
-        tau = to_device_of(grids.named(self.grid)(denoiser.schedule, self.teacher_steps), denoiser)
+        tau = replace(self, steps=self.teacher_steps).base(denoiser.schedule)
         cost, ends = torch.zeros(()), []
         for part in self.batches(denoiser, data):
             run = follow(denoiser, part, tau, solvers.named(self.teacher_solver))
@@ -130,7 +132,7 @@ def follow(denoiser: Denoiser, data: Endpoints, tau: Tensor, teacher: Solver) ->
         ValueError: if a state is not finite.
     """
     schedule, form = denoiser.schedule, drift_form(denoiser.native, denoiser.schedule)
-    record = _Record(Discretization.plain(tau))
+    record = _Recorder(Discretization.plain(tau))
     end = solve(denoiser, prior(schedule, data.noise), record, teacher, data.condition)
     states = torch.stack([*record.states, end])
     at = [
@@ -147,7 +149,7 @@ def follow(denoiser: Denoiser, data: Endpoints, tau: Tensor, teacher: Solver) ->
     return Run(y.flatten(2), torch.stack(slopes).flatten(2), form.clock(schedule, tau[0]), end)
 
 
-class _Record(PlanWrapper):
+class _Recorder(PlanWrapper):
     """A plan that remembers every state and the answer there."""
 
     def __init__(self, inner: Discretization) -> None:
@@ -162,8 +164,8 @@ class _Record(PlanWrapper):
 
 
 def cost_matrix(run: Run, metric: str) -> Tensor:
-    """What a jump from node i to node j costs, ``(M + 1, M + 1)`` float64, infinite unless j >
-    i.
+    """Return the costs of jumps from node i to node j, ``(M + 1, M + 1)`` float64; infinite unless
+    j > i.
     """
     size = len(run.clock)
     cost = run.clock.new_full((size, size), torch.inf)
@@ -180,26 +182,26 @@ Chord = tuple[Tensor, Tensor]
 
 
 def l1(jumps: Tensor, states: Tensor, chord: Chord) -> Tensor:
-    """Sum of absolute differences; all metrics map ``(nodes, batch, dim)`` to ``(nodes,
+    """Return the sum of absolute differences; all metrics map ``(nodes, batch, dim)`` to ``(nodes,
     batch)``.
     """
     return (jumps - states).abs().sum(-1)
 
 
 def l2(jumps: Tensor, states: Tensor, chord: Chord) -> Tensor:
-    """Euclidean distance."""
+    """Return the Euclidean distance."""
     return (jumps - states).norm(dim=-1)
 
 
 def deviation(jumps: Tensor, states: Tensor, chord: Chord) -> Tensor:
-    """How much farther from the chord of the trajectory the jump ends than the teacher does; may be
-    negative.
+    """Return how much farther from the trajectory's chord the jump ends than the teacher does; may
+    be negative.
     """
     return off(chord, jumps) - off(chord, states)
 
 
 def off(chord: Chord, y: Tensor) -> Tensor:
-    """Distance of ``y`` from the line through the two ends of the chord."""
+    """Return the distance of ``y`` from the line through the two ends of the chord."""
     start, end = chord
     along = torch.nn.functional.normalize(start - end, dim=-1)
     offset = y - end
@@ -214,11 +216,13 @@ METRICS: dict[str, Callable[[Tensor, Tensor, Chord], Tensor]] = {
 
 
 def shortest_path(cost: Tensor, steps: int, coeff: float, first: int = 1) -> list[int]:
-    """The nodes of the cheapest path of ``steps`` jumps from node 0 to the last; the first jump
-    skips to ``first``.
+    """Return the nodes of the cheapest path from node 0 to the last.
 
-    ``cost`` is infinite where no jump goes. Costs of later jumps are multiplied by ``coeff`` once
-    more for each jump.
+    Args:
+        cost: of each jump, infinite where none goes.
+        steps: number of jumps.
+        coeff: factor of the costs of later jumps, once more for each jump.
+        first: the first jump goes no less far than this node.
     """
     last = len(cost) - 1
     cost = cost.clone()

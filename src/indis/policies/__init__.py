@@ -1,42 +1,16 @@
-"""Policies: what turns (x_T, c) into a discretization."""
+"""Policies: what turns a sample's noise and condition into its plan."""
 
-from indis.policies.any_steps import AnySteps
-from indis.policies.base import Fixed, Global, LogitPolicy, PerSample, Policy
-from indis.policies.closed import ClosedLoop
-from indis.policies.instance import Instance
-from indis.policies.local import LocalLoop
-from indis.policies.midpoint import MidpointBounds, MidpointTable
-from indis.policies.one_shot import OneShot
-from indis.policies.predictor import MidpointPredictor
+from indis.policies.base import Fixed, Policy, SharedPolicy, shared_grid
+from indis.policies.learned import LearnedPolicy, Reads, Replan
+from indis.policies.spatial import Picture
 
 __all__ = [
-    "POLICIES",
-    "AnySteps",
-    "ClosedLoop",
     "Fixed",
-    "Global",
-    "Instance",
-    "LocalLoop",
-    "LogitPolicy",
-    "MidpointBounds",
-    "MidpointPredictor",
-    "MidpointTable",
-    "OneShot",
-    "PerSample",
+    "LearnedPolicy",
+    "Picture",
     "Policy",
+    "Reads",
+    "Replan",
+    "SharedPolicy",
+    "shared_grid",
 ]
-
-# What stored names may become.
-STORED = (
-    Fixed,
-    Global,
-    PerSample,
-    Instance,
-    ClosedLoop,
-    LocalLoop,
-    OneShot,
-    AnySteps,
-    MidpointTable,
-    MidpointPredictor,
-)
-POLICIES: dict[str, type[Policy]] = {c.__name__: c for c in STORED}

@@ -1,75 +1,109 @@
-r"""Policies: from a sample's starting noise and condition to its discretization.
+"""Policies turn a sample's starting noise and condition into a plan.
 
-======================  =========================================================  =====================
-policy                  a plan of its own for                                      parameters
-======================  =========================================================  =====================
-:class:`Fixed`          everybody the same, given                                  none
-:class:`Global`         everybody the same, learned (GOD)                          (1, rows, steps)
-:class:`PerSample`      each sample of one data set, overfitted (the oracle)       (count, rows, steps)
-LD3Policy               everybody the same, learned: stamps and shifts             2 steps - 1
-DyWeightPolicy          everybody the same, learned: weights and time scales       (steps, history), steps
-Instance                each sample, as a function phi(x_T, c) of what it is       a small network
-ClosedLoop              each sample, step by step from states and answers          a small network
-AnySteps                each sample, at any N of a range: one phi for every N      a small network, tables
-OneShot                 each sample, as a function of x_T: timesteps alone         a small network
-MidpointTable           everybody the same, learned (EPD-Solver, AdaSDE)           (steps, points) each
-MidpointPredictor       each sample, step by step from the answers (AMED)          a small network
-======================  =========================================================  =====================
+====================  ==================================================  ==========================
+policy                whose plan it is                                    what is learned
+====================  ==================================================  ==========================
+:class:`Fixed`        the same for all samples                            nothing
+LearnedPolicy         three choices: what it reads (nothing, the noise    a table of logits, or a
+                      or the network's answers), what it moves            network
+                      (times, shifts, scales, weights, the picture),
+                      and for which numbers of steps
+====================  ==================================================  ==========================
 
-All learned ones start at a base grid. Where they produce logits around it, zero logits are the base
-solver bit for bit. The midpoint policies leave the base grid where it is and ask inside its steps;
-untrained ones are the midpoint rule.
+A published method with a parametrisation of its own has a policy of its own beside its config, in
+:mod:`indis.methods`. Every learned policy starts at a base grid: untrained, it is its base solver.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import replace
 from typing import Any, Self
 
-import torch
 from torch import Tensor, nn
 
-from indis.noise import SCHEDULES, NoiseSchedule
-from indis.plan import LOGIT_ROWS, Bounds, Discretization, Keep, Plan, from_logits
-from indis.storage import describe, rebuild
+from indis.denoise import Denoiser
+from indis.noise import same_schedule
+from indis.numerics import TIME_DTYPE
+from indis.plan import Discretization, Keep, Plan
 
 
 class Policy(nn.Module, ABC):
-    """Maps unit noise ``(batch, *shape)`` and condition features ``(batch, dim)`` to a plan with
-    ``steps`` steps.
+    """Maps noise and condition to a plan of ``steps`` steps.
 
-    A policy is stored as :meth:`describe` and its :meth:`~torch.nn.Module.state_dict`;
-    :meth:`rebuild` undoes it.
+    ``to_zero`` says whether the last step goes to zero noise. ``order`` is how many multistep
+    weights a plan corrects; the solver must remember as many answers. Subclasses that were made for
+    one noise schedule, form of answers or shape of samples have ``schedule``, ``native`` or
+    ``shape``, which :meth:`check` compares with a denoiser's.
     """
 
     steps: int
     to_zero: bool = False
+    order: int = 0
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
-        # Buffers of times stay float64 on the CPU wherever the networks go (see indis.plan).
-        times = {id(buffer) for buffer in self.buffers() if buffer.dtype == torch.float64}
+        # Times stay float64 on the CPU wherever the networks go (see indis.plan).
+        held = [*self.buffers(), *self.parameters()]
+        times = {id(tensor) for tensor in held if tensor.dtype == TIME_DTYPE}
         return super()._apply(lambda t: t if id(t) in times else fn(t), recurse)
-
-    def check_shape(self, shape: tuple[int, ...]) -> None:
-        """Raise ValueError if the policy cannot read samples of this shape."""
-        own = getattr(self, "shape", None)
-        if own is not None and tuple(own) != shape:
-            raise ValueError(
-                f"denoiser must have the shape of the sampler, {tuple(own)}, got {shape}"
-            )
 
     @abstractmethod
     def forward(
         self, noise: Tensor, features: Tensor | None = None, index: Tensor | None = None
     ) -> Plan:
-        """The plan. ``index`` ``(batch,)`` names the samples within their data set; only PerSample
-        reads it.
+        """Return the plan of a batch.
+
+        Args:
+            noise: unit noise ``(batch, *shape)``.
+            features: features of the condition ``(batch, dim)``.
+            index: the samples' numbers in their data set ``(batch,)``, for a policy that has a plan
+                of its own for each of them.
         """
 
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """The numbers of steps that :meth:`at` accepts."""
+        return (self.steps,)
+
+    def at(self, steps: int) -> Self:
+        """Return this policy for ``steps`` steps: a view that shares its parameters.
+
+        Raises:
+            ValueError: if it was not made for that number.
+        """
+        if steps != self.steps:
+            raise ValueError(f"steps must be {self.steps}, got {steps}")
+        return self
+
+    def check(self, denoiser: Denoiser) -> None:
+        """Refuse a denoiser on which this policy would give wrong samples.
+
+        Raises:
+            ValueError: if its schedule, form of answers or shape is not the policy's.
+        """
+        schedule, native = (getattr(self, name, None) for name in ("schedule", "native"))
+        if schedule is not None and not same_schedule(schedule, denoiser.schedule):
+            raise ValueError(
+                f"denoiser must have the schedule of the sampler, {schedule}, "
+                f"got {denoiser.schedule}"
+            )
+        if native is not None and native is not denoiser.native:
+            raise ValueError(
+                f"denoiser must answer in the sampler's form, {native.value}, "
+                f"got {denoiser.native.value}"
+            )
+
+    def shared_plan(self) -> Discretization:
+        """Return the plan that all samples share.
+
+        Raises:
+            TypeError: if there is none.
+        """
+        raise TypeError(f"policy {type(self).__name__} has no plan that all samples share")
+
     def describe(self) -> dict[str, Any]:
-        """Its hyper-parameters as JSON.
+        """Return the hyper-parameters as JSON; with the state, :meth:`rebuild` undoes it.
 
         Raises:
             TypeError: if this kind of policy is not stored.
@@ -78,30 +112,28 @@ class Policy(nn.Module, ABC):
 
     @classmethod
     def rebuild(cls, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Self:
-        """The policy with these hyper-parameters and this state."""
-        raise TypeError(
-            f"policy {cls.__name__} cannot be loaded: {sorted(config)}, {sorted(tensors)}"
-        )
+        """Return the policy with these hyper-parameters and this state."""
+        raise TypeError(f"policy {cls.__name__} cannot be loaded")
 
     def frozen(self) -> Policy:
-        """What is kept once it is tuned; a plan that everybody shares needs no parametrisation any
-        more.
-        """
+        """Return what is kept after tuning: a shared plan needs its parametrisation no more."""
         return self
 
-    def rates(self) -> list[tuple[list[nn.Parameter], float]]:
-        """Groups of parameters and how fast each learns, relative to the learning rate of a bare
-        logit.
+    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
+        """Return the parameters by what they are.
+
+        "plan" are numbers of a plan themselves, "network" the weights of a network that makes
+        plans, "picture" those of one that corrects pictures. They learn at different rates.
         """
-        return [(list(self.parameters()), 1.0)]
+        return {"plan": list(self.parameters())}
 
     def parameter_count(self) -> int:
-        """How many numbers are learned."""
+        """Return how many learned numbers have an effect."""
         return sum(p.numel() for p in self.parameters())
 
 
 def shared_grid(base: Tensor) -> Tensor:
-    """An own copy of a base grid ``(1, steps + 1)``.
+    """Return a copy of a base grid ``(1, steps + 1)``.
 
     Raises:
         ValueError: if it has another shape.
@@ -111,8 +143,31 @@ def shared_grid(base: Tensor) -> Tensor:
     return base.detach().clone()
 
 
-class Fixed(Policy):
-    """A given plan, shared by all samples."""
+class SharedPolicy(Policy):
+    """A policy whose plan is the same for all samples: subclasses return it as
+    :meth:`~Policy.shared_plan`.
+    """
+
+    def forward(
+        self, noise: Tensor, features: Tensor | None = None, index: Tensor | None = None
+    ) -> Plan:
+        """Return the plan, whatever the sample."""
+        return self.shared_plan()
+
+    def frozen(self) -> Policy:
+        """Return the plan without its parametrisation."""
+        return Fixed(self.shared_plan().detach())
+
+
+COLUMNS = ("tau", "dtau", "gamma", "weights", "stretch")
+
+
+class Fixed(SharedPolicy):
+    """A given plan, shared by all samples.
+
+    Args:
+        plan: the plan, or times ``(1, steps + 1)`` without shifts and with unit scales.
+    """
 
     tau: Tensor
     dtau: Tensor
@@ -124,156 +179,38 @@ class Fixed(Policy):
     def __init__(self, plan: Discretization | Tensor) -> None:
         super().__init__()
         plan = Discretization.plain(plan) if isinstance(plan, Tensor) else plan
-        self.steps = plan.steps
-        self.keep = plan.keep
-        for name in ("tau", "dtau", "gamma", "weights", "stretch"):
+        self.steps, self.keep, self.to_zero = plan.steps, plan.keep, plan.to_zero
+        self.order = 0 if plan.weights is None else plan.weights.shape[2]
+        for name in COLUMNS:
             self.register_buffer(name, getattr(plan, name))
+        self._plan = plan
 
-    def check(self, schedule: NoiseSchedule) -> None:
-        """Raise ValueError if the plan does not fit a schedule."""
-        self.plan.check(schedule).check_start(schedule)
+    def shared_plan(self) -> Discretization:
+        """Return the plan: the same object in each run, since runs keep their numbers with it."""
+        if all(getattr(self._plan, name) is getattr(self, name) for name in COLUMNS):
+            return self._plan
+        return replace(self._plan, **{name: getattr(self, name) for name in COLUMNS})
 
-    @property
-    def plan(self) -> Discretization:
-        """The plan, whatever the sample."""
-        return Discretization(
-            self.tau, self.dtau, self.gamma, self.weights, self.stretch, self.keep
-        )
+    def check(self, denoiser: Denoiser) -> None:
+        """Refuse a denoiser whose schedule does not contain the plan's times."""
+        self.shared_plan().check(denoiser.schedule).check_start(denoiser.schedule)
 
     def describe(self) -> dict[str, Any]:
-        """What a time shift keeps; the rest of the plan is its state."""
-        return {"keep": self.keep}
+        """Return what the columns of the plan do not say; they are the state.
 
-    @classmethod
-    def rebuild(cls, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Self:
-        """A plan from its columns."""
-        columns: dict[str, Any] = dict(tensors)
-        return cls(Discretization(**columns, keep=config["keep"]))
-
-    def forward(
-        self, noise: Tensor, features: Tensor | None = None, index: Tensor | None = None
-    ) -> Discretization:
-        """The plan, whatever the sample."""
-        return self.plan
-
-
-class LogitPolicy(Policy):
-    """A policy that moves logits around a base grid within bounds. Subclasses say where the logits
-    come from.
-
-    ``order`` is how many multistep weights a step may correct; they exist only if
-    ``bounds.weights`` is positive. ``scale`` ``(1, rows, steps)`` multiplies the logits: end points
-    are orders of magnitude more sensitive to some of them than to others, and a learning rate that
-    suits the former would never move the latter (see :func:`~indis.sensitivity.sensitivity`).
-    """
-
-    base: Tensor
-    scale: Tensor
-
-    def __init__(
-        self, base: Tensor, schedule: NoiseSchedule, bounds: Bounds, order: int = 0
-    ) -> None:
-        super().__init__()
-        self.register_buffer("base", shared_grid(base))
-        self.schedule, self.bounds = schedule, bounds
-        self.order = order if bounds.weights > 0 else 0
-        self.steps, self.rows = base.shape[1] - 1, LOGIT_ROWS + self.order
-        self.register_buffer("scale", torch.ones(1, self.rows, self.steps))
-
-    def parameter_count(self) -> int:
-        """How many numbers are learned: of a table of logits only the rows that act, whose bound is
-        not zero.
+        Raises:
+            TypeError: if the plan belongs to certain samples, as one with churn does.
         """
-        table = dict(self.named_parameters(recurse=False)).get("free")
-        sizes = {1: self.bounds.dtau, 2: self.bounds.gamma}  # rows of from_logits
-        idle = (
-            0
-            if table is None
-            else sum(table[:, row].numel() for row, size in sizes.items() if not size)
-        )
-        return super().parameter_count() - idle
-
-    @abstractmethod
-    def logits(self, noise: Tensor, features: Tensor | None, index: Tensor | None) -> Tensor:
-        """``(grid, rows, steps)``."""
-
-    def forward(
-        self, noise: Tensor, features: Tensor | None = None, index: Tensor | None = None
-    ) -> Plan:
-        """Eq. 6-7 of the logits."""
-        return self.plan(self.logits(noise, features, index))
-
-    def plan(self, logits: Tensor) -> Discretization:
-        """The discretization of raw logits ``(grid, rows, steps)``."""
-        return discretize(self.scale * logits, self.base, self.schedule, self.bounds)
-
-    def describe(self) -> dict[str, Any]:
-        """Schedule, bounds and order; subclasses add what else they are built from."""
-        return {
-            "schedule": describe(self.schedule),
-            "bounds": asdict(self.bounds),
-            "order": self.order,
-        }
+        if any(v is not None for v in (*self._plan.churn, *self._plan.corrections)):
+            raise TypeError("a plan with churn or corrections of pictures cannot be saved")
+        return {"keep": self.keep, "to_zero": self.to_zero}
 
     @classmethod
     def rebuild(cls, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Self:
-        """Built like the original, then given its state."""
-        schedule: NoiseSchedule = rebuild(config["schedule"], SCHEDULES)
-        shared = {
-            "schedule": schedule,
-            "bounds": Bounds(**{k: v for k, v in config["bounds"].items() if k != "track"}),
-            "order": config["order"],
-        }
-        policy = cls(base=tensors["base"], **shared, **cls._own(config, tensors))
-        policy.load_state_dict(dict(tensors))
-        return policy
+        """Return the plan of these columns."""
+        columns: dict[str, Any] = dict(tensors)
+        return cls(Discretization(**columns, keep=config["keep"], to_zero=config["to_zero"]))
 
-    @classmethod
-    def _own(cls, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-        """Further arguments of the constructor."""
-        return {}
-
-
-def discretize(
-    logits: Tensor, base: Tensor, schedule: NoiseSchedule, bounds: Bounds, begun: int = 0
-) -> Discretization:
-    """Turn logits into a plan."""
-    return from_logits(logits, base, schedule, bounds)
-
-
-class Global(LogitPolicy):
-    """One learned plan for all samples."""
-
-    def __init__(
-        self, base: Tensor, schedule: NoiseSchedule, bounds: Bounds, order: int = 0
-    ) -> None:
-        super().__init__(base, schedule, bounds, order)
-        self.free = nn.Parameter(torch.zeros(1, self.rows, self.steps))
-
-    def logits(self, noise: Tensor, features: Tensor | None, index: Tensor | None) -> Tensor:
-        """The parameters themselves."""
-        return self.free
-
-
-class PerSample(LogitPolicy):
-    """An own plan for each of ``count`` samples, with no way to generalise: the oracle of the
-    paper's Fig. 2c.
-    """
-
-    def __init__(
-        self, count: int, base: Tensor, schedule: NoiseSchedule, bounds: Bounds, order: int = 0
-    ) -> None:
-        super().__init__(base, schedule, bounds, order)
-        self.free = nn.Parameter(torch.zeros(count, self.rows, self.steps))
-
-    @classmethod
-    def _own(cls, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-        return {"count": len(tensors["free"])}
-
-    def logits(self, noise: Tensor, features: Tensor | None, index: Tensor | None) -> Tensor:
-        """The rows that ``index`` names, all of them if it is absent."""
-        if index is None and len(noise) != len(self.free):
-            raise ValueError(
-                f"PerSample knows {len(self.free)} samples by index, got {len(noise)} without index"
-            )
-        return self.free if index is None else self.free[index]
+    def frozen(self) -> Policy:
+        """Return itself."""
+        return self

@@ -1,39 +1,45 @@
-"""Look, then plan: phi decides after evaluations, not only before the first one. Beyond the paper.
+"""Closed loops: plans that are made after evaluations, not only before the first one. Beyond the
+paper.
 
-The first evaluation is at T for every sample, so its answer is free information that the noise
-alone does not show a small network; after every later one the state says more. With
-``look="first"`` phi reads (x_T, D_0, c) once and plans; with ``look="every"`` it reads (x_k, D_k,
-c) at every node k, plans all that remains from there, and takes the first step of that plan:
+The first evaluation is at the same time for every sample, so its answer is free information that
+the noise alone does not show a small network; after every later one the state says more. A plan
+that is made at node k covers steps k ... N-1, and its first step is taken:
 
-    x_k, answer_k -> (x_k, D_k) normalised -> trunk + condition + place -> logits of columns k ...
-    N-1 -> step k
+    x_k, answer_k -> (x_k, D_k) normalised -> encoder -> logits of columns k ... N-1 -> step k
 
-The next node is thus a share of what remains, monotone for any logits. The time shift of the first
-node is all that cannot wait for an answer: it is learned, but shared. No evaluation is added.
+A node is a share of what remains, so times decrease for any logits. Only the shift of the first
+node cannot wait for an answer: it is learned, but shared. No evaluation is added.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from indis.denoise import Form, convert
 from indis.noise import NoiseSchedule
 from indis.numerics import broadcast
-from indis.plan import Bounds, Decision, Discretization, Keep, Plan, restart
-from indis.policies.base import discretize
-from indis.policies.instance import Instance
+from indis.plan import Decision, Discretization, Keep
+from indis.policies.spatial import PAST
 
-Look = Literal["first", "every"]
+Remaining = Callable[[int, Tensor, Tensor], Discretization]
+Correct = Callable[[int, Tensor, list[Tensor]], Tensor | None]
 
 
-def seen(x: Tensor, answer: Tensor, t: Tensor, schedule: NoiseSchedule, native: Form) -> Tensor:
-    """``(batch, 2 channels, ...)``: the state at unit variance and the denoised sample, from an
-    answer at it.
+def observation(
+    x: Tensor, answer: Tensor, t: Tensor, schedule: NoiseSchedule, native: Form
+) -> Tensor:
+    """Return the state at unit variance beside the denoised sample, ``(batch, 2 channels, ...)``.
+
+    Args:
+        x: state ``(batch, channels, ...)``.
+        answer: the denoiser's answer to it.
+        t: time of the state, ``(grid,)``.
+        schedule: noise schedule of the denoiser.
+        native: form of its answers.
     """
     alpha, sigma = schedule.alpha(t), schedule.sigma(t)
     state = x / broadcast((alpha**2 + sigma**2).sqrt(), x)
@@ -41,123 +47,65 @@ def seen(x: Tensor, answer: Tensor, t: Tensor, schedule: NoiseSchedule, native: 
     return torch.cat([state, data], dim=1)
 
 
-class ClosedLoop(Instance):
-    """A policy whose plan looks at states and answers in the denoiser's ``native`` form."""
-
-    views = 2  # the trunk sees the state beside the denoised sample
-    corrects: ClassVar[bool] = (
-        False  # does it also read what comes after a plan, and add to what the steps head for?
-    )
-
-    def __init__(
-        self,
-        base: Tensor,
-        schedule: NoiseSchedule,
-        bounds: Bounds,
-        *,
-        native: Form,
-        look: Look,
-        **network: Any,
-    ) -> None:
-        super().__init__(base, schedule, bounds, **network)
-        self.native, self.look = native, look
-        # Which node this is, and how far along it lies.
-        self.place = nn.Linear(self.steps + 1, self.width, bias=False) if look == "every" else None
-
-    def forward(
-        self, noise: Tensor, features: Tensor | None = None, index: Tensor | None = None
-    ) -> Plan:
-        """A plan that is still open: it looks when the loop asks it to decide."""
-        return Looking(self, features)
-
-    def shared(self) -> Discretization:
-        """The plan before anything was seen: what all samples have in common."""
-        logits = self.head.bias.unflatten(0, (self.rows, self.steps))[None]
-        return self.plan(logits)
-
-    def rest(self, k: int, tau: Tensor, view: Tensor, features: Tensor | None) -> Discretization:
-        """The plan of steps k ... N-1 from node ``tau`` ``(grid,)``, given what is :func:`seen`
-        there.
-        """
-        place = self._place(k, tau, len(view)) if self.place is not None else None
-        logits = self.read(view, features, place)
-        base = restart(self.base, k, tau, self.schedule, self.bounds)
-        return discretize((self.scale * logits)[:, :, k:], base, self.schedule, self.bounds)
-
-    def describe(self) -> dict[str, Any]:
-        """Also what it looks at and when."""
-        return super().describe() | {"native": self.native.value, "look": self.look}
-
-    @classmethod
-    def _own(cls, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-        return super()._own(config, tensors) | {
-            "native": Form(config["native"]),
-            "look": config["look"],
-        }
-
-    def _place(self, k: int, tau: Tensor, batch: int) -> Tensor:
-        """``(batch, width)`` from the node's number and the share of the log-SNR (or time) axis
-        behind it.
-        """
-        assert self.place is not None
-        to = self.schedule.log_snr if self.bounds.domain == "log_snr" else torch.Tensor.double
-        ends = to(self.base[:, [0, -1]])
-        behind = (to(tau) - ends[:, 0]) / (ends[:, 1] - ends[:, 0])
-        number = torch.zeros(batch, self.steps, dtype=behind.dtype, device=behind.device)
-        number[:, k] = 1
-        return self.place(
-            torch.cat([number, behind.expand(batch)[:, None]], dim=1).to(self.place.weight)
-        )
-
-
 @dataclass
-class Looking:
-    """One run's plan: the latest :meth:`ClosedLoop.rest` and the node it began at."""
+class ClosedLoop:
+    """The plan of one run, made from what is observed on the way.
 
-    policy: ClosedLoop
-    features: Tensor | None
+    Args:
+        shared: the plan before anything is known.
+        remaining: returns the plan of steps k ... N-1 from (k, times of node k ``(grid,)``, the
+            :func:`observation` there).
+        every: whether it is made anew at every node, or once after the first answer.
+        schedule: of the denoiser.
+        native: form of the denoiser's answers.
+        correct: returns what to add to the denoised sample of step k from (k, the state at unit
+            variance, the denoised samples so far, newest first).
+    """
+
+    shared: Discretization
+    remaining: Remaining
+    every: bool
+    schedule: NoiseSchedule
+    native: Form
+    correct: Correct | None = None
     plan: Discretization | None = None
-    begun: int = 0
-    to_zero = False
-    needs_features = False
+    begun: int = 0  # the node that ``plan`` was made at
+    data: list[Tensor] = field(default_factory=list)
+    needs_features: bool = False
 
     @property
     def steps(self) -> int:
-        """The policy's."""
-        return self.policy.steps
+        """The number of steps."""
+        return self.shared.steps
 
     @property
     def keep(self) -> Keep:
-        """The policy's."""
-        return self.policy.bounds.keep
+        """What a time shift leaves as it is."""
+        return self.shared.keep
+
+    @property
+    def to_zero(self) -> bool:
+        """Whether the last step goes to zero noise."""
+        return self.shared.to_zero
 
     def start(self) -> tuple[Tensor, Tensor]:
-        """What all samples share, since nothing was seen yet."""
-        self.plan, self.begun = None, 0
-        return self.policy.shared().start()
+        """Begin a run: return the first node and its shift, which all samples share."""
+        self.plan, self.begun, self.data = None, 0, []
+        return self.shared.start()
 
-    def decide(
-        self, k: int, x: Tensor, answer: Tensor, features: Tensor | None = None
-    ) -> Decision:
-        """The first step of what is planned from here, or the next one of what was planned after
-        the first look.
-        """
-        plans = self.plan is None or self.policy.look == "every"
-        if plans or self.policy.corrects:
-            tau = self.policy.base[:, 0] if self.plan is None else self.plan.tau[:, k - self.begun]
-            view = seen(x, answer, tau, self.policy.schedule, self.policy.native)
-        if plans:
-            self.plan, self.begun = self.policy.rest(k, tau, view, self.features), k
+    def decide(self, k: int, x: Tensor, answer: Tensor, features: Tensor | None = None) -> Decision:
+        """Return step k, of a plan that is made now or was made before."""
+        tau = self.shared.tau[:, 0] if self.plan is None else self.plan.tau[:, k - self.begun]
+        plans = self.plan is None or self.every
+        seen = None
+        if plans or self.correct is not None:
+            seen = observation(x, answer, tau, self.schedule, self.native)
+        if plans and seen is not None:
+            self.plan, self.begun = self.remaining(k, tau, seen), k
         assert self.plan is not None
         decision = self.plan.decide(k - self.begun, x, answer)
-        return (
-            replace(decision, correction=self.correction(k, view))
-            if self.policy.corrects
-            else decision
-        )
-
-    def correction(self, k: int, view: Tensor) -> Tensor | None:
-        """What step k adds to the denoised sample, given what is :func:`seen` at its start; of
-        those that correct.
-        """
-        return None
+        if self.correct is None or seen is None:
+            return decision
+        state, data = seen.chunk(2, dim=1)
+        self.data = [data, *self.data[:PAST]]
+        return replace(decision, correction=self.correct(k, state, self.data))

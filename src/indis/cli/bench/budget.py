@@ -121,11 +121,10 @@ def fixed_rows(
 ) -> list[dict[str, Any]]:
     """The loss at each N for all."""
     rows, policy = [], budget.any_steps(sampler)
-    with budget.kept_steps(policy):
-        for steps in policy.counts:
-            policy.choose(steps)
-            scores = score_pairs(denoiser, sampler, heldout, loss)
-            rows.append({"kind": "fixed", "nfe": float(sampler.nfe), **scores.row()})
+    for steps in policy.counts:
+        own = sampler.at(steps)
+        scores = score_pairs(denoiser, own, heldout, loss)
+        rows.append({"kind": "fixed", "nfe": float(own.nfe), **scores.row()})
     return rows
 
 

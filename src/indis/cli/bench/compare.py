@@ -134,9 +134,6 @@ class SizeOptions:
     """Number of the tuning end points that are not tuned on, but choose the best iteration."""
     validate_every: int | None = None
     """Number of iterations between two looks at those."""
-    starts: int | None = None
-    """Number of beginnings of every learned method, of which the best goes on; those that are
-    computed have one."""
 
 
 def run_comparison(comparison: Comparison, *, anew: bool = False) -> None:

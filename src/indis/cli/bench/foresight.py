@@ -13,7 +13,7 @@ from indis.cli.model import WithModel, check_loss
 from indis.cli.paths import writable_file
 from indis.cli.sampler import check_fits
 from indis.endpoints import load_endpoints
-from indis.policies import Global
+from indis.policies import LearnedPolicy
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,8 @@ class Sight(WithModel):
         if self.count < 20:
             raise ValueError(f"count must be at least 20, got {self.count}")
         sampler = artifact.read(self.artifact)
-        if not isinstance(sampler.policy, Global):
+        policy = sampler.policy
+        if not isinstance(policy, LearnedPolicy) or policy.reads != "nothing":
             raise ValueError(
                 f"artifact must be a global plan (`indis fit --method god`), got {self.artifact}"
             )

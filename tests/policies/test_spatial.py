@@ -11,6 +11,7 @@ from indis import (
     Counted,
     Euler,
     Fixed,
+    Recipe,
     RectifiedFlow,
     Sampler,
     grids,
@@ -19,8 +20,9 @@ from indis import (
 )
 from indis.denoise import Form, convert
 from indis.methods import Local
-from indis.policies import LocalLoop
-from indis.policies.local import PlaceReader
+from indis.policies import LearnedPolicy
+from indis.policies.spatial import SpatialCorrector
+from learned import closed
 from problems import Bumpy, GoldenMixture, seeded
 from small_cases import TinyClasses, sentence
 
@@ -28,28 +30,26 @@ POINTS, FLOW, PICTURES = GoldenMixture(), Bumpy(RectifiedFlow()), TinyClasses()
 PROBLEMS = pytest.mark.parametrize(
     "problem", [POINTS, FLOW, PICTURES], ids=["points", "flow", "pictures"]
 )
-KINDS = pytest.mark.parametrize("local", ["both", "weights", "free"])
+KINDS = pytest.mark.parametrize("picture", ["both", "weights", "free"])
 STEPS = 4
 
 
-def policy_for(problem, local="both", *, seed=None, steps=STEPS, condition_dim=0):
+def policy_for(problem, picture="both", *, seed=None, steps=STEPS, condition_dim=0):
     """A policy whose last layers are zero, or those of the places random under ``seed``."""
     base = grids.named("uniform" if problem is FLOW else "polynomial")(problem.schedule, steps)
     torch.manual_seed(seed or 0)
     network = {
         "shape": problem.shape,
         "width": 16,
-        "local": local,
-        "local_width": 8,
+        "picture": picture,
+        "picture_width": 8,
         "condition_dim": condition_dim,
     }
     bounds = Bounds.natural(problem.schedule)
-    policy = LocalLoop(
-        base, problem.schedule, bounds, native=problem.native, look="every", **network
-    )
+    policy = closed(base, problem.schedule, bounds, native=problem.native, **network)
     if seed is not None:
-        torch.nn.init.normal_(policy.places.leave.weight, std=0.3)
-        torch.nn.init.normal_(policy.places.leave.bias, std=0.3)
+        torch.nn.init.normal_(policy.corrector.leave.weight, std=0.3)
+        torch.nn.init.normal_(policy.corrector.leave.bias, std=0.3)
     return policy
 
 
@@ -90,10 +90,10 @@ def by_hand(problem, noise, extra):
 
 @PROBLEMS
 @KINDS
-def test_untrained_it_is_its_base_solver_bit_for_bit(problem, local):
+def test_untrained_it_is_its_base_solver_bit_for_bit(problem, picture):
     noise, policy = (
         seeded(6, *problem.shape, seed=1, dtype=torch.float32),
-        policy_for(problem, local),
+        policy_for(problem, picture),
     )
     plain = draw(problem, Sampler(Fixed(policy.base), IPNDM(3)), noise)
     assert torch.equal(draw(problem, Sampler(policy, IPNDM(3)), noise), plain)
@@ -109,7 +109,7 @@ def test_every_solver_goes_as_much_further_whatever_the_schedule_s_end(spec):
     policy = policy_for(FLOW, "free", steps=1)
     plain = draw(FLOW, Sampler(Fixed(policy.base), solver), noise)
     torch.testing.assert_close(draw(FLOW, Sampler(policy, solver), noise), plain, rtol=0, atol=0)
-    torch.nn.init.constant_(policy.places.leave.bias, 0.25)
+    torch.nn.init.constant_(policy.corrector.leave.bias, 0.25)
     # From t = 1, where alpha is 0, all of what is added arrives.
     further = plain + 0.25
     if spec == "heun":  # whose trial is there already
@@ -123,10 +123,10 @@ def test_every_solver_goes_as_much_further_whatever_the_schedule_s_end(spec):
 
 @PROBLEMS
 @KINDS
-def test_it_costs_no_call_and_changes_the_sample(problem, local):
+def test_it_costs_no_call_and_changes_the_sample(problem, picture):
     noise, policy = (
         seeded(5, *problem.shape, dtype=torch.float32),
-        policy_for(problem, local, seed=1),
+        policy_for(problem, picture, seed=1),
     )
     counter, plain = Counted(problem), draw(problem, Sampler(Fixed(policy.base), IPNDM(3)), noise)
     moved = Sampler(policy, IPNDM(3))(counter, noise, asked(problem, 5))
@@ -137,7 +137,7 @@ def test_it_costs_no_call_and_changes_the_sample(problem, local):
 @PROBLEMS
 def test_weights_of_places_move_the_step_by_what_the_denoised_sample_has_moved(problem):
     policy, noise = policy_for(problem, "weights"), seeded(3, *problem.shape, seed=2)
-    torch.nn.init.constant_(policy.places.leave.bias, 0.4)
+    torch.nn.init.constant_(policy.corrector.leave.bias, 0.4)
     m = torch.tanh(torch.tensor(0.4)).double()
 
     def extra(k, state, data):
@@ -157,7 +157,9 @@ def test_a_free_correction_is_what_the_network_says_of_state_and_denoised_sample
     def extra(k, state, data):
         moved = data[0] - data[1] if k else torch.zeros_like(state)
         number = torch.eye(STEPS)[k].expand(3, STEPS)
-        return policy.places(torch.cat([state, data[0], moved], dim=1).float(), number).double()
+        return policy.corrector.read(
+            torch.cat([state, data[0], moved], dim=1).float(), number
+        ).double()
 
     expected = by_hand(problem, noise, extra)
     torch.testing.assert_close(
@@ -169,22 +171,22 @@ def test_both_are_the_sum_of_the_two():
     both, state = policy_for(PICTURES, seed=5), seeded(2, *PICTURES.shape, seed=1)
     data = [seeded(2, *PICTURES.shape, seed=i) for i in (2, 3, 4)]
     parts, start = [], 0
-    for local, count in (("weights", 2), ("free", 1)):
-        one = policy_for(PICTURES, local)
+    for picture, count in (("weights", 2), ("free", 1)):
+        one = policy_for(PICTURES, picture)
         rows = slice(start * 4, (start + count) * 4)  # four pixels an output
         own = {
-            name: v[rows] if name.startswith("places.leave") else v
+            name: v[rows] if name.startswith("corrector.leave") else v
             for name, v in both.state_dict().items()
         }
         one.load_state_dict(own)
-        parts.append(one.correction(2, state, data, None))
+        parts.append(one.corrector(2, state, data, None))
         start += count
-    torch.testing.assert_close(both.correction(2, state, data, None), sum(parts))
+    torch.testing.assert_close(both.corrector(2, state, data, None), sum(parts))
 
 
 @KINDS
-def test_a_row_is_alone_what_it_is_in_a_batch_and_its_class_matters(local):
-    policy = policy_for(PICTURES, local, seed=4, condition_dim=10)
+def test_a_row_is_alone_what_it_is_in_a_batch_and_its_class_matters(picture):
+    policy = policy_for(PICTURES, picture, seed=4, condition_dim=10)
     sampler, noise = Sampler(policy, IPNDM(3)), seeded(5, *PICTURES.shape, seed=9)
     together = sampler(PICTURES, noise, PICTURES.condition(range(5)))
     alone = torch.cat(
@@ -193,15 +195,15 @@ def test_a_row_is_alone_what_it_is_in_a_batch_and_its_class_matters(local):
     torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-5)
     data, state = [seeded(2, 1, 4, 4, seed=i) for i in (1, 2, 3)], seeded(2, 1, 4, 4)
     labels = [torch.eye(10)[[i, i]] for i in (2, 7)]
-    one, other = (policy.correction(2, state, data, label) for label in labels)
+    one, other = (policy.corrector(2, state, data, label) for label in labels)
     assert float((one - other).detach().abs().max()) > 1e-4
 
 
 @KINDS
 @PROBLEMS
-def test_gradients_reach_every_parameter(problem, local):
-    policy = policy_for(problem, local, seed=10)
-    torch.nn.init.normal_(policy.head.weight, std=0.3)
+def test_gradients_reach_every_parameter(problem, picture):
+    policy = policy_for(problem, picture, seed=10)
+    torch.nn.init.normal_(policy.logits.head, std=0.3)
     draw(
         problem, Sampler(policy, IPNDM(3)), seeded(6, *problem.shape, seed=11)
     ).square().sum().backward()
@@ -211,28 +213,27 @@ def test_gradients_reach_every_parameter(problem, local):
 
 def test_each_parameter_has_one_rate_and_places_their_own():
     policy = policy_for(PICTURES)
-    groups = policy.rates()
-    assert sorted(map(id, sum((group for group, _ in groups), []))) == sorted(
-        map(id, policy.parameters())
-    )
-    assert [rate for group, rate in groups if group[0] is policy.places.enter.weight] == [
-        LocalLoop.rate
-    ]
+    groups = policy.parameter_groups()
+    grouped = [id(p) for group in groups.values() for p in group]
+    assert sorted(grouped) == sorted(map(id, policy.parameters()))
+    optimizer = Recipe(lr=0.3).optimizer(policy, policy.shape)
+    rates = {id(p): own["rate"] for own in optimizer.param_groups for p in own["params"]}
+    assert rates[id(policy.corrector.enter.weight)] == 0.02
+    assert rates[id(policy.logits.head)] == rates[id(policy.encoder.mix.weight)] == 0.007
+    assert rates[id(policy.logits.table)] == 1.0
 
 
 def test_it_plans_once_and_corrects_at_every_node(monkeypatch):
     planned, corrected = [], []
-    rest, correction = LocalLoop.rest, LocalLoop.correction
-    monkeypatch.setattr(
-        LocalLoop, "rest", lambda self, k, *args: planned.append(k) or rest(self, k, *args)
-    )
-    monkeypatch.setattr(
-        LocalLoop,
-        "correction",
-        lambda self, k, *args: corrected.append(k) or correction(self, k, *args),
-    )
-    for look, plans in (("first", [0]), ("every", [0, 1, 2])):
-        sampler = Local(steps=3, width=8, look=look, analytic_first=True).untrained(PICTURES)
+    remaining, correct = LearnedPolicy.remaining, SpatialCorrector.forward
+
+    def noted(log, call):
+        return lambda self, k, *args, **named: log.append(k) or call(self, k, *args, **named)
+
+    monkeypatch.setattr(LearnedPolicy, "remaining", noted(planned, remaining))
+    monkeypatch.setattr(SpatialCorrector, "forward", noted(corrected, correct))
+    for replan, plans in (("first", [0]), ("every", [0, 1, 2])):
+        sampler = Local(steps=3, width=8, replan=replan, analytic_first=True).untrained(PICTURES)
         counted = Counted(PICTURES)
         sampler(counted, seeded(2, *PICTURES.shape), PICTURES.condition(range(2)))
         assert (planned, corrected, counted.calls) == (plans, [0, 1, 2], 2)
@@ -241,20 +242,20 @@ def test_it_plans_once_and_corrects_at_every_node(monkeypatch):
 
 @pytest.mark.parametrize("size", [(5, 7), (4, 7), (6, 6)])
 def test_pictures_of_any_size_have_an_output_for_each_place(size):
-    reader = PlaceReader((2, *size), 3, 4, 3, 8)
+    reader = SpatialCorrector((2, *size), 4, 0, "both", 8)
     torch.nn.init.normal_(reader.leave.weight)
-    out = reader(torch.randn(2, 6, *size), torch.zeros(2, 4))
-    assert out.shape == (2, 3, *size) and float(out.detach().std()) > 0
+    out = reader.read(torch.randn(2, 6, *size), torch.zeros(2, 4))
+    assert out.shape == (2, 4, *size) and float(out.detach().std()) > 0
 
 
 def test_bad_settings_are_refused():
     for make, words in (
-        (lambda: Local(local="all"), "local must be both, weights or free, got 'all'"),
-        (lambda: Local(local_width=0), "local_width must be at least 1, got 0"),
         (
-            lambda: Local(look="never"),
-            "look must be first or every for corrections of places, got 'never'",
+            lambda: Local(picture="all"),
+            "picture must be none, weights, free or both, got 'all'",
         ),
+        (lambda: Local(picture_width=0), "picture_width must be at least 1, got 0"),
+        (lambda: Local(reads="noise"), "reads must be answers to correct places, got 'noise'"),
     ):
         with pytest.raises(ValueError, match=words) as error:
             make()
