@@ -11,7 +11,8 @@ from torch import Tensor
 
 from indis.denoise import UNCONDITIONAL, Denoiser, FeatureDenoiser, Form
 from indis.models import toy
-from indis.models.toy import Mixture, posterior_mean, tree
+from indis.models.mixture import CHUNK, Mixture, posterior_mean
+from indis.models.toy import tree
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +121,7 @@ def test_value_and_gradients_match_the_naive_formula(
 ) -> None:
     mixture = request.getfixturevalue(kind)
     # More than one chunk.
-    alpha, sigma = levels(toy.CHUNK + 37)
+    alpha, sigma = levels(CHUNK + 37)
     inputs = [v.clone().requires_grad_() for v in (points(mixture, alpha, sigma), alpha, sigma)]
     ours, theirs = posterior_mean(*inputs, mixture), naive(*inputs, mixture)
     torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
