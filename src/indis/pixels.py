@@ -1,4 +1,4 @@
-"""Pixels as networks see them, float in [-1, 1], and as files hold them, uint8."""
+"""Conversion between pixels of networks, floats in [-1, 1], and of files, uint8."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from torch import Tensor
 
 
 def to_pixels(images: Tensor) -> Tensor:
-    """uint8 to float32 in [-1, 1]; any shape."""
+    """Return uint8 images of any shape as float32 in [-1, 1]."""
     return images.float() / 127.5 - 1
 
 
 def to_bytes(pixels: Tensor) -> Tensor:
-    """[-1, 1] to uint8 as EDM rounds it; any shape."""
+    """Return pixels of any shape as uint8, rounded as EDM does it and clipped to [-1, 1]."""
     return (pixels * 127.5 + 128).clamp(0, 255).to(torch.uint8)

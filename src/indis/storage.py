@@ -1,9 +1,8 @@
-"""Files that are never half-written and never executable: safetensors and JSON, written aside and
-renamed.
+"""Files: safetensors and JSON, written aside and then renamed, so they are never half-written.
 
 Everything the library stores goes through this module: shards, checkpoints, artifacts, results. A
-reader therefore sees either the previous file or the new one, and an interrupted run can always
-resume.
+reader sees either the previous file or the new one, and an interrupted run can resume. Nothing that
+is read is executed.
 """
 
 from __future__ import annotations
@@ -26,8 +25,11 @@ T = TypeVar("T")
 
 
 def write_aside(path: Path, write: Callable[[Path], object]) -> None:
-    """Let ``write`` fill a temporary file next to ``path``, then rename it into place (atomic on
-    one file system).
+    """Write a temporary file next to ``path`` and rename it into place.
+
+    Args:
+        path: the file to make or replace; its folder is made if there is none.
+        write: a function that fills the temporary file whose path it is given.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
@@ -49,23 +51,24 @@ def _umask() -> int:
 
 
 def as_json(value: Any) -> Any:
-    """What reading finds of a value that was written as JSON: a tuple, for one, comes back as a
-    list.
-    """
+    """Return a value as it comes back from a JSON file; a tuple, for one, comes back as a list."""
     return json.loads(json.dumps(value))
 
 
 def difference(old: Any, new: Any) -> str:
-    """In which fields two values of JSON differ, at most three of them: "steps 6 there, 7
-    given".
+    """Return the fields in which two JSON values differ, at most three: "steps 6 there, 7 given".
+
+    Args:
+        old: the stored value.
+        new: the given value.
     """
     there, given = _flat(as_json(old)), _flat(as_json(new))
     names = [name for name in {**there, **given} if there.get(name) != given.get(name)]
-    told = [
+    parts = [
         f"{name or 'it'} {_short(there.get(name))} there, {_short(given.get(name))} given"
         for name in names[:3]
     ]
-    return "; ".join(told + ["..."] * (len(names) > 3))
+    return "; ".join(parts + ["..."] * (len(names) > 3))
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
@@ -84,8 +87,10 @@ def _short(value: Any) -> str:
 
 
 def save_json(path: Path, value: Any) -> None:
-    """Write JSON with sorted keys left as given, two-space indent and a final newline; NaN is
-    refused.
+    """Write indented JSON; keys keep their order.
+
+    Raises:
+        ValueError: if the value holds NaN or infinity.
     """
     text = json.dumps(value, indent=2, allow_nan=False) + "\n"
     write_aside(path, lambda temporary: temporary.write_text(text))
@@ -95,7 +100,8 @@ def load_json(path: Path) -> Any:
     """Read JSON.
 
     Raises:
-        ValueError: if the file is not JSON; FileNotFoundError if it is missing.
+        FileNotFoundError: if the file is missing.
+        ValueError: if it is not JSON.
     """
     try:
         return json.loads(path.read_text())
@@ -104,18 +110,24 @@ def load_json(path: Path) -> Any:
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], meta: Any = None) -> None:
-    """Write a safetensors file; ``meta`` (anything JSON) travels in its header."""
+    """Write a safetensors file.
+
+    Args:
+        path: the file.
+        tensors: the tensors by name, on any device.
+        meta: any JSON, stored in the header.
+    """
     clean = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     header = {"meta": json.dumps(meta, allow_nan=False)}
     write_aside(path, lambda temporary: save_file(clean, temporary, metadata=header))
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], Any]:
-    """The tensors and the ``meta`` of a file that :func:`save_tensors` wrote.
+    """Return the tensors and the ``meta`` of a file that :func:`save_tensors` wrote.
 
     Raises:
         FileNotFoundError: if it is missing.
-        ValueError: if it is damaged.
+        ValueError: if it is damaged, or a pickle, which is never executed.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist")
@@ -148,7 +160,11 @@ def _is_pickle(path: Path) -> bool:
 
 
 def load_checkpoint(path: Path, *fields: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """:func:`load_tensors` of a file whose ``meta`` must have these fields.
+    """Return the tensors and the ``meta`` of a checkpoint.
+
+    Args:
+        path: the file.
+        fields: names that ``meta`` must have.
 
     Raises:
         FileNotFoundError: if it is missing.
@@ -164,7 +180,7 @@ def load_checkpoint(path: Path, *fields: str) -> tuple[dict[str, Tensor], dict[s
 
 
 def section(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """The tensors whose names start with ``prefix``, without it."""
+    """Return the tensors whose names start with ``prefix``, named without it."""
     return {
         name.removeprefix(prefix): value
         for name, value in tensors.items()
@@ -173,12 +189,12 @@ def section(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def checksum(path: Path) -> str:
-    """SHA-256 of a file."""
+    """Return the SHA-256 of a file in hexadecimal."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def describe(value: Any) -> dict[str, Any]:
-    """A frozen dataclass as JSON: its class name and fields."""
+    """Return a dataclass as JSON: its class name as "type", and its fields."""
     return {"type": type(value).__name__, **asdict(value)}
 
 
@@ -218,12 +234,12 @@ def from_fields(kind: type[T], values: Mapping[str, Any]) -> T:
 
 
 def digest(value: Any) -> str:
-    """A short stable hash of anything JSON, for caches keyed by a configuration."""
+    """Return a short stable hash of any JSON value, for caches keyed by a configuration."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def pack_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The state tensors of an optimizer, flat, for a safetensors file."""
+    """Return the state tensors of an optimizer, flat, for a safetensors file."""
     state = optimizer.state_dict()["state"]
     return {
         f"optimizer.{i}.{name}": value
@@ -233,9 +249,7 @@ def pack_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 
 def unpack_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """Restore what :func:`pack_optimizer` stored; learning rates stay as the optimizer was
-    built.
-    """
+    """Restore what :func:`pack_optimizer` stored; learning rates stay those of the optimizer."""
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in tensors.items():
         if key.startswith("optimizer."):

@@ -1,3 +1,1 @@
-"""How good samples are: distances between images, between sets of images and between sets of
-points.
-"""
+"""Distances between sets of samples."""

@@ -1,11 +1,10 @@
-r"""The Frechet distance between two sets of feature vectors, each summarised by its mean and
-covariance.
+r"""The Frechet distance between two sets of feature vectors, each given by mean and covariance.
 
 .. math:: d^2 = |m_a - m_b|^2 + tr A + tr B - 2 tr (A^{1/2} B A^{1/2})^{1/2}
 
-The last trace is the nuclear norm of :math:`A^{1/2} B^{1/2}`, so it comes from singular values of a
-product of two symmetric roots: no square root of a non-symmetric matrix and no complex numbers,
-also when a covariance is singular.
+The last trace is the nuclear norm of :math:`A^{1/2} B^{1/2}`. So singular values of a product of
+two symmetric roots suffice: there are no square roots of non-symmetric matrices and no complex
+numbers, even if a covariance is singular.
 """
 
 from __future__ import annotations
@@ -17,10 +16,13 @@ from torch import Tensor
 
 
 class Moments:
-    """Streaming count, mean and covariance of ``dim``-dimensional features, in float64 on the CPU.
+    """Streaming count, mean and covariance of features, in float64 on the CPU.
 
-    ``mean`` is ``(dim,)``; ``scatter`` ``(dim, dim)`` is the sum of outer products of deviations
+    ``mean`` is ``(dim,)``. ``scatter`` ``(dim, dim)`` is the sum of outer products of deviations
     from it, which two sets can merge without cancellation (Chan, Golub and LeVeque, 1979).
+
+    Args:
+        dim: the dimension of the features.
     """
 
     def __init__(self, dim: int) -> None:
@@ -30,7 +32,7 @@ class Moments:
 
     @property
     def covariance(self) -> Tensor:
-        """The unbiased covariance ``(dim, dim)``.
+        """Return the unbiased covariance ``(dim, dim)``.
 
         Raises:
             ValueError: if fewer than two vectors were seen.
@@ -79,12 +81,12 @@ class Moments:
         self.count = total
 
     def to_tensors(self) -> dict[str, Tensor]:
-        """Three tensors for a safetensors file."""
+        """Return three tensors for a safetensors file: count, mean and scatter."""
         return {"count": torch.tensor(self.count), "mean": self.mean, "scatter": self.scatter}
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor]) -> Moments:
-        """What :meth:`to_tensors` stored.
+        """Return the moments that :meth:`to_tensors` stored.
 
         Raises:
             ValueError: if a tensor is missing or the shapes disagree.
@@ -96,7 +98,8 @@ class Moments:
         mean, scatter = tensors["mean"].double(), tensors["scatter"].double()
         if mean.ndim != 1 or scatter.shape != (len(mean), len(mean)):
             raise ValueError(
-                f"mean {tuple(mean.shape)} and scatter {tuple(scatter.shape)} are not of one dimension"
+                f"mean {tuple(mean.shape)} and scatter {tuple(scatter.shape)} are not of one "
+                "dimension"
             )
         moments = cls(len(mean))
         moments.count, moments.mean, moments.scatter = int(tensors["count"]), mean, scatter
@@ -104,8 +107,13 @@ class Moments:
 
 
 def frechet_distance(a: Moments, b: Moments) -> float:
-    """The Frechet distance, squared as is the custom: never negative, zero for equal moments up to
-    rounding.
+    """Return the squared Frechet distance, as is the custom.
+
+    It is never negative, and zero for equal moments up to rounding.
+
+    Args:
+        a: moments of one set.
+        b: moments of another.
 
     Raises:
         ValueError: if the dimensions differ or a side has seen fewer than two vectors.
@@ -142,5 +150,6 @@ def _symmetric_root(matrix: Tensor) -> Tensor:
 def _check_dims(a: Moments, b: Moments) -> None:
     if len(a.mean) != len(b.mean):
         raise ValueError(
-            f"moments of dimension {len(a.mean)} and {len(b.mean)} were given, one dimension is expected"
+            f"moments of dimension {len(a.mean)} and {len(b.mean)} were given, one dimension is "
+            "expected"
         )

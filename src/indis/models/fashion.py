@@ -1,7 +1,7 @@
 """A small class-conditional EDM model of Fashion-MNIST that ships with the package.
 
-The backbone is diffusers' ``UNet2DModel`` on 2x2 space-to-depth blocks (28x28x1 becomes 14x14x4),
-which halves the cost of every convolution's grid; EDM preconditioning with sigma_data = 0.7
+The backbone is diffusers' ``UNet2DModel`` on blocks of 2 x 2 pixels (28x28x1 becomes 14x14x4), so
+that convolutions run at a quarter of the positions. EDM preconditioning with sigma_data = 0.7
 surrounds it. Class 10 means "no label".
 """
 
@@ -32,7 +32,7 @@ WEIGHTS = Path(__file__).parent / "weights" / "fashion.safetensors"
 
 
 def backbone() -> UNet2DModel:
-    """The untrained U-Net, 2.25 M parameters."""
+    """Return the untrained U-Net, of 2.25 million parameters."""
     # Imported here: it takes seconds, and only this family needs it.
     from diffusers import UNet2DModel
 
@@ -59,8 +59,15 @@ class FashionNetwork(nn.Module):
         self.unet.mid_block.register_forward_hook(_hand_over)
 
     def forward(self, x: Tensor, noise_level: Tensor, label: Tensor) -> Tensor:
-        """``x`` ``(batch, 1, 28, 28)``, ``noise_level`` and ``label`` ``(batch,)``; the shape of
-        ``x``.
+        """Return F.
+
+        Args:
+            x: scaled images ``(batch, 1, 28, 28)``.
+            noise_level: c_noise ``(batch,)``.
+            label: class labels ``(batch,)``, 10 for none.
+
+        Returns:
+            ``(batch, 1, 28, 28)``.
         """
         # 250 spreads ln(sigma) / 4 over the range that the sinusoidal embedding resolves.
         blocks = self.unet(F.pixel_unshuffle(x, 2), 250 * noise_level, class_labels=label)
@@ -78,7 +85,14 @@ def _hand_over(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) ->
 
 
 class Fashion:
-    """The frozen denoiser: noise form, EDM schedule, labels as condition."""
+    """The frozen denoiser: noise form, EDM schedule, class labels as condition.
+
+    Args:
+        network: its network, whose parameters are frozen.
+        schedule: the EDM schedule, the published one by default.
+        bf16: whether the network runs under bfloat16 autocast.
+        fingerprint: a text that changes with the weights.
+    """
 
     name = "fashion"
     shape = (1, 28, 28)
@@ -97,7 +111,16 @@ class Fashion:
         self.schedule, self.bf16, self.fingerprint = schedule or EDM(), bf16, fingerprint
 
     def __call__(self, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
-        """(x - D) / sigma at per-sample times."""
+        """Return the noise prediction (x - D) / sigma.
+
+        Args:
+            x: states ``(batch, 1, 28, 28)``.
+            t: times ``(batch,)``, sigma.
+            condition: with the input "label" ``(batch,)``.
+
+        Returns:
+            ``(batch, 1, 28, 28)``, in the dtype of ``x``.
+        """
         label = condition.inputs["label"]
 
         def network(scaled: Tensor, noise_level: Tensor) -> Tensor:
@@ -112,7 +135,7 @@ class Fashion:
         return next(self.network.parameters()).device
 
     def to(self, device: torch.device | str) -> Fashion:
-        """Itself, with its network moved."""
+        """Return itself, with its network moved."""
         self.network.to(device)
         return self
 
@@ -137,19 +160,22 @@ class Fashion:
         return answer, outputs[0].float().mean(1).flatten(1)
 
     def in_bf16(self) -> Fashion:
-        """The same network under bfloat16 autocast: about twice as fast on CPUs that have it."""
+        """Return a denoiser of the same network under bfloat16 autocast.
+
+        It is about twice as fast on CPUs that have bfloat16.
+        """
         return Fashion(self.network, self.schedule, bf16=True, fingerprint=self.fingerprint)
 
     def decode(self, x: Tensor) -> Tensor:
-        """The identity: the model works on pixels."""
+        """Return ``x``: the model works on pixels."""
         return x
 
     def condition(self, seeds: list[int]) -> Condition:
-        """Class ``seed mod 10``: every run of ten consecutive seeds shows every class once."""
+        """Return class ``seed mod 10`` for each seed, so ten in a row show every class."""
         return self.class_condition([seed % NO_LABEL for seed in seeds])
 
     def class_condition(self, labels: list[int]) -> Condition:
-        """Classes 0 ... 9, or 10 for no label.
+        """Return the condition of labels 0 ... 9, or 10 for no label.
 
         Raises:
             ValueError: if a label is out of range.
@@ -158,8 +184,14 @@ class Fashion:
 
 
 def class_condition(labels: Tensor) -> Condition:
-    """The condition of class labels ``(batch,)`` in 0 ... 9, or 10 for no label (an all-zero
-    feature).
+    """Return the condition of class labels.
+
+    Args:
+        labels: ``(batch,)`` in 0 ... 9, or 10 for no label.
+
+    Returns:
+        The labels as the network's input, and as features a one-hot vector over the root of 10,
+        all zero for no label.
 
     Raises:
         ValueError: if a label is out of range.
@@ -193,7 +225,11 @@ def name_of(detail: str) -> str:
 
 
 def fill(network: FashionNetwork, weights: Path) -> None:
-    """Read a file of weights, or that of a trained model's folder, into a network.
+    """Load weights into a network.
+
+    Args:
+        network: the network to fill.
+        weights: a safetensors file, or the folder of a trained model.
 
     Raises:
         FileNotFoundError: if the file is missing.
@@ -209,5 +245,5 @@ def fill(network: FashionNetwork, weights: Path) -> None:
 
 
 def _file(weights: Path) -> Path:
-    """A folder means the weights that training exports into it."""
+    """The file itself, or the one that training exports into a folder."""
     return weights / WEIGHTS.name if weights.is_dir() else weights

@@ -32,11 +32,18 @@ CLASSES = (
 
 
 def read(split: Literal["train", "t10k"], folder: Path = DEBIAN_FOLDER) -> tuple[Tensor, Tensor]:
-    """Images ``(count, 1, 28, 28)`` uint8 and labels ``(count,)`` int64 of one split.
+    """Return the images and labels of one split.
+
+    Args:
+        split: the training set of 60 000 images or the test set of 10 000.
+        folder: where the four ``*-ubyte.gz`` files lie.
+
+    Returns:
+        Images ``(count, 1, 28, 28)``, uint8, and labels ``(count,)``, int64.
 
     Raises:
         FileNotFoundError: if the folder does not hold the data set.
-        ValueError: if a file is not the one that its name promises.
+        ValueError: if a file is damaged or holds something else.
     """
     images = _idx(folder / f"{split}-images-idx3-ubyte.gz")
     labels = _idx(folder / f"{split}-labels-idx1-ubyte.gz")
@@ -48,12 +55,14 @@ def read(split: Literal["train", "t10k"], folder: Path = DEBIAN_FOLDER) -> tuple
 
 
 def _idx(path: Path) -> np.ndarray:
-    """One array in IDX format: two zero bytes, a type byte, the number of axes, the big-endian
-    sizes, the data.
+    """Read one array in IDX format.
+
+    That is two zero bytes, a type byte, the number of axes, their sizes (big-endian), the data.
     """
     if not path.is_file():
         raise FileNotFoundError(
-            f"{path} is missing: install Debian's dataset-fashion-mnist or give the folder of the *-ubyte.gz files"
+            f"{path} is missing: install Debian's dataset-fashion-mnist or give the folder of the "
+            "*-ubyte.gz files"
         )
     try:
         raw = gzip.decompress(path.read_bytes())
@@ -65,6 +74,7 @@ def _idx(path: Path) -> np.ndarray:
     sizes = [int.from_bytes(raw[i : i + 4], "big") for i in range(4, header, 4)]
     if len(raw) - header != math.prod(sizes):
         raise ValueError(
-            f"{path} is damaged: its header promises {math.prod(sizes)} bytes, it holds {len(raw) - header}"
+            f"{path} is damaged: its header promises {math.prod(sizes)} bytes, it holds "
+            f"{len(raw) - header}"
         )
     return np.frombuffer(raw, np.uint8, offset=header).reshape(sizes).copy()

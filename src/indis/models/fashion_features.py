@@ -1,9 +1,9 @@
 """Features of 28x28 grey images: a small Fashion-MNIST classifier, read out at several depths.
 
 One network serves two metrics. Its pooled penultimate layer feeds the Frechet distance between sets
-of images; its feature maps feed a perceptual distance between pairs, built as in LPIPS (Zhang et
-al., 2018). Every operation is smooth (SiLU, average pooling), because the perceptual distance is
-also a training loss that gradients pass through.
+of images. It is not FID: these features compare only with themselves. Its feature maps feed a
+perceptual distance between pairs, built as in LPIPS (Zhang et al., 2018). Every operation is smooth
+(SiLU, average pooling), because gradients of that loss pass through it.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ WIDTHS = (24, 48, 96)  # channels at 28x28, 14x14 and 7x7
 
 
 class Residual(nn.Module):
-    """A 3x3 block added to its input."""
+    """A 3 x 3 block added to its input."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.block = _block(channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        """The shape of ``x``, ``(batch, channels, height, width)``."""
+        """Return ``(batch, channels, height, width)`` for an input of that shape."""
         return x + self.block(x)
 
 
 class FashionFeatures(nn.Module):
-    """The classifier, 169 thousand parameters; images are ``(batch, 1, 28, 28)`` in [-1, 1]."""
+    """The classifier, of 169 thousand parameters; images are ``(batch, 1, 28, 28)`` in [-1, 1]."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -58,8 +58,9 @@ class FashionFeatures(nn.Module):
         self.head = nn.Linear(POOLED, 10)
 
     def layers(self, x: Tensor) -> list[Tensor]:
-        """Five feature maps, shallow to deep: 24 channels at 28x28, twice 48 at 14x14, twice 96 at
-        7x7.
+        """Return five feature maps, shallow to deep.
+
+        They have 24 channels at 28 x 28, twice 48 at 14 x 14, and twice 96 at 7 x 7.
 
         Raises:
             ValueError: if ``x`` is not a batch of grey images.
@@ -75,17 +76,16 @@ class FashionFeatures(nn.Module):
         return maps
 
     def pooled(self, x: Tensor) -> Tensor:
-        """The penultimate layer ``(batch, 128)``, averaged over space."""
+        """Return the penultimate layer averaged over space, ``(batch, 128)``."""
         return self.top(self.layers(x)[-1]).mean((2, 3))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Class logits ``(batch, 10)``."""
+        """Return class logits ``(batch, 10)``."""
         return self.head(self.pooled(x))
 
 
 def load(weights: Path = WEIGHTS) -> FashionFeatures:
-    """The trained network in float32: frozen, in evaluation mode, where batch norm is a fixed
-    affine map.
+    """Return the trained network in float32, frozen and in evaluation mode.
 
     Raises:
         FileNotFoundError: if the file is missing.
@@ -105,8 +105,7 @@ def load(weights: Path = WEIGHTS) -> FashionFeatures:
 
 
 def load_moments(path: Path = MOMENTS) -> Moments:
-    """Reference moments of :meth:`FashionFeatures.pooled` over the 60 000 training images, none
-    flipped.
+    """Return the moments of the pooled features of the 60 000 training images, none flipped.
 
     Raises:
         FileNotFoundError: if the file is missing.
@@ -170,11 +169,18 @@ class PerceptualLoss(nn.Module):
 
 
 def perceptual_distance(network: FashionFeatures, a: Tensor, b: Tensor) -> Tensor:
-    """LPIPS-like distance of each pair of images, ``(batch,)``, with finite gradients everywhere.
+    """Return an LPIPS-like distance of each pair of images, with finite gradients everywhere.
 
-    At each depth the channel vectors are scaled to unit length, and their squared differences are
-    summed over channels and averaged over space; the result, in [0, 4], is the plain mean over
-    depths.
+    At each depth channel vectors are scaled to unit length, and their squared differences are
+    summed over channels and averaged over space. The result is the plain mean over depths.
+
+    Args:
+        network: the feature network.
+        a: images ``(batch, 1, 28, 28)`` in [-1, 1].
+        b: images of the same shape.
+
+    Returns:
+        Distances ``(batch,)`` in [0, 4].
 
     Raises:
         ValueError: if the shapes differ.
@@ -186,13 +192,20 @@ def perceptual_distance(network: FashionFeatures, a: Tensor, b: Tensor) -> Tenso
 
 
 def dists(network: FashionFeatures, a: Tensor, b: Tensor) -> Tensor:
-    """A distance of each pair of images that does not reward blur, ``(batch,)`` in [0, 2]: DISTS
-    (Ding et al., 2020).
+    """Return DISTS (Ding et al., 2020, eq. 4 to 6), a distance that does not reward blur.
 
-    One minus the mean of two similarities of each channel of the image and of each feature map: of
-    its averages over space, and its correlation over space. The paper's Eq. 4 to 6, all weights
-    equal instead of learned. Between pictures that cannot be matched point by point, a squared
-    difference is smallest for a blurred one; this is not.
+    It is one minus the mean of two similarities of each channel of the image and of each feature
+    map: that of its averages over space and its correlation over space. All weights are equal
+    instead of learned. Between pictures that cannot be matched point by point, a squared difference
+    is smallest for a blurred one; this distance is not.
+
+    Args:
+        network: the feature network.
+        a: images ``(batch, 1, 28, 28)`` in [-1, 1].
+        b: images of the same shape.
+
+    Returns:
+        Distances ``(batch,)`` in [0, 2].
 
     Raises:
         ValueError: if the shapes differ.
@@ -216,7 +229,7 @@ def _require_alike(a: Tensor, b: Tensor) -> None:
 
 
 def _similarity(a: Tensor, b: Tensor, floor: float = 1e-6) -> Tensor:
-    """Of each channel, ``(batch, channels)``, at most 1: the mean of texture's and structure's."""
+    """The mean of the similarities of texture and structure, ``(batch, channels)``, at most 1."""
     means = a.mean((2, 3)), b.mean((2, 3))
     variances = a.var((2, 3), unbiased=False), b.var((2, 3), unbiased=False)
     covariance = (a * b).mean((2, 3)) - means[0] * means[1]
@@ -226,9 +239,7 @@ def _similarity(a: Tensor, b: Tensor, floor: float = 1e-6) -> Tensor:
 
 
 def _unit(maps: Tensor, floor: float = 1e-6) -> Tensor:
-    """Channel vectors at unit length; the floor under the root keeps the gradient finite at a zero
-    vector.
-    """
+    """Channel vectors at unit length; the floor keeps the gradient finite at a zero vector."""
     return maps * (maps.square().sum(1, keepdim=True) + floor).rsqrt()
 
 
