@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from indis import artifact, models, noise_from_seeds
-from indis.storage import load_tensors
+from indis import LinearVP, artifact, models, noise_from_seeds
+from indis.storage import describe, load_json, load_tensors, save_json
 from small_cases import TinyClasses, sentence, toy
 
 DATA = Path(__file__).parent / "data"
@@ -87,3 +87,15 @@ def test_what_is_upgraded_is_not_upgraded_again(tmp_path):
     upgraded("god", tmp_path / "a")
     with pytest.raises(ValueError, match="must have format 2, got 3"):
         artifact.upgrade(tmp_path / "a")
+
+
+def test_a_schedule_of_format_two_begins_with_the_noise_of_its_marginal(tmp_path):
+    shutil.copytree(DATA / "format2" / "god", tmp_path / "a")
+    path = tmp_path / "a" / "config.json"
+    config = load_json(path)
+    schedule = LinearVP(t_max=0.9876543209876543)
+    config["policy"]["schedule"] = describe(schedule)
+    del config["policy"]["schedule"]["prior"]  # was no choice
+    save_json(path, config)
+    artifact.upgrade(tmp_path / "a")
+    assert artifact.load(tmp_path / "a").policy.schedule == schedule

@@ -161,7 +161,7 @@ def test_what_a_diffusers_model_returns_is_told_from_its_tensor(answer):
     model = Wrapped(lambda x, t, condition: answer(x), EDM(), (2,), "noise")
     with pytest.raises(
         TypeError,
-        match=r"function must return a tensor, got \w+: of a diffusers model take .sample",
+        match=r"function must return a tensor, got \w+; of a diffusers model take .sample",
     ):
         model(torch.zeros(3, 2), torch.ones(3))
 
@@ -205,7 +205,7 @@ def test_a_loss_gives_one_number_a_sample():
             )
         )
     )
-    method = METHODS["god"](steps=2, probes=0, recipe=Recipe(iterations=1, batch=4, holdout=2))
+    method = METHODS["god"](steps=2, recipe=Recipe(iterations=1, batch=4, holdout=2, probes=0))
     with pytest.raises(ValueError, match=r"loss must give one number a sample, \(2,\), got \(\)"):
         next(method.tuning(model, data, torch.nn.functional.mse_loss).run())
     with pytest.raises(TypeError, match="loss must be a function"):

@@ -12,6 +12,7 @@ from indis.plan import Bounds
 from indis.solvers import SOLVERS, Solver
 
 Tensors = dict[str, Tensor]
+WITH_PRIOR = ("LinearVP", "ScaledLinearVP", "DiscreteVP", "TableVP")
 # Names of parameters that were in other places.
 MOVED = (
     ("reader.trunk.", "encoder.trunk."),
@@ -34,6 +35,8 @@ def converted(
     described = dict(config["solver"])
     solver: Solver = {c.__name__: c for c in SOLVERS.values()}[described.pop("type")](**described)
     old, kind = dict(config["policy"]), config["policy"]["type"]
+    if "schedule" in old:
+        old["schedule"] = _with_prior(old["schedule"])
     if "track" in old.get("bounds", {}):
         bounds = dict(old["bounds"])
         if bounds.pop("track") is not None:
@@ -51,6 +54,11 @@ def converted(
         return old, tensors, solver
     new, of_steps = _learned(old, tensors)
     return new, of_steps | _moved(tensors), solver
+
+
+def _with_prior(schedule: dict[str, Any]) -> dict[str, Any]:
+    """The description of a schedule; VP schedules had no choice of a prior."""
+    return {**schedule, "prior": "marginal"} if schedule["type"] in WITH_PRIOR else schedule
 
 
 def _moved(tensors: Tensors) -> Tensors:
