@@ -377,6 +377,8 @@ def test_every_command_explains_itself(indis, capsys, command):
     assert error.value.code == 0
     text = capsys.readouterr().out
     assert f"usage: indis {command}" in text
+    head = text.partition("\n\n")[2].partition(" options ")[0].partition(" positional ")[0]
+    assert max(map(len, head.splitlines()[:-1])) <= 80
 
 
 def test_a_bug_keeps_its_traceback(indis, monkeypatch):

@@ -27,15 +27,15 @@ def _folder(default: str) -> object:
 
 @dataclass(frozen=True)
 class Evaluate(SamplerChoice):
-    """Measure a sampler: its distance to held-out teacher endpoints, and the Frechet distance of
-    its samples to the data.
+    """Measure how good a sampler's samples are.
 
-    nfe counts evaluations one after another, calls counts all of them. Held-out endpoints must be
-    of other seeds than the fit's; an artifact that records its seeds is checked.
+    They are compared with held-out endpoints, whose seeds no fit has seen.
 
-    Example: indis evaluate --artifact runs/n3 --heldout runs/test --json runs/n3/results.json
+    Their Frechet distance to the data is measured with --samples.
 
-    `indis bench report --run runs/n3` then makes a page of it.
+    nfe counts evaluations one after another, calls counts all of them.
+
+    Example: indis evaluate --artifact runs/n3 --heldout runs/test --samples 10000
     """
 
     heldout: Annotated[Path | None, _folder("none")] = None

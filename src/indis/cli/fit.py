@@ -72,15 +72,15 @@ def _range(text: str) -> tuple[str, str]:
 
 @dataclass(frozen=True)
 class FitCommand(WithModel, Generic[M]):
-    """Tune a sampler on teacher endpoints and write an artifact. Run it again to resume.
+    """Tune a sampler on teacher endpoints. Run it again to resume.
 
-    These are the options of one method. `indis fit --method NAME --help` shows another one's.
+    These are the options of one method; see also `indis fit --method NAME --help`.
 
-    Example: indis fit --data runs/endpoints --out runs/indis-n3 --steps 3 --loss fashion
+    Example: indis fit --data runs/data --out runs/n3 --steps 3 --loss fashion
 
-    Example: indis fit --data runs/endpoints --out runs/every --steps 3-10 --loss fashion
+    Example: indis fit --data runs/data --out runs/every --steps 3-10 --loss fashion
 
-    Example: indis fit --method god --data runs/endpoints --out runs/god-n3 --steps 3 --loss fashion
+    Example: indis fit --method god --data runs/data --out runs/god --steps 3
     """
 
     keeps: ClassVar[str] = CHECKPOINT

@@ -130,19 +130,24 @@ def _parse(words: Sequence[str]) -> Any:
 
     import tyro
 
+    from indis.cli.help import named_below
+
     said = StringIO()
     try:
         with redirect_stderr(said):
-            command = tyro.cli(kind, prog=prog, args=options, config=(tyro.conf.OmitArgPrefixes,))
+            command = tyro.cli(
+                kind,
+                prog=prog,
+                args=options,
+                config=(tyro.conf.OmitArgPrefixes,),
+            )
     except SystemExit as stop:
         for error in _causes(stop):
             if _is_own(error):
                 raise error from None
         sys.stderr.write(said.getvalue())
-        if not stop.code:
-            from indis.cli.names import named_below
-
-            print(named_below(kind))
+        if not stop.code and (names := named_below(kind)):
+            print(names)
         raise
     sys.stderr.write(said.getvalue())
     return command

@@ -27,7 +27,7 @@ MOST_SEEDS = 100
 
 @dataclass(frozen=True)
 class ShowPlan(SamplerChoice):
-    """Print the timesteps, shifts and scales of a sampler, and its sigmas for other tools.
+    """Print a sampler's timesteps, shifts and scales, and its sigmas for other tools.
 
     A plan that reads the network's answers is shown as it turned out for each seed.
 
@@ -35,7 +35,7 @@ class ShowPlan(SamplerChoice):
 
     Example: indis plan --artifact fashion-nfe3 --seed 0 1 2 --json plan.json
 
-    Example: indis plan --model my_models:flux --artifact runs/flux-n8 --unshift 3.1582
+    Example: indis plan --model mine:flux --artifact runs/flux-n8 --unshift 3.158
     """
 
     seed: tuple[int, ...] = (0,)

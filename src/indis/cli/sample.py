@@ -29,7 +29,7 @@ MOST_PICTURES, MOST_SAMPLES = 1000, 1_000_000  # samples are held in memory unti
 class Sample(SamplerChoice):
     """Draw samples. A sample is determined by its seed, whatever the batch size.
 
-    Example: indis sample --artifact fashion-nfe3 --count 20 --teacher --out samples.png
+    Example: indis sample --artifact fashion-nfe3 --count 20 --teacher
 
     Example: indis sample --model fashion --solver unipc:3 --grid log_snr --steps 7
     """

@@ -20,8 +20,9 @@ from indis.storage import describe
 
 @dataclass(frozen=True)
 class Teach(WithModel):
-    """Run a many-step teacher on seeds and store where it ends. Run it again to resume, or with a
-    larger count to add some.
+    """Run a many-step teacher on seeds and store where it ends.
+
+    Run it again to resume, or with a larger count to add some.
 
     Example: indis teach --model fashion --count 10000 --out runs/endpoints
     """

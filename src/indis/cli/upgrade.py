@@ -14,7 +14,7 @@ from indis.cli.paths import writable
 
 @dataclass(frozen=True)
 class Upgrade:
-    """Convert an artifact that the previous version wrote. What was learned stays the same.
+    """Convert an artifact of the previous version. What was learned stays the same.
 
     Example: indis upgrade runs/indis-n3
     """

@@ -208,7 +208,7 @@ def load(weights: Path | str = WEIGHTS) -> Fashion:
     """Return the denoiser with weights of float16 or float32, by default those that ship.
 
     Args:
-        weights: a safetensors file, or the folder that ``indis train-model`` wrote.
+        weights: a safetensors file, or the folder that ``indis bench train`` wrote.
 
     Raises:
         FileNotFoundError: if the file is missing.

@@ -130,7 +130,7 @@ def frechet_judge(folder: Path | None = None) -> tuple[PooledFeatures, Moments]:
     """Return what FD-Fashion needs: a feature extractor and the moments of the training images.
 
     Args:
-        folder: a folder that ``indis train-model --what features`` wrote; the shipped network if
+        folder: a folder that ``indis bench train --what features`` wrote; the shipped network if
             None.
 
     Raises:
@@ -146,7 +146,7 @@ class PerceptualLoss(nn.Module):
 
     Args:
         distance: :func:`perceptual_distance` or :func:`dists`.
-        folder: a folder that ``indis train-model --what features`` wrote; the shipped network if
+        folder: a folder that ``indis bench train --what features`` wrote; the shipped network if
             None.
 
     Raises:

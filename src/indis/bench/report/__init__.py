@@ -19,6 +19,6 @@ plans.safetensors     distributions of tau, dtau and gamma over instances
 curves.json           learning curves
 toy.json              toy tables and error curves (paper, Fig. 3)
 toy_scatter...        toy error over the starting point (paper, Fig. 2)
-<model>/results.json  all of the above for each model, as `indis compare` leaves them
+<model>/results.json  all of the above for each model, as `indis bench compare` leaves them
 ====================  ==========================================================================
 """

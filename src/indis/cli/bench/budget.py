@@ -1,6 +1,4 @@
-"""``indis budget``: give every sample its own number of steps, and compare with the same number for
-all.
-"""
+"""``indis bench budget``: give every sample its own number of steps."""
 
 from __future__ import annotations
 
@@ -13,7 +11,7 @@ import torch
 from indis import artifact, models
 from indis.bench import budget
 from indis.bench.budget import BudgetConfig, BudgetSampler
-from indis.cli.console import emit, say, track
+from indis.cli.console import JsonFile, emit, say, track
 from indis.cli.model import WithModel, check_loss, taught_model
 from indis.cli.paths import writable, writable_file
 from indis.cli.sampler import check_fits
@@ -35,32 +33,33 @@ TAUGHT_BY = (
 
 @dataclass(frozen=True)
 class Budget(WithModel):
-    """Fit a predictor of each sample's loss at each N, and spend a mean number of evaluations where
-    it helps most.
+    """Spend a mean number of evaluations where it helps most.
 
-    Example: indis fit --data runs/endpoints --out runs/every --steps 3-10 --loss fashion
+    A network predicts each sample's loss at each number of steps.
 
-    Example: indis budget --artifact runs/every --data runs/endpoints --heldout runs/test --mean 4 5 --out runs/budget
+    Example: indis fit --data runs/data --out runs/every --steps 3-10 --loss fashion
+
+    Example: indis bench budget --artifact runs/every --data A --heldout B --out C
     """
 
     artifact: Path
-    """Folder of a sampler with one phi for every N, which `indis fit --steps 3-10` wrote."""
+    """Folder of a sampler for a range of steps, which `indis fit --steps 3-10` wrote."""
     data: Path
-    """Folder of teacher endpoints that losses are measured on."""
+    """Folder of teacher endpoints to measure losses on."""
     heldout: Path
-    """Folder of other endpoints, for the comparison with the same N for all."""
+    """Folder of other endpoints, to compare with the same number of steps for all."""
     out: Path
-    """Folder that the artifacts are written into, one below it for each mean: mean4, mean5."""
+    """Folder for the artifacts, one below it for each mean: mean4, mean5."""
     mean: tuple[float, ...] = (5.0,)
-    """Mean numbers of evaluations that are aimed at, with spaces between."""
+    """Mean numbers of evaluations to aim at."""
     count: int = 10_000
-    """How many of the endpoints in --data are measured at most."""
+    """Largest number of endpoints of --data that are measured."""
     loss: str = "fashion"
-    """Loss that is foreseen and compared: mse, squared, fashion, fashion-dists, lpips."""
+    """Loss that is predicted and compared."""
     config: BudgetConfig = field(default_factory=BudgetConfig)
-    """How the predictor of losses is fitted."""
-    json: Path | None = None
-    """Write the comparison to this file."""
+    """How the predictor is fitted."""
+    json: JsonFile = None
+    """Write the comparison."""
 
     def run(self) -> None:
         """Measure, foresee, price, compare."""
@@ -102,8 +101,8 @@ class Budget(WithModel):
             warn_below(mean, budget.mean_steps(foreseen, predictor.counts, price))
         save_json(self.out / "budget_comparison.json", {"loss": self.loss, "rows": rows})
         for row in rows:
-            told = f"{row['kind']:6} mean NFE {row['nfe']:6.3f}  held-out {self.loss} {row['heldout_loss']:.6f}"
-            say(f"{told}{beaten_by(row, rows)}")
+            spent = f"{row['kind']:6} mean NFE {row['nfe']:6.3f}"
+            say(f"{spent}  held-out {self.loss} {row['heldout_loss']:.6f}{beaten_by(row, rows)}")
         emit({"loss": self.loss, "rows": rows}, self.json)
 
     def _check_alike(self, one: dict[str, Any], other: dict[str, Any]) -> None:
@@ -111,8 +110,8 @@ class Budget(WithModel):
         for key in TAUGHT_BY:
             if key in one and key in other and one[key] != other[key]:
                 raise ValueError(
-                    f"heldout must be of the same model and teacher as data, got {key} {other[key]} in {self.heldout} "
-                    f"and {one[key]} in {self.data}"
+                    f"heldout must be of the same model and teacher as data, "
+                    f"got {key} {other[key]} in {self.heldout} and {one[key]} in {self.data}"
                 )
 
 
@@ -146,8 +145,8 @@ def warn_below(asked: float, reached: float) -> None:
     """Say so where a price leads to a lower mean than the one that it was set for."""
     if asked - reached > 0.05:
         say(
-            f"asked for {asked:g}, reached {reached:.2f}: the predictor tells samples too little apart, no price lies "
-            f"between; more --config.iterations or --count may help"
+            f"asked for {asked:g}, reached {reached:.2f}: the predictor tells samples "
+            f"too little apart, no price lies between; more --iterations or --count may help"
         )
 
 

@@ -1,4 +1,4 @@
-"""``indis compare``: every system on one solver core under one protocol."""
+"""``indis bench compare``: every method on one solver loop under one protocol."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from indis.bench import suite as bench
 from indis.bench.compare import CompareConfig, Comparison
 from indis.bench.pictures import Picture, write_plans, write_samples
 from indis.bench.report.results_table import write_markdown
-from indis.cli.console import bar, command_line, emit, say
+from indis.cli.console import JsonFile, bar, command_line, emit, say
 from indis.cli.model import WithModel
 from indis.cli.paths import writable, writable_file
 from indis.storage import save_json, write_aside
@@ -33,49 +33,43 @@ OWN = (
 
 @dataclass(frozen=True)
 class Compare(WithModel):
-    """Methods x evaluations x seeds on a model, cell by cell; finished cells are kept, run again to
-    go on.
+    """Compare methods at equal numbers of evaluations. Run it again to go on.
 
-    Example: indis compare --model toy --steps 3 5 --methods all --quick --json out.json
+    Example: indis bench compare --model toy --steps 3 5 --quick --json out.json
 
-    Example: indis compare --model fashion --steps 3 5 7 --methods god indis look local --seeds 0 1 2 --afs False True
+    Example: indis bench compare --model fashion --methods god indis --seeds 0 1 2
     """
 
     keeps: ClassVar[str] = "*/endpoints/meta.json"
 
     model: tuple[str, ...] = ("toy",)
-    """Models to compare on: toy, fashion."""
+    """Models to compare on: toy, fashion, or both."""
     methods: tuple[str, ...] = ("all",)
-    """Methods to compare: names such as god and indis, or groups: all, published, ours,
-    ablation."""
+    """Methods to compare: names, or the groups all, published, ours and ablation."""
     steps: tuple[int, ...] = (3, 5, 7)
-    """Numbers of network evaluations one after another; with the analytic first step a sampler
-    takes one step more."""
+    """Numbers of network evaluations one after another."""
     seeds: tuple[int, ...] = (0,)
-    """Seeds of the fits; each is a row of its own."""
+    """Seeds of the fits. Each is a row of its own."""
     afs: tuple[bool, ...] = (False,)
     """Whether the first step is analytic: False, True, or both."""
     grids: tuple[str, ...] = ("all",)
-    """Heuristic grids that are compared with, such as uniform or polynomial:7; "all" are those
-    worth a row."""
+    """Grids without a fit to compare with, or all."""
     out: Path = Path("runs/compare")
-    """Folder of the results, with one below it for each model."""
+    """Folder for the results, one below it for each model."""
     resume: bool = True
-    """Whether to go on from finished cells; `--no-resume` computes those asked for again, end
-    points excepted."""
+    """Keep finished cells. --no-resume computes the chosen ones again, but no endpoints."""
     quick: bool = False
-    """Whether sizes are small: minutes instead of hours."""
+    """Use small sizes, for minutes instead of hours."""
     bf16: bool = False
-    """Whether to run the teacher and draw samples under bfloat16 autocast; fits and pairs stay
-    float32."""
+    """Run teacher and samples under bfloat16 autocast. Fits and pairs stay float32."""
     shipped: bool = False
-    """Whether to judge the fitted samplers that come with the package, too."""
+    """Also judge the fitted samplers that come with the package."""
     sizes: Annotated[SizeOptions, tyro.conf.arg(name="")] = field(
         default_factory=lambda: SizeOptions()
     )
     """Sizes in place of the model's own."""
-    json: Path | None = None
-    """Write all rows to this file."""
+    json: JsonFile = None
+    """Write all rows."""
 
     def run(self) -> None:
         """Run the missing cells, then print the tables."""
@@ -121,17 +115,17 @@ class SizeOptions:
     """Sizes of a comparison; what is left out is the model's default."""
 
     endpoints: int | None = None
-    """Number of teacher end points for tuning."""
+    """Number of teacher endpoints for tuning."""
     heldout: int | None = None
-    """Number of other end points, for the reported distances."""
+    """Number of other endpoints, for the reported distances."""
     samples: int | None = None
-    """Number of samples for the distance to the data; 0 leaves it out."""
+    """Number of samples for the distance to the data. 0 leaves it out."""
     iterations: int | None = None
     """Number of iterations of every learned method."""
     batch: int | None = None
-    """Number of end points an iteration of every learned method."""
+    """Number of endpoints in an iteration of every learned method."""
     holdout: int | None = None
-    """Number of the tuning end points that are not tuned on, but choose the best iteration."""
+    """Number of the tuning endpoints that only choose the best iteration."""
     validate_every: int | None = None
     """Number of iterations between two looks at those."""
 

@@ -1,4 +1,4 @@
-"""``indis demo``: the main job in minutes, with what ships and without a network."""
+"""``indis bench demo``: the main job in minutes, with what ships and without a network."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from indis.bench.compare import CompareConfig, Comparison
 from indis.bench.suite import FashionBench
 from indis.bench.toy_study import ToyConfig, ToyStudy
 from indis.cli.bench import compare, toy
-from indis.cli.console import command_line, emit, say
+from indis.cli.console import JsonFile, command_line, emit, say
 from indis.cli.model import WithModel
 from indis.cli.paths import writable, writable_file
 from indis.storage import save_json
@@ -27,7 +27,7 @@ DEMO = CompareConfig(
 
 @dataclass(frozen=True)
 class Demo(WithModel):
-    """A short fit on Fashion-MNIST at 3 and 5 evaluations, the quick toy study, and a report.
+    """Fit a sampler to Fashion-MNIST, run the quick toy study, and write a report.
 
     Example: indis demo --out runs/demo
     """
@@ -35,10 +35,9 @@ class Demo(WithModel):
     keeps: ClassVar[str] = "toy.json"
 
     out: Path = Path("runs/demo")
-    """Folder for the report and everything it was made from; run again to go on after an
-    interrupt."""
-    json: Path | None = None
-    """Write the comparison's rows, the report's path and the seconds it took to this file."""
+    """Folder for the report and everything it is made from."""
+    json: JsonFile = None
+    """Write the comparison's rows, where the report is, and the seconds it took."""
 
     def run(self) -> None:
         """Teach, fit, evaluate, report."""
@@ -50,7 +49,8 @@ class Demo(WithModel):
         say("1/3 toy study: an exact 2-D denoiser, Euler with 3 and 5 steps")
         self._toy()
         say(
-            "2/3 Fashion-MNIST: teacher end points, then a short fit of phi and of one global plan, 3 and 5 evaluations"
+            "2/3 Fashion-MNIST: teacher endpoints, then short fits of phi and of one global plan, "
+            "3 and 5 evaluations"
         )
         comparison = Comparison(DEMO, FashionBench(device=self.place), FashionBench.brief, self.out)
         compare.run_comparison(comparison)

@@ -1,4 +1,4 @@
-"""``indis sight``: can a policy foresee what each sample wants, and from what?"""
+"""``indis bench foresight``: can a policy foresee what each sample wants, and from what?"""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from indis import artifact, models
 from indis.bench import foresight as sight
 from indis.bench.foresight import SightConfig, Wishes
-from indis.cli.console import emit, say, track
+from indis.cli.console import JsonFile, emit, say, track
 from indis.cli.model import WithModel, check_loss
 from indis.cli.paths import writable_file
 from indis.cli.sampler import check_fits
@@ -18,28 +18,27 @@ from indis.policies import LearnedPolicy
 
 @dataclass(frozen=True)
 class Sight(WithModel):
-    """Measure what share of each sample's own wish for a plan its condition, noise or first answers
-    tell.
+    """Measure how well a sample's gradients of a plan can be predicted.
 
-    A small share for "noise" means that phi(x_T, c) has little to learn beyond a global plan; a
-    larger one for "answer 0" or later means that a closed loop (`indis fit --method look`) has.
+    If the share for "noise" is small, a network that reads it has little to learn.
 
-    Example: indis sight --artifact fashion-nfe3-god --data runs/endpoints --count 4000 --json sight.json
+    If that for "answer 0" is larger, one that reads answers has (--method look).
+
+    Example: indis bench foresight --artifact fashion-nfe3-god --data runs/data
     """
 
     artifact: str
-    """Fitted global plan: the folder of an `indis fit --method god`, or the name of one that
-    ships."""
+    """Fitted global plan: a folder of `indis fit --method god`, or the name of one that ships."""
     data: Path
     """Folder of teacher endpoints that `indis teach` wrote."""
     count: int = 4000
-    """How many of the endpoints are used at most."""
+    """Largest number of endpoints that are used."""
     loss: str = "fashion"
-    """Loss whose gradients are a sample's wish: mse, squared, fashion, fashion-dists, lpips."""
+    """Loss whose gradients are predicted."""
     config: SightConfig = field(default_factory=SightConfig)
-    """How the predictors of the wishes are fitted."""
-    json: Path | None = None
-    """Write the rows to this file."""
+    """How the predictors are fitted."""
+    json: JsonFile = None
+    """Write the rows."""
 
     def run(self) -> None:
         """Observe, teach, print a row a view."""

@@ -1,16 +1,15 @@
-"""``indis overhead``: what a policy costs beside the network."""
+"""``indis bench overhead``: what a policy costs beside the network."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from indis import artifact
 from indis.bench import budget
 from indis.bench.overhead import overhead, pairs
 from indis.checks import require_least
-from indis.cli.console import emit, say, track
+from indis.cli.console import JsonFile, emit, say, track
 from indis.cli.model import WithModel
 from indis.cli.paths import writable_file
 from indis.cli.sampler import check_fits, found
@@ -21,23 +20,21 @@ from indis.sampler import Sampler
 
 @dataclass(frozen=True)
 class Overhead(WithModel):
-    """Measure what a policy adds to the time of sampling, against one fixed plan with the same
-    evaluations.
+    """Time a sampler against a fixed plan of as many evaluations.
 
-    Example: indis overhead --artifact fashion-nfe5 fashion-nfe5-local --json overhead.json
+    Example: indis bench overhead --artifact fashion-nfe5 fashion-nfe5-local
     """
 
     artifact: tuple[str, ...]
     """Fitted samplers: folders that `indis fit` wrote, or names of those that ship."""
     model: str = "fashion"
-    """Model: toy, toy:AB, fashion, or fashion:PATH with the folder of `indis train-model` or a file
-    of weights."""
+    """Model that is sampled."""
     batch: int = 32
-    """How many samples are drawn at once."""
+    """Number of samples that are drawn at once."""
     repeats: int = 20
-    """How many pairs of runs are timed; quartiles need at least 2."""
-    json: Path | None = None
-    """Write the rows to this file."""
+    """Number of pairs of runs that are timed, at least 2."""
+    json: JsonFile = None
+    """Write the rows."""
 
     def run(self) -> None:
         """Time, print a row an artifact."""
@@ -78,6 +75,7 @@ class Overhead(WithModel):
         } | overhead(ratios)
         low, middle, high = (100 * row[key] for key in ("low", "overhead", "high"))
         say(
-            f"{name:24} {sampler.nfe} NFE  {middle:+5.1f} %  (quartiles {low:+.1f} and {high:+.1f} %)"
+            f"{name:24} {sampler.nfe} NFE  {middle:+5.1f} %  "
+            f"(quartiles {low:+.1f} and {high:+.1f} %)"
         )
         return row

@@ -1,4 +1,4 @@
-"""``indis report``: a run folder to one HTML page, and its figures to files."""
+"""``indis bench report``: a web page of a folder of results, and its figures as files."""
 
 from __future__ import annotations
 
@@ -8,32 +8,27 @@ from typing import Annotated
 
 import tyro
 
-from indis.cli.console import emit, say
+from indis.cli.console import JsonFile, emit, say
 from indis.cli.paths import writable, writable_file
 
 
 @dataclass(frozen=True)
 class Report:
-    """Draw everything that a run folder holds into one self-contained page; loads no model.
+    """Draw everything that a folder of results holds on one web page.
 
-    Example: indis report --run runs/demo --out report.html
+    Example: indis bench report --run runs/demo --out report.html
 
-    Example: indis report --run runs/compare --figures docs
+    Example: indis bench report --run runs/compare --figures docs
     """
 
     run_folder: Annotated[Path, tyro.conf.arg(name="run")]
-    """Folder with any of results.json, toy.json, samples.safetensors, plans.safetensors,
-    curves.json, or with a folder
-    for each model, as `indis compare` makes it."""
+    """Folder that an experiment or `indis evaluate --json` wrote, or one that holds several."""
     out: Path | None = None
-    """The page; report.html in the folder by default."""
+    """File for the page, by default report.html in that folder."""
     figures: Path | None = None
-    """Also write PNG files there: compare-<model>-<figure>.png of comparisons (dots, nfe, pareto,
-    ablation),
-    curves.png or curves-<folder>.png of learning curves, toy_fig2.png and toy_fig3.png of the toy
-    study, picture.png of samples."""
-    json: Path | None = None
-    """Write the page's path, its sections and the figures' paths to this file."""
+    """Folder for the figures as PNG files, if they are wanted too."""
+    json: JsonFile = None
+    """Write where the page and the figures are, and which sections there are."""
 
     def run(self) -> None:
         """Write the page, then the figures."""

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from indis.bench import speed
-from indis.cli.console import emit, say, track
+from indis.cli.console import JsonFile, emit, say, track
 from indis.cli.paths import writable_file
 
 
@@ -24,7 +23,7 @@ class Speed:
     """Number of threads that torch uses."""
     seconds: float = 2.0
     """How long each row is timed, at least."""
-    json: Path | None = None
+    json: JsonFile = None
     """Write the measurements to this file."""
 
     def run(self) -> None:

@@ -1,4 +1,4 @@
-"""``indis toy``: the paper's toy study."""
+"""``indis bench toy``: the paper's study of an exact 2-D denoiser."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Annotated
 import tyro
 
 from indis.bench.toy_study import Cell, ToyConfig, ToyStudy
-from indis.cli.console import bar, emit, say
+from indis.cli.console import JsonFile, bar, emit, say
 from indis.cli.paths import writable, writable_file
 from indis.storage import save_json, save_tensors
 
@@ -19,25 +19,21 @@ OWN = TABLE, SCATTER = "toy.json", "toy_scatter.safetensors"
 
 @dataclass(frozen=True)
 class ToyCommand:
-    """Uniform, global, per-instance and oracle discretizations on an exact 2-D denoiser (paper,
-    Figs. 2-3).
+    """Compare uniform, global, per-instance and oracle timesteps (paper, Figs. 2-3).
 
-    Example: indis toy --quick --json toy.json
+    Example: indis bench toy --quick --json toy.json
 
-    Example: indis toy --out runs/toy
+    Example: indis bench toy --out runs/toy
     """
 
     quick: bool = False
-    """Whether sizes are small, under 90 seconds: fewer priors, N = 3 and 5; what is given otherwise
-    stays."""
+    """Use small sizes, for under 90 seconds, where none are given."""
     out: Path | None = None
-    """Folder of toy.json and the scatter data, which `indis report` draws; nothing is kept if
-    absent."""
+    """Folder for what `indis bench report` draws."""
     workers: int | None = None
-    """Number of processes that share out the numbers of steps; one a core if absent. Results do not
-    depend on it."""
-    json: Path | None = None
-    """Write the flat list of cells to this file."""
+    """Number of processes, by default one for each core. Results do not depend on it."""
+    json: JsonFile = None
+    """Write the list of cells."""
     config: Annotated[ToyConfig, tyro.conf.arg(name="")] = field(default_factory=ToyConfig)
     """Sizes and settings of the study."""
 
@@ -82,7 +78,8 @@ def write(study: ToyStudy, folder: Path) -> None:
 
 def lines(study: ToyStudy) -> list[str]:
     """The cells as aligned text."""
-    head = f"{'policy':9} {'freedoms':15} {'N':>2} {'split':8} {'sq. dist':>9} {'KL':>7} {'W1':>7} {'params':>8}"
+    names = f"{'policy':9} {'freedoms':15} {'N':>2} {'split':8}"
+    head = f"{names} {'sq. dist':>9} {'KL':>7} {'W1':>7} {'params':>8}"
     rows = [_line(cell) for cell in study.cells]
     floors = [
         f"floors of exact samples: KL {c.kl_floor:.4f}, W1 {c.w1_floor:.4f}"

@@ -1,4 +1,4 @@
-"""``indis train-model``: train what ships."""
+"""``indis bench train``: train the models that ship."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from indis.bench.train_fashion import TrainConfig
-from indis.cli.console import bar, delayed_interrupt, emit, say
+from indis.cli.console import JsonFile, bar, delayed_interrupt, emit, say
 from indis.cli.paths import writable, writable_file
 from indis.models.fashion_data import DEBIAN_FOLDER, read
 from indis.storage import checksum
@@ -20,34 +20,31 @@ OWN = (CHECKPOINT, "fashion*.safetensors")  # also the feature network's
 
 @dataclass(frozen=True)
 class TrainModel:
-    """Train the Fashion-MNIST denoiser (EDM, moving average, label dropout), or the feature
-    network; resumes.
+    """Train the Fashion-MNIST denoiser or the feature network.
 
-    Example: indis train-model --out runs/fashion --images 1000000
+    Run it again to resume the denoiser; the feature network begins again.
 
-    Example: indis train-model --out runs/longer --images 250000 --lr 4e-4 --init runs/fashion/fashion.safetensors
+    Example: indis bench train --out runs/fashion --images 1000000
 
-    Example: indis train-model --out runs/judge --what features --seed 1
+    Example: indis bench train --out runs/longer --images 250000 --init runs/fashion
+
+    Example: indis bench train --out runs/judge --what features --seed 1
     """
 
     out: Path
-    """Folder of the checkpoint and of the exported weights."""
+    """Folder for the checkpoint and the weights."""
     what: Literal["denoiser", "features"] = "denoiser"
-    """What is trained: the denoiser, or the feature network of FD-Fashion and the perceptual
-    distance."""
+    """Network that is trained. FD-Fashion and the fashion losses use the features."""
     data: Path = DEBIAN_FOLDER
-    """Folder of the data set's *-ubyte.gz files; Debian: apt-get install dataset-fashion-mnist."""
+    """Folder of the data set's *-ubyte.gz files. Debian has them in dataset-fashion-mnist."""
     init: Path | None = None
-    """Weights that the denoiser starts from: a file, or the folder of an earlier run; random ones
-    if absent."""
+    """Weights that the denoiser starts from, instead of random ones: a file or an earlier --out."""
     config: Annotated[TrainConfig, tyro.conf.arg(name="")] = field(default_factory=TrainConfig)
     """The denoiser's training."""
     save_every: int = 500
-    """Steps between the denoiser's checkpoints; an interrupt writes one too, at the end of the step
-    that it falls
-    into."""
-    json: Path | None = None
-    """Write what came out and where it is to this file."""
+    """Steps between the denoiser's checkpoints. Ctrl-C writes one too."""
+    json: JsonFile = None
+    """Write what came out, and where it is."""
 
     @property
     def keeps(self) -> str | None:
