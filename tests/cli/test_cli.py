@@ -15,7 +15,6 @@ import torch
 from cli.lines import FIT, STUDENT, TEACH, refused
 from indis import (
     Fixed,
-    Global,
     Sampler,
     __version__,
     artifact,
@@ -160,18 +159,6 @@ def test_teaching_and_fitting_again_change_nothing(indis, work):
     assert contents(work) == before
 
 
-def test_a_fit_may_begin_several_times(indis, work):
-    several = f"fit --data data --out several {FIT} --starts 2"
-    assert indis(several)[0] == 0
-    assert artifact.load_config(work / "several")["provenance"]["config"]["recipe"]["starts"] == 2
-    before = contents(work / "several")
-    code, said = indis(several)
-    assert (
-        code == 0 and "resuming at iteration 10 of 10" in said
-    )  # a quarter of 8 for the other one
-    assert contents(work / "several") == before
-
-
 def test_an_interrupted_fit_says_so_and_goes_on_to_the_same_weights(indis, work, monkeypatch):
     run = Fit.run
 
@@ -259,7 +246,7 @@ def test_an_interrupt_before_anything_is_finished_says_so(indis, work, monkeypat
     def interrupted(*arguments, **keywords):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("indis.endpoints.gather", interrupted)  # within the first shard
+    monkeypatch.setattr("indis.endpoints.folder.teach", interrupted)  # within the first shard
     monkeypatch.setattr(TrainModel, "_denoiser", interrupted)
     monkeypatch.setattr(Fit, "run", interrupted)
     monkeypatch.setattr(ToyCommand, "run", interrupted)
@@ -348,15 +335,15 @@ def test_an_interrupted_teacher_goes_on_to_the_same_bytes(indis, work, monkeypat
 
 
 def test_a_global_plan_fitted_to_all_endpoints_reports_no_heldout_loss(indis, work):
-    options = "--no-per-instance --iterations 3 --holdout 0 --json god.json"
+    options = "--reads nothing --iterations 3 --holdout 0 --json god.json"
     code, said = indis(f"fit --data data --out god {STUDENT} {options}")
     assert code == 0 and "inf" not in said and "9 parameters" in said
     assert load_json(work / "god.json")["heldout_loss"] is None
-    assert isinstance(artifact.load(work / "god").policy, Global)
+    assert artifact.load(work / "god").policy.shared_plan().steps == 3
 
 
 def test_phi_can_start_at_a_fitted_global_plan(indis, work):
-    assert indis(f"fit --data data --out god {FIT} --no-per-instance")[0] == 0
+    assert indis(f"fit --data data --out god {FIT} --reads nothing")[0] == 0
     assert indis(f"fit --data data --out phi {FIT} --start god --lr 1e-9")[0] == 0
     assert indis(f"fit --data data --out base {FIT} --lr 1e-9")[0] == 0
     told = [

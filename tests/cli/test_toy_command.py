@@ -61,8 +61,8 @@ def test_the_toy_study_prints_what_it_stores(capsys):
     ]
     assert head[-1] == "params"
     counts = {row[0]: int(row[-1]) for row in rows}
-    # phi: one hidden layer, the mixing layer, the head for three rows of three logits.
-    assert counts == {"uniform": 0, "global": 3, "instance": 24 + 72 + 81, "oracle": 40 * 3}
+    # phi: one hidden layer, the mixing layer, the head of three logits of tau.
+    assert counts == {"uniform": 0, "global": 3, "instance": 24 + 72 + 27, "oracle": 40 * 3}
 
 
 def test_two_processes_find_what_one_finds(tmp_path):

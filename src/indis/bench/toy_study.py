@@ -53,16 +53,8 @@ class ToyConfig:
     classes: str = "A"  # classes of the tree: A, or AB for both
     tree_seed: int = 2  # seed of the tree, which is a mixture of Gaussians
     priors: int = 20_000  # number of starting noises in each split, as in the paper
-    steps: tuple[int, ...] = (
-        3,
-        4,
-        5,
-        6,
-        7,
-        8,
-        9,
-        10,
-    )  # numbers of Euler steps, as in the paper's Fig. 3
+    # numbers of Euler steps, as in the paper's Fig. 3
+    steps: tuple[int, ...] = tuple(range(3, 11))
     freedoms: tuple[str, ...] = tuple(FREEDOMS)  # sets of what a plan may choose
     dtau: float = 0.9  # bound of the time shifts, a part of the interval that follows; ours
     gamma: float = 0.9  # bound of the output scales, how far they may be from 1; ours

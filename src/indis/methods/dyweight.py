@@ -166,9 +166,8 @@ class DyWeight(Method):
     name: ClassVar[str] = "dyweight"
 
     analytic_first: bool = True  # AFS, as published: one evaluation less
-    tracking: bool = (
-        True  # nodes follow the sum of the weights; without, a sum only scales the step
-    )
+    # nodes follow the sum of the weights; without, a sum only scales the step
+    tracking: bool = True
     recipe: Recipe = field(default_factory=lambda: Recipe(iterations=625, batch=16, lr=3e-2))
 
     def __post_init__(self) -> None:
