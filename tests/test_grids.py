@@ -12,6 +12,7 @@ from indis import (
     LinearVP,
     RectifiedFlow,
     TableVP,
+    Wrapped,
     grids,
     solve,
     solvers,
@@ -368,23 +369,29 @@ def test_the_natural_grid_of_a_table_wastes_no_nodes_where_the_state_is_noise():
     assert grids.resolve_grid("natural", DiscreteVP()) == "polynomial:7"
     tau = grids.natural(table, 20)
     assert (float(tau[0, 0]), float(tau[0, -1])) == (999, 0)
-    assert int((ratio(table, tau) > 20).sum()) <= 1
+    assert int((ratio(table, tau) > 20).sum()) == 6
     assert int((ratio(table, grids.polynomial(table, 20)) > 20).sum()) == 15
-    # Errors at 5 steps are a tenth of those on EDM's grid, at 20 steps half.
     problem = Gaussian(table, Form.NOISE)
     x = problem.start(64)
     ends = [torch.tensor(t, dtype=torch.float64) for t in (table.t_max, table.t_min)]
     exact = problem.exact(x, *ends)
-    for solver, steps in (("ipndm:3", 5), ("dpmpp:2", 5), ("dpmpp:2", 20), ("unipc:2", 10)):
-        errors = []
-        for grid in (grids.natural, grids.polynomial):
-            plan = Discretization.plain(grid(table, steps))
-            end = solve(problem, x, plan, solvers.named(solver))
-            errors.append(float((end - exact).square().mean().sqrt()))
-        assert errors[0] < 0.6 * errors[1]
+
+    def rounded(x, t, condition):
+        return problem(x, t, condition).bfloat16().to(x.dtype)
+
+    coarse = Wrapped(rounded, table, problem.shape, "noise")
+    cases = [("ipndm:3", 5, 0.2), ("dpmpp:2", 5, 0.5), ("dpmpp:2", 10, 0.2), ("unipc:2", 10, 0.2)]
+    for solver, steps, share in cases:
+        for denoiser, slack in ((problem, 1), (coarse, 2)):
+            errors = []
+            for grid in (grids.natural, grids.polynomial):
+                plan = Discretization.plain(grid(table, steps))
+                end = solve(denoiser, x, plan, solvers.named(solver))
+                errors.append(float((end - exact).square().mean().sqrt()))
+            assert errors[0] < slack * share * errors[1]
 
 
-def test_a_capped_polynomial_runs_where_a_table_ends_at_pure_noise():
+def test_a_polynomial_with_a_knee_runs_where_a_table_ends_at_pure_noise():
     table = TableVP((*cosine().alphas_cumprod[:-1], 0.0))
     assert grids.resolve_grid("natural", table) == "polynomial:7,20"
     tau = grids.natural(table, 6)
@@ -393,4 +400,4 @@ def test_a_capped_polynomial_runs_where_a_table_ends_at_pure_noise():
     torch.testing.assert_close(gaps, gaps[:1].expand_as(gaps), rtol=1e-6, atol=0)
     torch.testing.assert_close(20 ** (1 / 7) + gaps[0], level[0, 1], rtol=1e-6, atol=0)
     with pytest.raises(ValueError, match="must exceed sigma / alpha at t_min, 0.00"):
-        grids.polynomial(table, 3, cap=1e-3)
+        grids.polynomial(table, 3, knee=1e-3)

@@ -10,7 +10,7 @@ name                   evenly spaced                                         sou
 natural                what suits the schedule, see :func:`resolve_grid`     this library's default
 uniform                t                                                     paper, sec. 3.1
 log_snr                log(alpha / sigma)                                    Lu et al., 2022
-polynomial[:rho[,s]]   s^(1/rho), rho = 7; s at most the second number       Karras et al., 2022
+polynomial[:rho[,k]]   s^(1/rho), rho = 7; log(s), sparsely, above k         Karras et al., 2022
 quadratic              sqrt(t)                                               Song et al., 2020
 vp_time[:rho]          time^(1/rho) of a linear VP process with the same s   Zhang & Chen, 2023
 flow_shift[:k]         t, then k t / (1 + (k - 1) t), k = 3                  Esser et al., 2024
@@ -39,12 +39,12 @@ from indis.noise import (
     DiscreteVP,
     NoiseSchedule,
     TableVP,
+    VPClock,
     end_levels,
     is_start_time,
+    ratio,
     zero_time,
 )
-from indis.noise import VPClock as VPClock
-from indis.noise import ratio as ratio
 from indis.numerics import TIME_DTYPE
 
 Grid = Callable[[NoiseSchedule, int], Tensor]
@@ -96,7 +96,7 @@ def log_snr(schedule: NoiseSchedule, steps: int) -> Tensor:
 
 
 def polynomial(
-    schedule: NoiseSchedule, steps: int, rho: float = 7.0, cap: float = math.inf
+    schedule: NoiseSchedule, steps: int, rho: float = 7.0, knee: float = math.inf
 ) -> Tensor:
     """Return nodes evenly spaced in s^(1 / rho), s = sigma / alpha (Karras et al., 2022, eq. 5).
 
@@ -104,29 +104,37 @@ def polynomial(
         schedule: any noise schedule.
         steps: the number N of intervals.
         rho: the exponent; 7 is EDM's.
-        cap: the first interval ends where it would if s were at most this number at t_max. Above
-            20 or so the state is noise, and nodes there are wasted.
+        knee: the s above which nodes are spaced in log(s) instead, a quarter as densely as they
+            would be there. If s has no end, no node but the first lies above the knee.
 
     Returns:
         Nodes ``(1, steps + 1)``, float64.
 
     Raises:
-        ValueError: if the schedule ends at pure data, or begins at pure noise without a cap, or if
-            the cap lies below s at t_min.
+        ValueError: if the schedule ends at pure data, or begins at pure noise without a knee, or if
+            the knee lies below s at t_min.
     """
-    _require_ends(schedule, "polynomial", begin=cap == math.inf)
+    _require_ends(schedule, "polynomial", begin=knee == math.inf)
     least = float(ratio(schedule, torch.tensor(schedule.t_min, dtype=TIME_DTYPE)))
-    if not cap > least:
+    if not knee > least:
         raise ValueError(
-            f"the cap of grid polynomial must exceed sigma / alpha at t_min, {number_text(least)}, "
-            f"got {number_text(cap)}"
+            f"the knee of grid polynomial must exceed sigma / alpha at t_min, "
+            f"{number_text(least)}, got {number_text(knee)}"
         )
-    return ramp(
-        schedule,
-        steps,
-        lambda t: ratio(schedule, t).clamp_max(cap) ** (1 / rho),
-        lambda v: schedule.time(-rho * v.log()),
-    )
+    top = knee ** (1 / rho)
+    slope = top / rho / 4  # of the coordinate in log(s) above the knee
+
+    def to(t: Tensor) -> Tensor:
+        s = ratio(schedule, t)
+        sparse = knee < math.inf and end_levels(schedule)[0] > 0
+        above = slope * (s / knee).clamp_min(1).log() if sparse else 0
+        return s.clamp_max(knee) ** (1 / rho) + above
+
+    def back(v: Tensor) -> Tensor:
+        above = (v - top).clamp_min(0) / slope if knee < math.inf else 0
+        return schedule.time(-rho * v.clamp_max(top).log() - above)
+
+    return ramp(schedule, steps, to, back)
 
 
 def quadratic(schedule: NoiseSchedule, steps: int) -> Tensor:
@@ -174,10 +182,7 @@ def flow_shift(schedule: NoiseSchedule, steps: int, shift: float = 3.0) -> Tenso
 
 
 def resolution(schedule: NoiseSchedule, steps: int, tokens: float = 4096) -> Tensor:
-    """Return :func:`flow_shift` with FLUX's shift exp(mu) for a number of image tokens.
-
-    mu is linear in the tokens, 0.5 at 256 and 1.15 at 4096.
-    """
+    """Return FLUX's :func:`flow_shift` by exp(mu), mu 0.5 at 256 image tokens, 1.15 at 4096."""
     mu = 0.5 + (1.15 - 0.5) * (tokens - 256) / (4096 - 256)
     return flow_shift(schedule, steps, math.exp(mu))
 
@@ -268,12 +273,12 @@ LIST = "list"  # of times, so a grid of one number of steps alone
 NAMES = (*GRIDS, LIST)
 ZERO = "zero"  # after a plus: a last step to sigma = 0
 PARAMETERS = {
-    "polynomial": ("rho", "cap"),
+    "polynomial": ("rho", "knee"),
     "vp_time": ("rho",),
     "flow_shift": ("shift",),
     "resolution": ("tokens",),
 }
-NOISE_RATIO = 20.0  # sigma / alpha above which the state of a table is noise
+NOISE_RATIO = 20.0  # sigma / alpha above which a state is noise
 
 
 def named(spec: str) -> Grid:
@@ -305,9 +310,11 @@ def resolve_grid(spec: str, schedule: NoiseSchedule) -> str:
     """Return the name of the grid that "natural" means for a schedule, or ``spec`` itself.
 
     Natural is EDM's polynomial where sigma spans decades, and uniform for flows and where sigma /
-    alpha has no end. For a table it is the polynomial with sigma / alpha capped at 20, the same
-    grid for Stable Diffusion (14.6 at most): of a cosine table, which goes on to 20 000, 15 of 21
-    nodes would lie above that, where the state is noise.
+    alpha has no end. For a table it is the polynomial with a knee at sigma / alpha = 20. That is
+    the same grid for Stable Diffusion (14.6 at most). A cosine table goes on to 20 000, and 15 of
+    21 nodes of EDM's grid would lie above the knee, where the state is noise, against 6 of these.
+    It is not left in one step either, which would multiply the error of a noise prediction by the
+    ratio of its ends.
     """
     if spec.partition("+")[0] != "natural":
         return spec

@@ -21,7 +21,7 @@ from indis import (
     solve,
     solvers,
 )
-from indis.grids import VPClock, ratio
+from indis.noise import VPClock, ratio
 from indis.numerics import integrate_lagrange, quadrature_points
 from indis.solvers import step_coefficients
 from problems import Gaussian

@@ -30,7 +30,7 @@ from indis import (
     grids,
     solve,
 )
-from indis.grids import VPClock
+from indis.noise import VPClock
 from indis.numerics import broadcast, integrate_lagrange, phi, quadrature_points
 from indis.solvers import SOLVERS, Midpoint, step_coefficients
 from indis.solvers.adams import EVEN_WEIGHTS

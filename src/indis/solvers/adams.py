@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 
 from indis.denoise import Form
-from indis.grids import VPClock
-from indis.noise import NoiseSchedule
+from indis.noise import NoiseSchedule, VPClock
 from indis.numerics import integrate_lagrange, quadrature_points, weigh_lagrange
 from indis.solvers.base import Coefficients, Nodes, drift_form, first_order, step_order
 
