@@ -12,7 +12,8 @@ from indis.denoise import Counted
 from indis.storage import load_json, load_tensors
 from small_cases import same_tensors
 
-BUDGET = "bench budget --artifact every --data data --heldout test --loss squared --iterations 60 --batch 32"
+SIZES = "--loss squared --iterations 60 --batch 32"
+BUDGET = f"bench budget --artifact every --data data --heldout test {SIZES}"
 
 
 @pytest.fixture
@@ -54,8 +55,8 @@ def test_a_budget_of_another_model_is_refused(indis, every):
 
 def test_endpoints_of_another_model_than_the_artifact_s_are_refused(indis, every, monkeypatch):
     for name, seed in (("data-ab", 0), ("test-ab", 100)):
-        line = f"teach --model toy:AB --solver euler --grid uniform --steps 4 --count 20 --first-seed {seed}"
-        assert indis(f"{line} --out {name}")[0] == 0
+        line = "teach --model toy:AB --solver euler --grid uniform --steps 4 --count 20"
+        assert indis(f"{line} --first-seed {seed} --out {name}")[0] == 0
     monkeypatch.setattr(budget, "measure", None)
     line = BUDGET.replace("--data data --heldout test", "--data data-ab --heldout test-ab")
     assert "every was fitted to model toy, got toy-AB" in refused(
@@ -94,12 +95,8 @@ def test_a_budget_is_not_timed_as_if_it_had_none(indis, every):
 
 def test_a_number_of_steps_overrides_the_budget(indis, every):
     assert indis(f"{BUDGET} --mean 3 --out bought")[0] == 0
-    assert (
-        indis(
-            "evaluate --artifact bought/mean3 --steps 2 --heldout test --loss squared --json row.json"
-        )[0]
-        == 0
-    )
+    evaluate = "evaluate --artifact bought/mean3 --steps 2 --heldout test --loss squared"
+    assert indis(f"{evaluate} --json row.json")[0] == 0
     assert load_json(every / "row.json")["rows"][0]["nfe"] == 2
 
 

@@ -298,7 +298,8 @@ def test_a_fit_says_where_it_began_and_which_iteration_was_best(indis, work):
     code, said = indis(f"fit --data data --out again {FIT} --json again.json")
     told = load_json(work / "again.json")
     value, step = min((value, step) for step, value in told["curve"])
-    result = f"held-out squared: start {told['initial_loss']:.5f} -> best {value:.5f} at iteration {step}\n"
+    start = f"held-out squared: start {told['initial_loss']:.5f}"
+    result = f"{start} -> best {value:.5f} at iteration {step}\n"
     assert code == 0 and result in said and told["initial_loss"] > value == told["heldout_loss"]
     code, said = indis(f"fit --data data --out again {FIT} --json again.json")  # which only resumes
     assert code == 0 and result in said and load_json(work / "again.json") == told

@@ -6,7 +6,8 @@ import pytest
 from indis.bench.suite import ToyBench
 from indis.storage import load_json, save_json
 
-SIZES = "--endpoints 64 --heldout 64 --samples 64 --iterations 2 --batch 8 --holdout 8 --validate-every 1"
+RECIPE = "--iterations 2 --batch 8 --holdout 8 --validate-every 1"
+SIZES = f"--endpoints 64 --heldout 64 --samples 64 {RECIPE}"
 LINE = f"bench compare --steps 2 --grids uniform --out run {SIZES}"
 
 

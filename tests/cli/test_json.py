@@ -65,12 +65,8 @@ def test_an_evaluation_tells_what_it_is_of(indis, work):
         None,
     )
     assert told["pairs"] == 20 and "solver" not in told
-    assert (
-        indis(
-            "evaluate --heldout test --loss mse --solver euler --grid uniform --steps 4 --json row.json"
-        )[0]
-        == 0
-    )
+    plain = "--solver euler --grid uniform --steps 4"
+    assert indis(f"evaluate --heldout test --loss mse {plain} --json row.json")[0] == 0
     (told,) = load_json(work / "row.json")["rows"]
     assert (told["artifact"], told["solver"], told["grid"], told["steps"]) == (
         None,
@@ -178,10 +174,9 @@ def test_the_folder_of_a_training_is_a_model(indis, untrained):
     pytest.importorskip("diffusers")
     assert indis("bench train --out run --images 5 --batch 1")[0] == 0
     assert indis("sample --model fashion:run --steps 1 --count 2 --out folder.safetensors")[0] == 0
+    weights = "run/fashion.safetensors"
     assert (
-        indis(
-            "sample --model fashion:run/fashion.safetensors --steps 1 --count 2 --out file.safetensors"
-        )[0]
+        indis(f"sample --model fashion:{weights} --steps 1 --count 2 --out file.safetensors")[0]
         == 0
     )
     assert Path("folder.safetensors").read_bytes() == Path("file.safetensors").read_bytes()

@@ -39,10 +39,8 @@ def test_json_is_not_written_over_what_the_command_writes_itself(
 ):
     monkeypatch.setattr(budget, "any_steps", lambda sampler: Namespace(counts=(3, 5)))
     said = refused(indis, line.format(path))
-    assert (
-        said
-        == f"indis: error: json must be another file than those that the command writes itself, got {path}\n"
-    )
+    other = "json must be another file than those that the command writes itself"
+    assert said == f"indis: error: {other}, got {path}\n"
 
 
 def test_a_link_is_not_replaced_by_a_file(indis, work):

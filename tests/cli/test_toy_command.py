@@ -8,6 +8,8 @@ from indis.cli import main as entry
 from indis.storage import load_json, load_tensors
 
 NAMES = ("uniform", "global", "instance", "oracle")
+FEW = "--global-iterations 3 --instance-iterations 3"
+SMALL = f"--priors 40 --reference 500 --width 8 --depth 1 {FEW}"
 
 
 @pytest.fixture(scope="module")
@@ -15,7 +17,8 @@ def toy_run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("toy")
     sizes = "--priors 200 --reference 2000 --width 32 --depth 2 --oracle-iterations 8"
     rates = "--global-iterations 60 --instance-iterations 100 --instance-batch 100"
-    line = f"bench toy --steps 3 --freedoms tau+dtau+gamma {sizes} {rates} --out {folder}/run --json {folder}/cells.json"
+    files = f"--out {folder}/run --json {folder}/cells.json"
+    line = f"bench toy --steps 3 --freedoms tau+dtau+gamma {sizes} {rates} {files}"
     assert entry.run(line.split()) == 0
     return folder
 
@@ -52,7 +55,7 @@ def test_the_toy_study_writes_the_documented_cells(toy_run):
 
 
 def test_the_toy_study_prints_what_it_stores(capsys):
-    sizes = "--priors 40 --reference 500 --width 8 --depth 1 --global-iterations 3 --instance-iterations 3"
+    sizes = SMALL
     assert entry.run(f"bench toy --steps 3 --freedoms tau --probes 20 {sizes}".split()) == 0
     head, *rows = [
         line.split()
@@ -66,11 +69,12 @@ def test_the_toy_study_prints_what_it_stores(capsys):
 
 
 def test_two_processes_find_what_one_finds(tmp_path):
-    sizes = "--priors 40 --reference 500 --width 8 --depth 1 --global-iterations 3 --instance-iterations 3"
+    sizes = SMALL
     found = []
     for workers in (1, 2):
         folder = tmp_path / str(workers)
-        line = f"bench toy --steps 2 3 --freedoms tau+dtau --probes 20 {sizes} --workers {workers} --out {folder}"
+        line = f"bench toy --steps 2 3 --freedoms tau+dtau --probes 20 {sizes} --out {folder}"
+        line = f"{line} --workers {workers}"
         assert entry.run(line.split()) == 0
         cells = load_json(folder / "toy.json")["cells"]
         found.append([{k: v for k, v in cell.items() if k != "fit_seconds"} for cell in cells])
@@ -106,7 +110,7 @@ def test_a_report_of_the_toy_study_names_its_policies(indis, toy_run):
 def test_a_study_without_three_steps_has_no_scatter_and_a_report_all_the_same(indis, tmp_path):
     pytest.importorskip("jinja2")
     pytest.importorskip("matplotlib")
-    sizes = "--priors 40 --reference 500 --width 8 --depth 1 --global-iterations 3 --instance-iterations 3 --probes 20"
+    sizes = f"{SMALL} --probes 20"
     for steps, files in (("3", ["toy.json", "toy_scatter.safetensors"]), ("2", ["toy.json"])):
         assert (
             indis(f"bench toy --steps {steps} --freedoms tau {sizes} --out {tmp_path}/run")[0] == 0

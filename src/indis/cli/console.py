@@ -30,10 +30,14 @@ T = TypeVar("T")
 # Progress and messages go to stderr, so that stdout stays clean for results.
 console = Console(stderr=True, highlight=False)
 
+
+def default(text: str, metavar: str) -> Any:
+    """Return what help shows for an option that may be left out: its default, and its value."""
+    return tyro.conf.arg(metavar=metavar, help_behavior_hint=f"(default: {text})")
+
+
 # The option of commands that can also write their numbers as JSON.
-JsonFile = Annotated[
-    Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="(default: not written)")
-]
+JsonFile = Annotated[Path | None, default("not written", "FILE")]
 
 
 class Reporting(Progress):

@@ -6,11 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-import tyro
-
 from indis import artifact, models
 from indis.bench.budget import BudgetSampler
-from indis.cli.console import JsonFile, bar, emit, say
+from indis.cli.console import JsonFile, bar, default, emit, say
 from indis.cli.model import check_loss
 from indis.cli.paths import writable_file
 from indis.cli.sampler import SamplerChoice, found
@@ -19,10 +17,6 @@ from indis.endpoints import check_seeds, load_endpoints
 from indis.evaluate import Draw, Row, counted_nfe, frechet_of_seeds, score_pairs
 from indis.models.fashion_features import frechet_judge
 from indis.sampler import Sampler
-
-
-def _folder(default: str) -> object:
-    return tyro.conf.arg(metavar="FOLDER", help_behavior_hint=f"(default: {default})")
 
 
 @dataclass(frozen=True)
@@ -38,22 +32,15 @@ class Evaluate(SamplerChoice):
     Example: indis evaluate --artifact runs/n3 --heldout runs/test --samples 10000
     """
 
-    heldout: Annotated[Path | None, _folder("none")] = None
+    heldout: Annotated[Path | None, default("none", "FOLDER")] = None
     """Folder of endpoints to judge by, which `indis teach` wrote from other seeds."""
-    model: Annotated[
-        str | None,
-        tyro.conf.arg(
-            metavar="MODEL", help_behavior_hint="(default: that of --heldout or --artifact)"
-        ),
-    ] = None
-    """Model that is sampled."""
     samples: int = 0
     """Number of samples for the Frechet distance (FD-Fashion); 0 leaves it out."""
     first_seed: int = 1_000_000
     """Seed of the first of those samples. The others follow one by one."""
     loss: str = "fashion"
     """Loss to the held-out endpoints."""
-    features: Annotated[Path | None, _folder("the one that ships")] = None
+    features: Annotated[Path | None, default("the one that ships", "FOLDER")] = None
     """Feature network for FD-Fashion and the loss, of `indis bench train --what features`."""
     json: JsonFile = None
     """Write the row. `indis bench report` reads a file called results.json."""
@@ -70,7 +57,7 @@ class Evaluate(SamplerChoice):
         if meta:
             denoiser = self.load_taught(meta, self.heldout, self.model)
         else:
-            denoiser = self.load_model(self.model_spec(self.model))
+            denoiser = self.load_model(self.model_spec)
         if data is not None and loss is not None:
             check_loss(self.loss, loss, denoiser, data)
         sampler = self.build(denoiser)

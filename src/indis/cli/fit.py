@@ -12,8 +12,8 @@ from typing import Annotated, Any, ClassVar, Generic, TypeVar
 import tyro
 
 from indis import artifact, models
-from indis.cli.console import JsonFile, bar, command_line, delayed_interrupt, emit, say
-from indis.cli.model import ModelOfEndpoints, WithModel, check_loss, taught_model
+from indis.cli.console import JsonFile, bar, command_line, default, delayed_interrupt, emit, say
+from indis.cli.model import WithModel, check_loss, taught_model
 from indis.cli.paths import writable, writable_file
 from indis.endpoints import load_endpoints
 from indis.methods import Method, named
@@ -93,12 +93,9 @@ class FitCommand(WithModel, Generic[M]):
     """What is fitted, and how."""
     method: str = "indis"
     """Method that is fitted."""
-    model: ModelOfEndpoints = None
+    model: Annotated[str | None, default("that of the endpoints", "MODEL")] = None
     """Model that is sampled. Needed for a function of your own."""
-    start: Annotated[
-        Path | None,
-        tyro.conf.arg(metavar="FOLDER", help_behavior_hint="(default: the plain solver)"),
-    ] = None
+    start: Annotated[Path | None, default("the plain solver", "FOLDER")] = None
     """Artifact of a fitted global plan to begin at."""
     save_every: int = 100
     """Iterations between checkpoints. One is also written at every new best and on Ctrl-C."""

@@ -9,21 +9,12 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import torch
-import tyro
 
 from indis import models
+from indis.cli.console import default
 from indis.denoise import Denoiser, to_device_of
 from indis.endpoints import Endpoints
 from indis.losses import Loss
-
-Device = Annotated[
-    str | None,
-    tyro.conf.arg(metavar="NAME", help_behavior_hint="(default: cuda if there is one, else cpu)"),
-]
-ModelOfEndpoints = Annotated[
-    str | None,
-    tyro.conf.arg(metavar="MODEL", help_behavior_hint="(default: the one they were made with)"),
-]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +25,7 @@ class WithModel:
         ValueError: If the device is unknown or absent.
     """
 
-    device: Device = None
+    device: Annotated[str | None, default("cuda if there is one, else cpu", "NAME")] = None
     """Where the model runs: cpu, cuda or cuda:N."""
 
     def __post_init__(self) -> None:

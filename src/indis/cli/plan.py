@@ -40,11 +40,6 @@ class ShowPlan(SamplerChoice):
 
     seed: tuple[int, ...] = (0,)
     """Seeds of the samples whose plans are shown."""
-    model: Annotated[
-        str | None,
-        tyro.conf.arg(metavar="MODEL", help_behavior_hint="(default: the artifact's, or fashion)"),
-    ] = None
-    """Model that is sampled."""
     unshift: Annotated[float | None, tyro.conf.arg(metavar="S", help_behavior_hint="")] = None
     """Give diffusers sigmas that its scheduler shifts by S again. For a mu, S is exp(mu)."""
     json: JsonFile = None
@@ -55,7 +50,7 @@ class ShowPlan(SamplerChoice):
         writable_file(self.json)
         if not 1 <= len(self.seed) <= MOST_SEEDS:
             raise ValueError(f"seed must be 1 to {MOST_SEEDS} numbers, got {len(self.seed)}")
-        denoiser = self.load_model(self.model_spec(self.model))
+        denoiser = self.load_model(self.model_spec)
         sampler = self.build(denoiser)
         if not isinstance(sampler, Sampler):
             raise ValueError(

@@ -36,11 +36,6 @@ class Sample(SamplerChoice):
 
     out: Path = Path("samples.png")
     """File for the samples: a .png picture of images, or a .safetensors file of anything."""
-    model: Annotated[
-        str | None,
-        tyro.conf.arg(metavar="MODEL", help_behavior_hint="(default: the artifact's, or fashion)"),
-    ] = None
-    """Model that is sampled. A folder of `indis bench train` is fashion:FOLDER."""
     first_seed: int = 0
     """Seed of the first sample. The others follow one by one."""
     count: int = 40
@@ -57,7 +52,7 @@ class Sample(SamplerChoice):
     def run(self) -> None:
         """Draw and write."""
         self._check()
-        denoiser = self.load_model(self.model_spec(self.model))
+        denoiser = self.load_model(self.model_spec)
         if self.label:
             denoiser = FixedLabels(denoiser, self.label)
         counter = Counted(denoiser)

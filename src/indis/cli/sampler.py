@@ -6,24 +6,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-import tyro
-
 from indis import artifact, models
 from indis.bench import budget
 from indis.bench.budget import BudgetSampler
+from indis.cli.console import default
 from indis.cli.model import WithModel
 from indis.denoise import Denoiser
 from indis.methods import heuristic
-from indis.noise import same_schedule
-from indis.plan import Discretization
-from indis.policies import Fixed
 from indis.sampler import Sampler
 
 MOST_STEPS = 10_000
-
-
-def _default(text: str, metavar: str) -> Any:
-    return tyro.conf.arg(metavar=metavar, help_behavior_hint=f"(default: {text})")
 
 
 @dataclass(frozen=True)
@@ -34,14 +26,16 @@ class SamplerChoice(WithModel):
         ValueError: If the number of steps is out of range.
     """
 
-    artifact: Annotated[Path | None, _default("the plain solver", "FOLDER|NAME")] = None
+    artifact: Annotated[Path | None, default("the plain solver", "FOLDER|NAME")] = None
     """Fitted sampler: a folder that `indis fit` wrote, or the name of one that ships."""
-    solver: Annotated[str | None, _default("ipndm:3", "NAME")] = None
+    solver: Annotated[str | None, default("ipndm:3", "NAME")] = None
     """Solver without a fit. An artifact has its own."""
-    grid: Annotated[str | None, _default("natural", "NAME")] = None
+    grid: Annotated[str | None, default("natural", "NAME")] = None
     """Timesteps of the plain solver. An artifact has its own."""
-    steps: Annotated[int | None, _default("5, or the artifact's", "N")] = None
+    steps: Annotated[int | None, default("5, or the artifact's", "N")] = None
     """Number of steps. An artifact takes another one only if it was fitted for a range."""
+    model: Annotated[str | None, default("that of artifact or endpoints, or fashion", "M")] = None
+    """Model that is sampled."""
     afs: bool = False
     """Replace the plain solver's first evaluation by its closed form, which saves one."""
 
@@ -55,16 +49,17 @@ class SamplerChoice(WithModel):
                     f"{name} must be left out beside artifact, which has its own, got {given}"
                 )
 
-    def model_spec(self, given: str | None) -> str:
-        """Return the model to load: the one given, else the artifact's, else fashion.
+    @property
+    def model_spec(self) -> str:
+        """The model to load: the one given, else the artifact's, else fashion.
 
         Raises:
             ValueError: If the artifact was fitted to a function of the user's own, which runs only
                 where it is named.
         """
         made_for = artifact.made_for(found(self.artifact)) if self.artifact else None
-        if given is not None or made_for is None:
-            return given or "fashion"
+        if self.model is not None or made_for is None:
+            return self.model or "fashion"
         if models.is_own(made_for):
             raise ValueError(
                 f"{self.artifact} was fitted to {made_for}, which runs only where you name it: "
@@ -88,13 +83,7 @@ class SamplerChoice(WithModel):
             return own
         sampler = artifact.read(folder)
         check_fits(self.artifact, sampler, denoiser)
-        if self.steps is None:
-            return sampler
-        if len(sampler.policy.counts) == 1 and self.steps != sampler.policy.steps:
-            raise ValueError(
-                f"steps must be {sampler.policy.steps} for {self.artifact}, got {self.steps}"
-            )
-        return sampler.at(self.steps)
+        return sampler if self.steps is None else sampler.at(self.steps)
 
     @property
     def plain(self) -> dict[str, Any]:
@@ -129,30 +118,14 @@ def check_fits(name: Path | str, sampler: Sampler, denoiser: Denoiser) -> None:
     Raises:
         ValueError: If it was made for another schedule or shape, or fitted to another model.
     """
-    # Only learned policies know schedule and shape.
-    schedule, shape = (getattr(sampler.policy, part, None) for part in ("schedule", "shape"))
-    if schedule is not None and not same_schedule(schedule, denoiser.schedule):
-        raise ValueError(
-            f"{name} needs a model with schedule {schedule}, "
-            f"{denoiser.name} has {denoiser.schedule}"
-        )
-    if shape is not None and tuple(shape) != tuple(denoiser.shape):
-        raise ValueError(
-            f"{name} needs a model with shape {shape}, {denoiser.name} has {denoiser.shape}"
-        )
-    if isinstance(sampler.policy, Fixed):  # knows neither, only times
-        _check_times(name, sampler.policy.shared_plan(), denoiser)
     made_for = artifact.made_for(name)
     wanted = models.name_of(made_for) if made_for is not None else None
     if wanted not in (None, denoiser.name):
         raise ValueError(f"{name} was fitted to model {made_for}, got {denoiser.name}")
-
-
-def _check_times(name: Path | str, plan: Discretization, denoiser: Denoiser) -> None:
     try:
-        plan.check(denoiser.schedule).check_start(denoiser.schedule)
+        sampler.policy.check(denoiser)
     except ValueError as error:
-        raise ValueError(f"{name} does not fit the schedule of {denoiser.name}: {error}") from None
+        raise ValueError(f"{name} does not suit model {denoiser.name}: {error}") from None
 
 
 def spent(sampler: Sampler | BudgetSampler, calls: float) -> str:
