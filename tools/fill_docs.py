@@ -28,6 +28,7 @@ from indis.bench.report.tables import (
     number,
     paper_table,
     percent,
+    spread,
     toy_freedoms,
     toy_table,
 )
@@ -81,6 +82,21 @@ def _short(name: str) -> str:
     """The rows that a newcomer wants to see first: what comes nearest, and the best grid."""
     results = _compared(name)
     return markdown(results_table(results.only(SHORT)))
+
+
+def _five() -> str:
+    """Five rows for the README: none chosen by the numbers shown, but the grid."""
+    entries = [e for e in _compared("fashion.json").entries if not e.afs]
+    rows = {"best heuristic grid": None, "ld3": "ld3", "god": "god", "indis": "indis", "local": "local"}
+    cells = []
+    for label, name in rows.items():
+        row = [label]
+        for nfe in (3, 5, 7):
+            here = [e for e in entries if e.nfe == nfe]
+            own = [e for e in here if (e.is_grid if name is None else e.name == name)]
+            row.append(spread(min(own, key=lambda e: e.loss).values[comparison.LOSS]))
+        cells.append(row)
+    return _plain(["held-out distance", "3 calls", "5 calls", "7 calls"], cells)
 
 
 def _full_at(name: str, nfe: int) -> str:
@@ -251,6 +267,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "fashion": lambda: _full("fashion.json"),
     "fashion-curve": lambda: _curve("fashion.json"),
     "fashion-curve-fd": lambda: _curve("fashion.json", "fd"),
+    "fashion-five": _five,
     "fashion-short": lambda: _short("fashion.json"),
     "toy": lambda: _curve("compare-toy.json"),
     "toy-kl": lambda: _curve("compare-toy.json", "kl"),
