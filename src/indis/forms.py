@@ -70,21 +70,22 @@ class Form(Enum):
 def conversion(
     source: Form, target: Form, alpha: Tensor, sigma: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Return the factors (a, b) with ``target value = a x + b source value``.
+    """Return (scale, ratio) with ``target value = scale (x + ratio * source value)``.
 
     They are free of cancellation except where the target itself does not exist (noise from data
-    at sigma = 0, data from noise at alpha = 0). ``a`` is zero and ``b`` one for equal forms.
+    at sigma = 0, data from noise at alpha = 0).
+
+    Raises:
+        ValueError: If the forms are equal, between which there is nothing to convert.
     """
     if source is target:
-        return torch.zeros_like(alpha), torch.ones_like(alpha)
+        raise ValueError(f"target must be another form than {source.value}")
+    total = alpha + sigma
     if source is Form.VELOCITY:
-        total = alpha + sigma
-        return 1 / total, (-sigma if target is Form.DATA else alpha) / total
+        return 1 / total, -sigma if target is Form.DATA else alpha
     if source is Form.NOISE:
-        data = 1 / alpha, -sigma / alpha
-        return data if target is Form.DATA else (-data[0], 1 - data[1])
-    noise = 1 / sigma, -alpha / sigma
-    return noise if target is Form.NOISE else (noise[0], noise[1] - 1)
+        return (1 / alpha, -sigma) if target is Form.DATA else (-1 / alpha, -total)
+    return 1 / sigma, -alpha if target is Form.NOISE else -total
 
 
 def convert(
@@ -105,8 +106,8 @@ def convert(
     """
     if source is target:
         return value
-    state, own = conversion(source, target, *levels(schedule, t)[:2])
-    return broadcast(state, x) * x + broadcast(own, x) * value
+    scale, ratio = conversion(source, target, *levels(schedule, t)[:2])
+    return broadcast(scale, x) * (x + broadcast(ratio, x) * value)
 
 
 def velocity_from_v(value: Tensor, *, x: Tensor, schedule: NoiseSchedule, t: Tensor) -> Tensor:

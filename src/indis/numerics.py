@@ -157,16 +157,25 @@ def scalars_for(columns: Tensor, like: Tensor) -> Any:
         like: Samples ``(batch, *shape)``.
 
     Returns:
-        A list of n scalars, or of n lists of m. Coefficients that the batch shares and that carry
-        no gradient become Python numbers, which cost no tensor operation.
+        A list of n scalars, or of n lists of m. Coefficients that are the same for the whole batch
+        and that carry no gradient become Python numbers: they cost no tensor operation, and
+        factors of one are left out.
     """
-    if len(columns) == 1 and not columns.requires_grad:
-        return columns[0].tolist()
+    if columns.ndim == 2:
+        return [row[0] for row in scalars_for(columns[..., None], like)]
+    same: list[list[bool]] = [[False] * columns.shape[2]] * columns.shape[1]
+    if not columns.requires_grad:
+        shared: list[list[float]] = columns[0].tolist()
+        if len(columns) == 1:
+            return shared
+        same = (columns == columns[:1]).all(0).tolist()
     moved = columns.to(like.device, like.dtype)
     moved = moved.reshape(*moved.shape, *[1] * (like.ndim - 1))
-    if columns.ndim == 2:
-        return list(moved.unbind(1))
-    return [list(step.unbind(1)) for step in moved.unbind(1)]
+    tensors = [step.unbind(1) for step in moved.unbind(1)]
+    return [
+        [shared[k][i] if same[k][i] else own for i, own in enumerate(step)]
+        for k, step in enumerate(tensors)
+    ]
 
 
 def scaled(scale: Scalar | None, x: Tensor) -> Tensor:

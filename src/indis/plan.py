@@ -215,6 +215,10 @@ class Discretization:
         """Return the columns that are given, by name."""
         return {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
 
+    def versions(self) -> list[int]:
+        """Return numbers that change when a column is changed in place."""
+        return [0 if v.is_inference() else v._version for v in self.columns().values()]
+
     def check(self, schedule: NoiseSchedule) -> Discretization:
         """Return the plan itself if its values are sound.
 

@@ -124,26 +124,27 @@ class Stepper:
         """Compute the questions and the steps of an open-loop plan, all at once.
 
         Steps of a plan that all samples share are plain numbers. They are kept with the plan, for
-        the next run on the same solver.
+        the next run of the same kind.
         """
-        self._questions = self._tableau.questions(plan.tau[:, :-1], plan.dtau)
-        run = self._tableau
-        key = (run.schedule, run.native, run.solver, self._analytic, _versions(plan))
-        kept = vars(plan).get("_steps")
+        run, x = self._tableau, self._x
+        kind = (run.schedule, run.native, run.solver, self._analytic)
+        key = (*kind, plan.versions(), len(x), x.device)
+        kept = vars(plan).get("_kept")
         if kept is not None and kept[0] == key:
-            self._planned = kept[1]
+            self._questions, self._planned = kept[1:]
             return
+        self._questions = run.questions(plan.tau[:, :-1], plan.dtau)
         scales: list[Tensor | None] = [q.output_scale for q in self._questions]
         output_scale = None
         if scales[0] is not None:
             if self._analytic:  # an analytic answer is one at the node itself
                 scales[0] = torch.ones_like(scales[0])
             output_scale = torch.stack([s for s in scales if s is not None], dim=1)
-        self._planned = self._tableau.make(
+        self._planned = run.make(
             plan.tau, 0, plan.gamma, output_scale, plan.weights, plan.stretch
         )
         if all(isinstance(step.carry, float) for step in self._planned):
-            object.__setattr__(plan, "_steps", (key, self._planned))
+            object.__setattr__(plan, "_kept", (key, self._questions, self._planned))
 
     def _plain_question(self, tau: Tensor) -> Question:
         """Ask at a node itself, without a shift."""
@@ -177,25 +178,33 @@ class Stepper:
             step, decision = self._decide(answer, features)
             correction = decision.correction
         x, value = self._x, None
-        if self._pending is not None or step.correct or self._memory > 1:
-            value = weighted_sum([step.value_x, step.value_answer], [x, answer])
+        remembered = self._memory > 1 and self.node + 1 < self.steps
+        if self._pending is not None or step.correct or remembered:
+            value = self._value(step.value, x, answer)
         if self._pending is not None:
             assert value is not None
             x = self._corrected(value)
         start = x
         added = self._added(correction, decision)
         if value is None:
-            x = weighted_sum([step.direct_x, step.direct_answer], [x, answer], added)
+            weights = [step.direct_x, step.direct_answer, *step.predict[1:]]
+            x = weighted_sum(weights, [x, answer, *self._history], added)
         else:
             self._history.appendleft(value)
             x = weighted_sum([step.carry, *step.predict], [x, *self._history], added)
         self._x = x
         if step.correct:
             self._pending = step, start, added
-        if step.trial_x is not None:
+        if step.trial is not None:
             self._begin_trial(decision)
         else:
             self._arrive(decision)
+
+    def _value(self, factor: Scalar, x: Tensor, answer: Tensor) -> Tensor:
+        """The value of an answer in the solver's form, but for its scale (:class:`Step`)."""
+        if self._tableau.converts:
+            return weighted_sum([1.0, factor], [x, answer])
+        return scaled(factor, answer)
 
     def _corrected(self, value: Tensor) -> Tensor:
         assert self._pending is not None
@@ -233,10 +242,9 @@ class Stepper:
 
     def _finish_trial(self, answer: Tensor) -> None:
         assert self._pending is not None
-        step = self._pending[0]
-        assert step.trial_x is not None and step.trial_answer is not None
-        value = weighted_sum([step.trial_x, step.trial_answer], [self._x, answer])
-        self._x, self._on_trial = self._corrected(value), False
+        trial = self._pending[0].trial
+        assert trial is not None
+        self._x, self._on_trial = self._corrected(self._value(trial, self._x, answer)), False
         self._arrive(self._decision)
 
     def _arrive(self, decision: Decision | None) -> None:
@@ -254,11 +262,6 @@ class Stepper:
         else:
             assert decision is not None
             self._question = self._ask(self.tau, decision.dtau.cpu())
-
-
-def _versions(plan: Discretization) -> list[int]:
-    """Numbers that change when a column of the plan is changed in place."""
-    return [0 if v.is_inference() else v._version for v in plan.columns().values()]
 
 
 def inflate(x: Tensor, tau: Tensor, churn: Churn, schedule: NoiseSchedule) -> Tensor:

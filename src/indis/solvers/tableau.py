@@ -38,21 +38,21 @@ class Question:
 class Step:
     """One step as numbers a sample.
 
-    The value of answer a at state x is f = value_x x + value_answer a. The step is
-    x' = carry x + predict f, or without f x' = direct_x x + direct_answer a. ``correct`` weighs the
-    value at the new node first, then this step's value and older ones. The value of Heun's trial
-    answer is trial_x x + trial_answer a.
+    The value of answer a at state x is x + value a if the solver works in another form than the
+    denoiser, else value a; the scale of a value is part of the weights. The step is
+    x' = carry x + predict · values, or without this step's value
+    x' = direct_x x + direct_answer a + predict[1:] · values. ``correct`` weighs the value at the
+    new node first, then this step's and older ones. ``trial`` takes the place of ``value`` for
+    Heun's trial answer.
     """
 
-    value_x: Scalar
-    value_answer: Scalar
+    value: Scalar
     direct_x: Scalar
     direct_answer: Scalar
     carry: Scalar
     predict: list[Scalar]
     correct: list[Scalar]
-    trial_x: Scalar | None = None
-    trial_answer: Scalar | None = None
+    trial: Scalar | None = None
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,11 @@ class Tableau:
     keep: Keep
     to_zero: bool
     like: Tensor  # a sample tensor, for dtype, device and number of axes
+
+    @property
+    def converts(self) -> bool:
+        """Whether answers are converted into the solver's form."""
+        return self.native is not self.form
 
     def questions(self, tau: Tensor, dtau: Tensor) -> list[Question]:
         """Return the question at each of the nodes ``tau`` ``(grid, n)`` with shifts ``dtau``."""
@@ -136,32 +141,28 @@ class Tableau:
         """Steps of one kind, with windows of nodes ``(grid, n, span)``."""
         assert gain is not None and gamma is not None
         step = _adjusted(self._coefficients(nodes, kind), weights, stretch)
-        newest = step.predict[..., 0]
-        columns = {"carry": step.carry, "value_answer": gain, "direct_answer": newest * gain}
-        if self.native is not self.form:
-            state, answer = self._conversion(nodes, -2)
-            columns["value_x"], columns["value_answer"] = state, gain * answer
-            columns["direct_x"] = step.carry + newest * state
-            columns["direct_answer"] = newest * columns["value_answer"]
+        predict, correct = step.predict, step.correct
+        ratio = torch.ones_like(nodes.alpha)
+        if self.converts:
+            scale, ratio = conversion(self.native, self.form, nodes.alpha, nodes.sigma)
+            newest_first = scale.flip(-1)
+            predict = predict * newest_first[..., 1 : 1 + predict.shape[-1]]
+            if correct is not None:
+                correct = correct * newest_first[..., : correct.shape[-1]]
+        value, newest = gain * ratio[..., -2], predict[..., 0]
+        columns = {"value": value, "direct_answer": newest * value, "carry": step.carry}
+        columns["direct_x"] = step.carry + newest if self.converts else step.carry
         if step.trial:
-            state, answer = self._conversion(nodes, -1)
-            columns |= {"trial_x": state, "trial_answer": gamma * answer}
-        predict, single = step.predict.unbind(-1), len(columns)
-        correct = () if step.correct is None else step.correct.unbind(-1)
-        stacked = torch.broadcast_tensors(*columns.values(), *predict, *correct)
-        middle = single + len(predict)
+            columns["trial"] = gamma * ratio[..., -1]
+        parts, single = predict.unbind(-1), len(columns)
+        ends = () if correct is None else correct.unbind(-1)
+        stacked = torch.broadcast_tensors(*columns.values(), *parts, *ends)
+        middle = single + len(parts)
         steps = []
         for row in scalars_for(torch.stack(stacked, dim=-1), self.like):
             numbers = dict(zip(columns, row, strict=False))
-            numbers.setdefault("value_x", 0.0)
-            numbers.setdefault("direct_x", numbers["carry"])
             steps.append(Step(**numbers, predict=row[single:middle], correct=row[middle:]))
         return steps
-
-    def _conversion(self, nodes: Nodes, node: int) -> tuple[Tensor, Tensor]:
-        """The factors of state and answer in the value of an answer at a node."""
-        alpha, sigma = nodes.alpha[..., node], nodes.sigma[..., node]
-        return conversion(self.native, self.form, alpha, sigma)
 
     def _coefficients(self, nodes: Nodes, kind: Hashable) -> Coefficients:
         if kind != AT_ZERO:
