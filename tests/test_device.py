@@ -26,7 +26,7 @@ from indis.bench import foresight as sight
 from indis.bench.pictures import Picture, write_plans, write_samples
 from indis.bench.suite import ToyBench
 from indis.denoise import device_of, to_device_of
-from indis.endpoints import TeachConfig, teach_folder
+from indis.endpoints import TeachConfig
 from indis.evaluate import counted_nfe, frechet_of_seeds, sample_batches, score_pairs
 from indis.methods import METHODS, heuristic
 from indis.models.fashion import class_condition

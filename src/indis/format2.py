@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from indis.plan import Bounds
+from indis.logits import Bounds
 from indis.solvers import SOLVERS, Solver
 
 Tensors = dict[str, Tensor]

@@ -67,9 +67,7 @@ class Form(Enum):
         return sigma / (alpha + sigma)
 
 
-def conversion(
-    source: Form, target: Form, alpha: Tensor, sigma: Tensor
-) -> tuple[Tensor, Tensor]:
+def conversion(source: Form, target: Form, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
     """Return (scale, ratio) with ``target value = scale (x + ratio * source value)``.
 
     They are free of cancellation except where the target itself does not exist (noise from data

@@ -13,6 +13,7 @@ from indis.endpoints import (
     teach_folder,
 )
 from indis.guidance import Guided
+from indis.logits import Bounds, from_logits
 from indis.methods import GOD, INDIS, Method, heuristic
 from indis.noise import (
     EDM,
@@ -24,7 +25,7 @@ from indis.noise import (
     TableVP,
     prior,
 )
-from indis.plan import Bounds, Decision, Discretization, from_logits
+from indis.plan import Decision, Discretization
 from indis.policies import Fixed, LearnedPolicy, Policy
 from indis.recipe import Recipe
 from indis.sampler import Sampler

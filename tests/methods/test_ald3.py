@@ -17,10 +17,10 @@ from indis import (
     solve,
     solvers,
 )
+from indis.logits import Bounds
 from indis.losses import squared_distance
 from indis.methods import ALD3
 from indis.methods.ald3 import OneShot
-from indis.plan import Bounds
 from problems import Bumpy, GoldenMixture, seeded
 from small_cases import sentence, toy, toy_pairs
 

@@ -20,7 +20,7 @@ from indis import (
     prior,
     solve,
 )
-from indis.plan import restart
+from indis.logits import restart
 from learned import closed as closed_loop
 from learned import phi, shared
 from problems import Bumpy, GoldenMixture, seeded

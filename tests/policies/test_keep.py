@@ -7,8 +7,9 @@ import torch
 from indis import INDIS, IPNDM, UNCONDITIONAL, Euler, Fixed, Heun, Sampler, grids, solve
 from indis.denoise import Form, Wrapped, convert
 from indis.forms import shift_scales
+from indis.logits import Bounds
 from indis.noise import EDM, LinearVP, RectifiedFlow
-from indis.plan import Bounds, Discretization
+from indis.plan import Discretization
 from learned import closed, shared
 from problems import seeded
 from small_cases import TinyClasses

@@ -29,10 +29,11 @@ from torch import Tensor, nn
 from indis import solvers
 from indis.checks import require_choice, require_least
 from indis.denoise import Denoiser
+from indis.logits import LOGIT_ROWS, Bounds, coordinate, from_logits
 from indis.methods.method import Method
 from indis.noise import SCHEDULES, Domain, NoiseSchedule
 from indis.numerics import TIME_DTYPE, seeded
-from indis.plan import LOGIT_ROWS, Bounds, Discretization, coordinate, from_logits
+from indis.plan import Discretization
 from indis.policies import Policy, shared_grid
 from indis.policies.encoders import Encoder, check_shape
 from indis.recipe import Recipe

@@ -30,11 +30,12 @@ from indis import grids, solvers
 from indis.checks import require_choice, require_least
 from indis.denoise import Denoiser
 from indis.endpoints import Endpoints
+from indis.logits import Bounds, Shift
 from indis.losses import Loss
 from indis.methods.method import Method
 from indis.noise import Domain
 from indis.numerics import seeded
-from indis.plan import Bounds, Keep, Shift
+from indis.plan import Keep
 from indis.policies import LearnedPolicy, Reads, Replan
 from indis.recipe import Recipe
 from indis.sampler import Sampler

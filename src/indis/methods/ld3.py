@@ -48,11 +48,12 @@ from indis import solvers
 from indis.checks import require_choice, require_least
 from indis.denoise import Denoiser, Form
 from indis.endpoints import Endpoints
+from indis.logits import LOGIT_ROWS, Bounds, coordinate, from_logits
 from indis.losses import Loss
 from indis.methods.method import Method
 from indis.noise import EDM, Domain, NoiseSchedule
 from indis.numerics import TIME_DTYPE, broadcast
-from indis.plan import LOGIT_ROWS, Bounds, Discretization, Keep, coordinate, from_logits
+from indis.plan import Discretization, Keep
 from indis.policies import SharedPolicy, shared_grid
 from indis.recipe import Recipe, require_finite
 from indis.sampler import Sampler

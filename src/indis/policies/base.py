@@ -196,7 +196,9 @@ class Fixed(SharedPolicy):
         """Refuse a denoiser whose schedule does not contain the plan's times."""
         plan, schedule = self.shared_plan(), denoiser.schedule
         checked = (schedule, plan.versions())
-        if self._checked != checked:  # reading all numbers in every run would take as long as a step
+        if (
+            self._checked != checked
+        ):  # reading all numbers in every run would take as long as a step
             plan.check(schedule).check_start(schedule)
             self._checked = checked
 

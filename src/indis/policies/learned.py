@@ -31,8 +31,9 @@ from torch import Tensor, nn
 
 from indis.checks import require_choice
 from indis.denoise import Denoiser, Form
+from indis.logits import LOGIT_ROWS, Bounds, coordinate, from_logits, restart
 from indis.noise import SCHEDULES, NoiseSchedule
-from indis.plan import LOGIT_ROWS, Bounds, Discretization, Plan, coordinate, from_logits, restart
+from indis.plan import Discretization, Plan
 from indis.policies.base import Policy, shared_grid
 from indis.policies.closed import ClosedLoop
 from indis.policies.encoders import Encoder, check_shape

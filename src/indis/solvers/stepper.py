@@ -140,9 +140,7 @@ class Stepper:
             if self._analytic:  # an analytic answer is one at the node itself
                 scales[0] = torch.ones_like(scales[0])
             output_scale = torch.stack([s for s in scales if s is not None], dim=1)
-        self._planned = run.make(
-            plan.tau, 0, plan.gamma, output_scale, plan.weights, plan.stretch
-        )
+        self._planned = run.make(plan.tau, 0, plan.gamma, output_scale, plan.weights, plan.stretch)
         if all(isinstance(step.carry, float) for step in self._planned):
             object.__setattr__(plan, "_kept", (key, self._questions, self._planned))
 
