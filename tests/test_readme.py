@@ -11,27 +11,45 @@ import indis
 README = Path(__file__).parent.parent / "README.md"
 
 
-def example(number: int = 0) -> str:
+DRAW, FIT, WRAP, DRIVE = range(4)
+
+
+def example(number: int) -> str:
     blocks = re.findall(r"```python\n(.*?)```", README.read_text(), re.S)
-    assert len(blocks) == 2
+    assert len(blocks) == 4
     return blocks[number]
 
 
-def test_the_readme_example_is_at_most_fifteen_lines():
-    assert len([line for line in example().splitlines() if line.strip()]) <= 15
+def run(number: int, names: dict) -> dict:
+    exec(compile(example(number), "README.md", "exec"), names)
+    return names
 
 
-def test_the_readme_example_runs_and_saves_a_sampler(tmp_path, monkeypatch):
+def test_the_readme_is_a_door_and_not_a_notebook():
+    assert len(README.read_text().splitlines()) <= 130
+    assert len([line for line in example(DRAW).splitlines() if line.strip()]) <= 8
+
+
+def test_drawing_fitting_and_driving_run_as_the_readme_says(tmp_path, monkeypatch):
     pytest.importorskip("diffusers")
     monkeypatch.chdir(tmp_path)
-    names: dict = {}
-    exec(compile(example(), "README.md", "exec"), names)
-    assert names["images"].shape == (10, 1, 28, 28)
-    assert bool(names["images"].isfinite().all())
-    assert {path.name for path in (tmp_path / "my-sampler").iterdir()} == {
-        "config.json",
-        "policy.safetensors",
+    names = run(DRAW, {})
+    pictures = names["pictures"]
+    assert pictures.shape == (8, 1, 28, 28) and bool(pictures.isfinite().all())
+    run(FIT, names)
+    files = {path.name for path in (tmp_path / "my-sampler").iterdir()}
+    assert files == {"config.json", "policy.safetensors"}
+    model, sampler, seeds = names["model"], names["sampler"], names["seeds"]
+    condition = model.condition(seeds)
+    given = {
+        "sampler": sampler,
+        "model": model,
+        "noise": indis.noise_from_seeds(seeds, model.shape),
+        "condition": condition,
+        "network": lambda x, t: model(x, t, condition),
     }
+    with torch.no_grad():
+        assert torch.equal(run(DRIVE, given)["sample"], pictures)
 
 
 def test_the_readme_s_way_to_a_model_of_one_s_own_works_with_a_diffusers_network():
@@ -58,14 +76,12 @@ def test_the_readme_s_way_to_a_model_of_one_s_own_works_with_a_diffusers_network
         "embed": lambda texts: table[[prompts.index(text) for text in texts]],
         "decode": lambda latents: latents[:, :3],
     }
-    exec(compile(example(1), "README.md", "exec"), given)
-    model = given["model"]
+    model = run(WRAP, given)["model"]
     teacher = indis.heuristic(model, solver="ipndm:3", grid="natural", steps=3)
-    data = indis.gather(indis.endpoint_batches(model, teacher, range(6)))
-    fitting = indis.Recipe(iterations=2, batch=2, holdout=2)
-    process = indis.INDIS(steps=2, probes=2, width=8, recipe=fitting).tuning(
-        model, data, indis.losses.named("mse")
-    )
+    data = indis.teach(model, teacher, range(6))
+    method = indis.INDIS(steps=2, width=8)
+    method = method.with_recipe(iterations=2, batch=2, holdout=2, probes=2)
+    process = method.tuning(model, data, indis.losses.named("mse"))
     list(process.run())
     with torch.no_grad():
         drawn = process.sampler(model, data.noise, data.condition)
