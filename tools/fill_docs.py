@@ -37,23 +37,6 @@ COMPARED = {"toy": "compare-toy.json", "fashion": "fashion.json"}
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"(<!-- table: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
-SHORT = (
-    "god",
-    "god +weights",
-    "indis",
-    "look",
-    "look first",
-    "local",
-    "local weights",
-    "local first",
-    "dyweight",
-    "ald3",
-    "gits",
-    "ld3",
-    "amed-plugin",
-    "epd-plugin",
-    comparison.BEST_GRID,
-)
 
 
 def filled(text: str) -> str:
@@ -78,16 +61,16 @@ def _full(name: str) -> str:
     return markdown(results_table(_compared(name)))
 
 
-def _short(name: str) -> str:
-    """The rows that a newcomer wants to see first: what comes nearest, and the best grid."""
-    results = _compared(name)
-    return markdown(results_table(results.only(SHORT)))
-
-
 def _five() -> str:
     """Five rows for the README: none chosen by the numbers shown, but the grid."""
     entries = [e for e in _compared("fashion.json").entries if not e.afs]
-    rows = {"best heuristic grid": None, "ld3": "ld3", "god": "god", "indis": "indis", "local": "local"}
+    rows = {
+        "best heuristic grid": None,
+        "ld3": "ld3",
+        "god": "god",
+        "indis": "indis",
+        "local": "local",
+    }
     cells = []
     for label, name in rows.items():
         row = [label]
@@ -268,7 +251,6 @@ TABLES: dict[str, Callable[[], str]] = {
     "fashion-curve": lambda: _curve("fashion.json"),
     "fashion-curve-fd": lambda: _curve("fashion.json", "fd"),
     "fashion-five": _five,
-    "fashion-short": lambda: _short("fashion.json"),
     "toy": lambda: _curve("compare-toy.json"),
     "toy-kl": lambda: _curve("compare-toy.json", "kl"),
     "toy-w1": lambda: _curve("compare-toy.json", "w1"),
