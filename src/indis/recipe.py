@@ -49,7 +49,8 @@ class Recipe:
     seed: int = 0  # seed of the initial weights and the batches
 
     def __post_init__(self) -> None:
-        require_least(self, iterations=1, batch=1, probes=0, holdout=0, validate_every=1)
+        least = {"iterations": 1, "batch": 1, "probes": 0, "holdout": 0, "seed": 0}
+        require_least(self, **least, validate_every=1)
         for name in ("warmup", "settle"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)}")

@@ -64,7 +64,10 @@ def test_a_moved_command_names_its_new_place(indis, work, old, new):
         (f"fit --data data --out x {FIT} --steps 1-1000000000000", "rising range such as 3-10"),
         ("sample --model toy --device cuda:99999999999999999999 --out s.safetensors", "is absent"),
         ("sample --model toy --device cuda:\u0663 --out s.safetensors", "must be cpu, cuda or"),
-        (f"fit --data data --out x {FIT} --seed -1", "seed must be"),
+        (f"fit --data data --out x {FIT} --seed -1", "seed must be at least 0, got -1"),
+        ("bench toy --seed -1", "seed must be at least 0, got -1"),
+        ("bench train --out x --seed -1", "seed must be at least 0, got -1"),
+        ("bench compare --model toy --seeds 0 -1 --out x", "seeds must be at least 0, got -1"),
     ],
 )
 def test_what_the_library_refuses_is_one_sentence(indis, work, line, part):

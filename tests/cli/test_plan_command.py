@@ -7,8 +7,7 @@ import pytest
 import torch
 
 from cli.lines import FIT, refused
-from indis import EDM, DiscreteVP, Discretization, RectifiedFlow, artifact, models, noise_from_seeds
-from indis.cli.plan import sigmas, unshifted, what_a_list_loses
+from indis import artifact, models, noise_from_seeds
 from indis.storage import load_json
 
 
@@ -70,43 +69,12 @@ def test_unshifted_sigmas_shifted_again_are_the_plan_s(indis, work, capsys, shif
     assert told["sigmas"]["comfyui"] == told["plans"][0]["sigma"]  # which shifts nothing
 
 
-def test_sigmas_of_a_variance_preserving_schedule_are_noise_over_signal():
-    schedule = DiscreteVP()
-    tau = torch.tensor([[999.0, 500.0, 10.0]], dtype=torch.float64)
-    expected = schedule.sigma(tau) / schedule.alpha(tau)
-    torch.testing.assert_close(sigmas(schedule, Discretization.plain(tau)), expected)
-
-
-def test_a_plan_to_zero_noise_ends_at_sigma_zero():
-    tau = torch.tensor([[80.0, 2.0, 0.0]], dtype=torch.float64)
-    plan = Discretization.plain(tau, to_zero=True)
-    torch.testing.assert_close(sigmas(EDM(), plan), tau)
-
-
-def test_each_freedom_beyond_timesteps_is_named_as_lost():
-    tau = torch.tensor([[1.0, 0.5, 0.0]], dtype=torch.float64)
-    one, none = torch.ones(1, 2), torch.zeros(1, 2)
-    plain = Discretization.plain(tau)
-    assert what_a_list_loses(plain, shared=True, analytic_first=False) == []
-    for columns, name in (
-        ((one * 0.1, one), "time shifts"),
-        ((none, one * 0.9), "scales of the network's output"),
-        ((none, one, torch.ones(1, 2, 3)), "corrected multistep weights"),
-    ):
-        plan = Discretization(tau, *columns)
-        assert what_a_list_loses(plan, shared=True, analytic_first=False) == [name]
-    assert what_a_list_loses(plain, shared=False, analytic_first=True) == [
-        "differences between samples",
-        "the closed form of the first step",
-    ]
-
-
 @pytest.mark.parametrize(
     ("line", "part"),
     [
-        ("--unshift 3", "unshift must be left out for EDM"),
-        ("--model toy --unshift 0", "unshift must be positive and finite, got 0"),
-        ("--model toy --unshift nan", "unshift must be positive and finite, got nan"),
+        ("--unshift 3", "shift must be left out for EDM"),
+        ("--model toy --unshift 0", "shift must be positive and finite, got 0"),
+        ("--model toy --unshift nan", "shift must be positive and finite, got nan"),
         ("--model toy --seed", "seed must be 1 to 100 numbers, got 0"),
         ("--model toy --seed -1", "seeds must be whole numbers in 0"),
         ("--artifact nowhere", "artifact must be a folder or one of"),
@@ -114,7 +82,3 @@ def test_each_freedom_beyond_timesteps_is_named_as_lost():
 )
 def test_what_is_no_plan_is_refused(indis, work, line, part):
     assert part in refused(indis, f"plan {line}")
-
-
-def test_a_shift_of_one_changes_nothing():
-    assert unshifted(RectifiedFlow(), [0.9, 0.25], 1.0) == [0.9, 0.25]

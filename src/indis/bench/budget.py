@@ -60,7 +60,7 @@ class BudgetConfig:
     seed: int = 0  # seed of the initial weights and the batches
 
     def __post_init__(self) -> None:
-        require_least(self, iterations=1, batch=1, width=1, depth=1)
+        require_least(self, iterations=1, batch=1, width=1, depth=1, seed=0)
         if not self.lr > 0:
             raise ValueError(f"lr must be positive, got {self.lr}")
         if not 0 < self.holdout < 1:

@@ -62,7 +62,7 @@ class SightConfig:
     seed: int = 0  # seed of the initial weights and the batches
 
     def __post_init__(self) -> None:
-        require_least(self, epochs=1, batch=1, width=1, depth=1)
+        require_least(self, epochs=1, batch=1, width=1, depth=1, seed=0)
         if not (self.lr > 0 and self.decay >= 0):
             raise ValueError(
                 f"lr must be positive and decay at least 0, got {self.lr} and {self.decay}"

@@ -82,7 +82,7 @@ class ToyConfig:
         if not self.steps or min(self.steps) < 1:
             raise ValueError(f"steps must be at least 1, got {self.steps}")
         require_least(
-            self, priors=2, reference=1, width=1, depth=1, oracle_iterations=1, tree_seed=0
+            self, priors=2, reference=1, width=1, depth=1, oracle_iterations=1, tree_seed=0, seed=0
         )
 
     def quick(self) -> ToyConfig:

@@ -39,7 +39,7 @@ class TrainConfig:
     seed: int = 0  # seed of the initial weights and the batches
 
     def __post_init__(self) -> None:
-        require_least(self, images=1, batch=1, warmup=0)
+        require_least(self, images=1, batch=1, warmup=0, seed=0)
         for name in ("lr", "log_sigma_std"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")

@@ -144,8 +144,6 @@ class FitCommand(WithModel, Generic[M]):
             raise ValueError(f"save-every must be at least 1, got {self.save_every}")
         if self.config.steps > MOST_STEPS:
             raise ValueError(f"steps must be in 1 ... {MOST_STEPS}, got {self.config.steps}")
-        if self.config.recipe.seed < 0:
-            raise ValueError(f"seed must be at least 0, got {self.config.recipe.seed}")
         if self.out.resolve() == self.data.resolve():
             raise ValueError(f"out must be another folder than data, got {self.out}")
         writable(self.out)

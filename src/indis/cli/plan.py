@@ -17,7 +17,7 @@ from indis.cli.paths import writable_file
 from indis.cli.sampler import SamplerChoice
 from indis.denoise import Denoiser, to_device_of
 from indis.endpoints import LAST_SEED, noise_from_seeds
-from indis.noise import NoiseSchedule, RectifiedFlow
+from indis.export import lost_in_sigmas, sigmas, unshift
 from indis.plan import Discretization
 from indis.sampler import Sampler
 from indis.storage import describe
@@ -63,9 +63,9 @@ class ShowPlan(SamplerChoice):
         # diffusers appends the last sigma, 0, itself. ComfyUI takes all of them as they are.
         listed = {"diffusers": levels[:-1], "comfyui": levels}
         if self.unshift is not None:
-            listed["diffusers"] = unshifted(denoiser.schedule, levels[:-1], self.unshift)
+            listed["diffusers"] = unshift(denoiser.schedule, levels[:-1], self.unshift)
         shown = [None] if shared else [*self.seed]
-        lost = what_a_list_loses(plan, shared=shared, analytic_first=sampler.analytic_first)
+        lost = lost_in_sigmas(plan, shared=shared, analytic_first=sampler.analytic_first)
         console = Console(highlight=False)
         for row, seed in enumerate(shown):
             console.print(_table(plan[row : row + 1], sigma[row].tolist(), seed))
@@ -109,50 +109,6 @@ def realized(
     if len(plan.tau) == 1:
         return plan, True
     return plan[: len(seeds)], shared and not (plan.churn or plan.corrections)
-
-
-def sigmas(schedule: NoiseSchedule, plan: Discretization) -> Tensor:
-    """Return the noise levels ``(grid, steps + 1)`` of a plan's nodes, as other tools count them.
-
-    They are the times of a flow, and sigma / alpha of other schedules.
-    """
-    nodes = plan.tau[:, :-1] if plan.to_zero else plan.tau
-    if isinstance(schedule, RectifiedFlow):
-        levels = schedule.sigma(nodes)
-    else:
-        levels = torch.exp(-schedule.log_snr(nodes))
-    if plan.to_zero:
-        levels = torch.cat([levels, torch.zeros_like(levels[:, :1])], dim=1)
-    return levels
-
-
-def unshifted(schedule: NoiseSchedule, values: Sequence[float], shift: float) -> list[float]:
-    r"""Return the sigmas s that a tool turns into the given ones by its shift S.
-
-    The tool uses :math:`S s / (1 + (S - 1) s)`, so this is :math:`v / (S - (S - 1) v)`.
-
-    Raises:
-        ValueError: If the model is no flow, or S is not positive.
-    """
-    if not isinstance(schedule, RectifiedFlow):
-        raise ValueError(f"unshift must be left out for {schedule}, whose sigmas are not shifted")
-    if not 0 < shift < float("inf"):
-        raise ValueError(f"unshift must be positive and finite, got {shift}")
-    return [value / (shift - (shift - 1) * value) for value in values]
-
-
-def what_a_list_loses(plan: Discretization, *, shared: bool, analytic_first: bool) -> list[str]:
-    """Return what of a plan a list of sigmas cannot say."""
-    parts = {
-        "time shifts": bool((plan.dtau != 0).any()),
-        "scales of the network's output": bool((plan.gamma != 1).any()),
-        "corrected multistep weights": plan.weights is not None or plan.stretch is not None,
-        "fresh noise between steps": bool(plan.churn),
-        "corrections of the picture": bool(plan.corrections),
-        "differences between samples": not shared,
-        "the closed form of the first step": analytic_first,
-    }
-    return [name for name, lost in parts.items() if lost]
 
 
 def _advice(

@@ -89,6 +89,8 @@ class Compare(WithModel):
         if not self.steps or min(self.steps) < 1:
             given = ", ".join(map(str, self.steps)) or "none"
             raise ValueError(f"steps must be at least one number, each at least 1, got {given}")
+        if min(self.seeds, default=0) < 0:
+            raise ValueError(f"seeds must be at least 0, got {min(self.seeds)}")
         config = CompareConfig(
             self.methods, self.grids, self.steps, self.afs, self.seeds, self.shipped
         )
