@@ -42,10 +42,14 @@ class TeachConfig:
         ValueError: if a number is less than 1 or a seed is out of range.
     """
 
-    count: int = 10_000  # how many endpoints; paper, sec. 4.2
-    first_seed: int = 0  # seed of the first one; held-out ones need others
-    shard: int = 1000  # how many endpoints lie in a file
-    batch: int = 250  # how many samples a network call takes; a matter of memory
+    count: int = 10_000
+    """Number of endpoints; paper, sec. 4.2."""
+    first_seed: int = 0
+    """Seed of the first one. Held-out endpoints need others."""
+    shard: int = 1000
+    """Number of endpoints in a file."""
+    batch: int = 250
+    """Number of samples in a network call, a matter of memory."""
 
     def __post_init__(self) -> None:
         require_least(self, count=1, shard=1, batch=1)

@@ -28,10 +28,12 @@ class AdaSDE(TwoStage):
 
     name: ClassVar[str] = "adasde"
 
-    s_time: float = 0.2  # the noise level told at a midpoint is scaled by at most 1 - b ... 1 + b
-    # most fresh noise after a step, the papers' gamma_max; 0.01 for some of its data sets
+    s_time: float = 0.2
+    """Largest change b of the noise level told at a midpoint: a factor 1 - b ... 1 + b."""
     churn: float = 0.02
+    """Most fresh noise after a step, gamma_max of the papers; 0.01 for some of its data sets."""
     recipe: Recipe = field(default_factory=lambda: Recipe(lr=0.2))
+    """How it is tuned."""
 
     def _bounds(self, domain: Domain) -> MidpointBounds:
         return MidpointBounds(s_dir=self.s_dir, s_time=self.s_time, churn=self.churn, domain=domain)

@@ -133,14 +133,20 @@ class ALD3(Method):
 
     name: ClassVar[str] = "ald3"
 
-    solver: str = "unipc:3:bh1"  # solver
-    grid: str = "log_snr"  # grid that a fit starts at
+    solver: str = "unipc:3:bh1"
+    """Solver."""
+    grid: str = "log_snr"
+    """Grid that a fit starts at."""
     recipe: Recipe = field(
         default_factory=lambda: Recipe(iterations=33_333, batch=3, lr=5e-4, validate_every=500)
     )
-    domain: Domain | None = None  # in which nodes are spread; None: what suits the schedule
-    width: int = 128  # of the hidden layers
-    depth: int = 3  # number of hidden layers
+    """How it is tuned."""
+    domain: Domain | None = None
+    """Domain in which nodes are spread. None is what suits the schedule."""
+    width: int = 128
+    """Width of the hidden layers."""
+    depth: int = 3
+    """Number of hidden layers."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -213,12 +213,18 @@ class AMED(TwoStage):
 
     name: ClassVar[str] = "amed"
 
-    solver: str = "midpoint"  # midpoint, or a multistep solver without corrector
-    s_dir: float = 0.01  # the slope at a midpoint is scaled by at most 1 - b ... 1 + b
-    s_time: float = 0.0  # the noise level told at a midpoint is scaled by at most 1 - b ... 1 + b
-    features: Features = "bottleneck"  # what the network reads besides times
-    width: int = 128  # of the hidden layer
+    solver: str = "midpoint"
+    """midpoint, or a multistep solver without corrector."""
+    s_dir: float = 0.01
+    """Largest change b of the slope at a midpoint: a factor 1 - b ... 1 + b."""
+    s_time: float = 0.0
+    """Largest change b of the noise level told at a midpoint: a factor 1 - b ... 1 + b."""
+    features: Features = "bottleneck"
+    """What the network reads besides times."""
+    width: int = 128
+    """Width of the hidden layer."""
     recipe: Recipe = field(default_factory=lambda: Recipe(lr=5e-3))
+    """How it is tuned."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -262,11 +268,12 @@ class AMEDPlugin(AMED):
 
     name: ClassVar[str] = "amed-plugin"
 
-    solver: str = "ipndm:4"  # midpoint, or a multistep solver without corrector
-    grid: str = "natural"  # grid that a fit starts at
-    # the noise level told at a midpoint is scaled by at most 1 - b ... 1 + b; published: 0.2, or 0
-    # by data set
+    solver: str = "ipndm:4"
+    """midpoint, or a multistep solver without corrector."""
+    grid: str = "natural"
+    """Grid that a fit starts at."""
     s_time: float = 0.2
+    """Largest change of the noise level told at a midpoint; published: 0.2 or 0."""
 
 
 def _feature_size(denoiser: Denoiser, features: Features) -> int:

@@ -73,13 +73,18 @@ class AYS(GridMethod):
 
     name: ClassVar[str] = "ays"
 
-    table: str = OPTIMISE  # "optimise", or a published table: sd15, sdxl or svd
-    intervals: int = 10  # steps of the first grid that is optimised (paper, sec. 3.3)
-    halvings: int = 2  # how often its intervals are halved and optimised again (paper, sec. 3.3)
-    # times tried for a node: itself and as many to either side (paper, app. B.1)
+    table: str = OPTIMISE
+    """optimise, or a published table: sd15, sdxl or svd."""
+    intervals: int = 10
+    """Number of steps of the first grid that is optimised (paper, sec. 3.3)."""
+    halvings: int = 2
+    """How often its intervals are halved and optimised again (paper, sec. 3.3)."""
     candidates: int = 11
-    samples: int = 256  # end points that the bound is measured on (paper: 8192, with one time each)
-    fine: int = 240  # intervals of the grid on which the bound is measured; ours
+    """Number of times tried for a node: itself, and as many to either side (paper, app. B.1)."""
+    samples: int = 256
+    """Number of endpoints that the bound is measured on (paper: 8192, with one time each)."""
+    fine: int = 240
+    """Number of intervals of the grid on which the bound is measured. Ours."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

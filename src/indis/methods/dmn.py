@@ -53,13 +53,14 @@ class DMN(GridMethod):
 
     name: ClassVar[str] = "dmn"
 
-    solver: str = "unipc:3"  # solver; paper: UniPC and DPM-Solver++
-    power: int = 1  # power p of the bound; published code: 1 for pixels, 2 for latents
-    # grid that the search starts from; published code: log_snr for pixels, uniform for latents
+    solver: str = "unipc:3"
+    """Solver; paper: UniPC and DPM-Solver++."""
+    power: int = 1
+    """Power p of the bound; published code: 1 for pixels, 2 for latents."""
     init: str = "log_snr"
-    # first steps that do not share in the cancellation ("truncNum"); None, published: 3 up to 7
-    # steps, else 0
+    """Grid that the search starts from; published code: log_snr, or uniform for latents."""
     apart: int | None = None
+    """First steps that do not share in the cancellation; None: 3 up to 7 steps, else 0."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

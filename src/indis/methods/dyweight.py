@@ -165,10 +165,12 @@ class DyWeight(Method):
 
     name: ClassVar[str] = "dyweight"
 
-    analytic_first: bool = True  # AFS, as published: one evaluation less
-    # nodes follow the sum of the weights; without, a sum only scales the step
+    analytic_first: bool = True
+    """Replace the first evaluation by its closed form (AFS), which saves one. As published."""
     tracking: bool = True
+    """Nodes follow the sum of the weights. Without it a sum only scales the step."""
     recipe: Recipe = field(default_factory=lambda: Recipe(iterations=625, batch=16, lr=3e-2))
+    """How it is tuned."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

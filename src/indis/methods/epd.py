@@ -30,8 +30,10 @@ class EPD(TwoStage):
 
     name: ClassVar[str] = "epd"
 
-    solver: str = "midpoint:2"  # midpoint:K
+    solver: str = "midpoint:2"
+    """midpoint:K, with K midpoints a step."""
     recipe: Recipe = field(default_factory=lambda: Recipe(lr=0.2))
+    """How it is tuned."""
 
     def _bounds(self, domain: Domain) -> MidpointBounds:
         # s = 1 - b + 2b sigmoid(raw / 2), which is 1 + b tanh(raw / 4)
@@ -47,7 +49,11 @@ class EPDPlugin(EPD):
 
     name: ClassVar[str] = "epd-plugin"
 
-    solver: str = "midpoint:2:4"  # midpoint:K:order
-    grid: str = "natural"  # grid that a fit starts at
-    s_time: float = 0.2  # the noise level told at a midpoint is scaled by at most 1 - b ... 1 + b
+    solver: str = "midpoint:2:4"
+    """midpoint:K:order, with K midpoints a step."""
+    grid: str = "natural"
+    """Grid that a fit starts at."""
+    s_time: float = 0.2
+    """Largest change b of the noise level told at a midpoint: a factor 1 - b ... 1 + b."""
     recipe: Recipe = field(default_factory=lambda: Recipe(lr=0.1))
+    """How it is tuned."""

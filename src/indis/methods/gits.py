@@ -54,15 +54,16 @@ class GITS(GridMethod):
 
     name: ClassVar[str] = "gits"
 
-    # how two steps are compared along the trajectory; the published code's default
     metric: Metric = "dev"
-    # factor of the costs of later jumps, once more for each; paper: 1.15, published code: 1.20 for
-    # Stable Diffusion
+    """How two steps are compared along the trajectory; the published code's default."""
     coeff: float = 1.15
-    teacher_steps: int = 60  # steps of the trajectory that nodes are chosen from; paper: 60
-    teacher_solver: str = "ipndm:4"  # solver of that trajectory; paper: ipndm:4
-    # end points whose trajectories are averaged; paper: 256; all if there are fewer
+    """Factor of the costs of later jumps; paper: 1.15, published code: 1.20 for latents."""
+    teacher_steps: int = 60
+    """Number of steps of the trajectory that nodes are chosen from; paper: 60."""
+    teacher_solver: str = "ipndm:4"
+    """Solver of that trajectory; paper: ipndm:4."""
     samples: int = 256
+    """Number of endpoints whose trajectories are averaged, at most; paper: 256."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -58,29 +58,36 @@ class INDIS(Method):
 
     name: ClassVar[str] = "indis"
 
-    reads: Reads = "noise"  # what a plan is made from: nothing, noise (phi), or answers too
-    use_condition: bool = True  # phi reads the condition besides
-    # of a policy that reads answers: plan once, after the first one, or anew at every node
+    reads: Reads = "noise"
+    """What a plan is made from: nothing, the noise (phi), or the network's answers too."""
+    use_condition: bool = True
+    """Read the condition besides the noise."""
     replan: Replan = "every"
-    dtau: float = 0.5  # largest time shift, b of Eq. 6, in the unit of --shift; 0 for none
-    gamma: float = 0.5  # largest change of the answer's scale, b of Eq. 6; 0 for none
-    # largest correction of the multistep weights, not in the paper; 0 for none
+    """With answers read: plan once, after the first one, or anew at every node."""
+    dtau: float = 0.5
+    """Largest time shift, b of Eq. 6, in the unit of --shift; 0 for none."""
+    gamma: float = 0.5
+    """Largest change of the output scale, b of Eq. 6; 0 for none."""
     weights: float = 0.0
-    # corrections of every place, of a policy that reads answers: multistep weights of its own, a
-    # free picture, or both
+    """Largest correction of the multistep weights, beyond the paper; 0 for none."""
     picture: Places = "none"
-    picture_width: int = 24  # channels of the network that corrects places
-    # unit of a time shift: share of log-SNR, of the next interval, or time; None: what suits the
-    # schedule
+    """With answers read: correct each place by weights, a free picture, or both."""
+    picture_width: int = 24
+    """Channels of the network that corrects places."""
     shift: Shift | None = None
-    # what a time shift leaves as it is; "answer": the paper's Eq. 5 as it stands
+    """Unit of a time shift: log-SNR, the next interval, or time. None suits the schedule."""
     keep: Keep = "data"
-    domain: Domain | None = None  # in which nodes are spread; None: what suits the schedule
-    fewest: int | None = None  # smallest N of one policy for a range of N; None: ``steps`` alone
-    # of a range, how much more iterations small N get: in proportion to 1 / N to this power
+    """What a time shift leaves as it is. answer is the paper's Eq. 5 as it stands."""
+    domain: Domain | None = None
+    """Domain in which nodes are spread. None is what suits the schedule."""
+    fewest: int | None = None
+    """Smallest number of steps of a policy for a range, whose largest is --steps."""
     emphasis: float = 1.0
-    width: int = 128  # of the hidden layers of phi
-    depth: int = 3  # number of hidden layers of phi
+    """Of a range: iterations of N are in proportion to 1 / N to this power."""
+    width: int = 128
+    """Width of the hidden layers of phi."""
+    depth: int = 3
+    """Number of hidden layers of phi."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -217,7 +224,8 @@ class GOD(INDIS):
 
     name: ClassVar[str] = "god"
 
-    reads: Reads = "nothing"  # what a plan is made from: nothing, so all samples share it
+    reads: Reads = "nothing"
+    """What a plan is made from: nothing, so all samples share it."""
 
 
 @dataclass(frozen=True)
@@ -226,8 +234,10 @@ class Look(INDIS):
 
     name: ClassVar[str] = "look"
 
-    reads: Reads = "answers"  # what a plan is made from
-    weights: float = 0.5  # largest correction of the multistep weights; 0 for none
+    reads: Reads = "answers"
+    """What a plan is made from: the network's answers too."""
+    weights: float = 0.5
+    """Largest correction of the multistep weights; 0 for none."""
 
 
 @dataclass(frozen=True)
@@ -236,8 +246,10 @@ class Local(Look):
 
     name: ClassVar[str] = "local"
 
-    picture: Places = "both"  # what corrects each place
-    width: int = 96  # of the hidden layers of phi; smaller, so that both networks stay cheap
+    picture: Places = "both"
+    """What corrects each place: weights, a free picture, or both."""
+    width: int = 96
+    """Width of the hidden layers of phi; smaller, so that both networks stay cheap."""
 
 
 @dataclass(frozen=True)
@@ -246,8 +258,10 @@ class EveryN(INDIS):
 
     name: ClassVar[str] = "every-n"
 
-    steps: int = 10  # the largest N
-    fewest: int | None = 3  # the smallest N
+    steps: int = 10
+    """Largest number of steps."""
+    fewest: int | None = 3
+    """Smallest number of steps."""
 
 
 def turns(counts: Sequence[int], emphasis: float, iterations: int) -> list[int]:

@@ -134,27 +134,38 @@ class LD3(Method):
 
     name: ClassVar[str] = "ld3"
 
-    solver: str = "unipc:3:bh1"  # solver
-    grid: str = "uniform"  # grid that a fit starts at
+    solver: str = "unipc:3:bh1"
+    """Solver."""
+    grid: str = "uniform"
+    """Grid that a fit starts at."""
     recipe: Recipe = field(
         default_factory=lambda: Recipe(iterations=175, batch=2, holdout=50, validate_every=1)
     )
-    domain: Domain | None = None  # in which nodes are spread; None: what suits the schedule
-    # number of training end points; few, since a latent that moved must be seen again
+    """How it is tuned."""
+    domain: Domain | None = None
+    """Domain in which nodes are spread. None is what suits the schedule."""
     pairs: int = 50
-    objective: Objective = "soft"  # "soft": latents may move inside a ball; "hard": they may not
-    # radius of the ball that a latent may move in, times its dimension / steps^2
+    """Number of training endpoints; few, as a latent that moved must be seen again."""
+    objective: Objective = "soft"
+    """soft lets latents move inside a ball, hard does not."""
     radius: float = 0.001
-    latent_lr: float = 12.0  # rate of the latents, divided by steps
-    stamp_lr: float = 5e-3  # rate of the logits of the timesteps
-    # rate of the time shifts, divided by steps; None: what was published for the schedule
+    """Radius of that ball, times its dimension / steps^2."""
+    latent_lr: float = 12.0
+    """Learning rate of the latents, divided by the number of steps."""
+    stamp_lr: float = 5e-3
+    """Learning rate of the logits of the timesteps."""
     shift_lr: float | None = None
-    win_rate: float = 0.5  # the largest shift as a part of the smallest gap
-    stamp_rounds: int = 2  # share of the iterations that tune the stamps
-    shift_rounds: int = 5  # share of the iterations that tune the shifts
-    # validations without improvement before the best plan is restored and both rates fall
+    """Learning rate of time shifts, divided by the number of steps. None: as published."""
+    win_rate: float = 0.5
+    """Largest time shift as a part of the smallest gap."""
+    stamp_rounds: int = 2
+    """Share of the iterations that tune the timesteps."""
+    shift_rounds: int = 5
+    """Share of the iterations that tune the shifts."""
     patience: int = 5
-    decay: float = 0.8  # factor by which both rates fall
+    """Validations without improvement before both rates fall, from the best plan on."""
+    decay: float = 0.8
+    """Factor by which both rates fall."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -40,12 +40,18 @@ class Method(ABC):
 
     name: ClassVar[str]
 
-    steps: int = 5  # number of steps N
-    solver: str = "ipndm:3"  # solver
-    grid: str = "natural"  # grid that a fit starts at
-    analytic_first: bool = False  # AFS: the first answer by its closed form, one evaluation less
-    loss: str = "mse"  # distance to the teacher's end points
+    steps: int = 5
+    """Number of steps N."""
+    solver: str = "ipndm:3"
+    """Solver."""
+    grid: str = "natural"
+    """Grid that a fit starts at."""
+    analytic_first: bool = False
+    """Replace the first evaluation by its closed form (AFS), which saves one."""
+    loss: str = "mse"
+    """Distance to the teacher's endpoints."""
     recipe: Recipe = field(default_factory=Recipe)
+    """How it is tuned."""
 
     def __post_init__(self) -> None:
         require_least(self, steps=1)

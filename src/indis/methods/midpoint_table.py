@@ -268,14 +268,20 @@ class TwoStage(Method):
         ValueError: if a bound is out of range, or the solver is none of the method's.
     """
 
-    # number of steps of two evaluations in turn; 3, NFE 5 with AFS, are the papers' main setting
     steps: int = 3
-    solver: str = "midpoint"  # midpoint[:points[:order]]
-    grid: str = "vp_time:1"  # grid that a fit starts at; "time_uniform" with rho = 1, as published
-    analytic_first: bool = True  # AFS, as published: one evaluation less
-    s_dir: float = 0.05  # the slope at a midpoint is scaled by at most 1 - b ... 1 + b
-    s_time: float = 0.05  # the noise level told at a midpoint is scaled by at most 1 - b ... 1 + b
-    domain: Domain | None = None  # in which r interpolates; None: what suits the schedule
+    """Number of steps, of two evaluations in turn; 3, or 5 evaluations with AFS, is the papers'."""
+    solver: str = "midpoint"
+    """midpoint[:points[:order]]."""
+    grid: str = "vp_time:1"
+    """Grid that a fit starts at. time_uniform with rho = 1, as published."""
+    analytic_first: bool = True
+    """Replace the first evaluation by its closed form (AFS), which saves one. As published."""
+    s_dir: float = 0.05
+    """Largest change b of the slope at a midpoint: a factor 1 - b ... 1 + b."""
+    s_time: float = 0.05
+    """Largest change b of the noise level told at a midpoint: a factor 1 - b ... 1 + b."""
+    domain: Domain | None = None
+    """Domain in which r interpolates. None is what suits the schedule."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
