@@ -51,13 +51,20 @@ class BudgetConfig:
         ValueError: for a number outside its range.
     """
 
-    iterations: int = 4000  # number of the optimizer's steps
-    batch: int = 1024  # how many endpoints an iteration takes
-    lr: float = 3e-3  # learning rate of Adam
-    holdout: float = 0.1  # part of the end points that chooses the best state
-    width: int = 128  # width of the hidden layers
-    depth: int = 3  # number of hidden layers
-    seed: int = 0  # seed of the initial weights and the batches
+    iterations: int = 4000
+    """Number of the optimizer's steps."""
+    batch: int = 1024
+    """Number of endpoints in an iteration."""
+    lr: float = 3e-3
+    """Learning rate of Adam."""
+    holdout: float = 0.1
+    """Part of the endpoints that only chooses the best state."""
+    width: int = 128
+    """Width of the hidden layers."""
+    depth: int = 3
+    """Number of hidden layers."""
+    seed: int = 0
+    """Seed of the initial weights and the batches."""
 
     def __post_init__(self) -> None:
         require_least(self, iterations=1, batch=1, width=1, depth=1, seed=0)

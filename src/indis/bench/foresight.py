@@ -53,13 +53,20 @@ class SightConfig:
         ValueError: for a number outside its range.
     """
 
-    epochs: int = 10  # number of passes over the endpoints
-    batch: int = 128  # number of endpoints an iteration
-    lr: float = 2e-3  # learning rate
-    decay: float = 1e-2  # decay of the weights
-    width: int = 128  # width of the hidden layers
-    depth: int = 2  # number of hidden layers
-    seed: int = 0  # seed of the initial weights and the batches
+    epochs: int = 10
+    """Number of passes over the endpoints."""
+    batch: int = 128
+    """Number of endpoints in an iteration."""
+    lr: float = 2e-3
+    """Learning rate."""
+    decay: float = 1e-2
+    """Weight decay."""
+    width: int = 128
+    """Width of the hidden layers."""
+    depth: int = 2
+    """Number of hidden layers."""
+    seed: int = 0
+    """Seed of the initial weights and the batches."""
 
     def __post_init__(self) -> None:
         require_least(self, epochs=1, batch=1, width=1, depth=1, seed=0)

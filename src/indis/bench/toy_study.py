@@ -50,28 +50,44 @@ TEACHER_STEPS = 100
 class ToyConfig:
     """The size of the study. The defaults are the full one, under 15 minutes on two cores."""
 
-    classes: str = "A"  # classes of the tree: A, or AB for both
-    tree_seed: int = 2  # seed of the tree, which is a mixture of Gaussians
-    priors: int = 20_000  # number of starting noises in each split, as in the paper
-    # numbers of Euler steps, as in the paper's Fig. 3
+    classes: str = "A"
+    """Classes of the tree: A, or AB for both."""
+    tree_seed: int = 2
+    """Seed of the tree, which is a mixture of Gaussians."""
+    priors: int = 20_000
+    """Number of starting noises in each split, as in the paper."""
     steps: tuple[int, ...] = tuple(range(3, 11))
-    freedoms: tuple[str, ...] = tuple(FREEDOMS)  # sets of what a plan may choose
-    dtau: float = 0.9  # bound of the time shifts, a part of the interval that follows; ours
-    gamma: float = 0.9  # bound of the output scales, how far they may be from 1; ours
-    global_iterations: int = 500  # number of iterations of the global plan's fit
-    global_batch: int = 256  # number of priors an iteration of the global plan's fit
-    instance_iterations: int = 400  # number of iterations of phi's fit
-    instance_batch: int = 512  # number of priors an iteration of phi's fit
-    lr: float = 0.3  # learning rate of the global plan's and of phi's fit; 0.1 and 1 were worse
-    # number of priors that measure how sensitive each logit is; errors are heavy-tailed, so 64
-    # would not do
+    """Numbers of Euler steps, as in the paper's Fig. 3."""
+    freedoms: tuple[str, ...] = tuple(FREEDOMS)
+    """Sets of what a plan may choose."""
+    dtau: float = 0.9
+    """Largest time shift, a part of the interval that follows. Ours."""
+    gamma: float = 0.9
+    """Largest change of the output scale. Ours."""
+    global_iterations: int = 500
+    """Number of iterations of the global plan's fit."""
+    global_batch: int = 256
+    """Number of priors in an iteration of the global plan's fit."""
+    instance_iterations: int = 400
+    """Number of iterations of phi's fit."""
+    instance_batch: int = 512
+    """Number of priors in an iteration of phi's fit."""
+    lr: float = 0.3
+    """Learning rate of both fits; 0.1 and 1 were worse."""
     probes: int = 2000
-    width: int = 96  # width of phi's hidden layers
-    depth: int = 3  # number of phi's hidden layers
-    oracle_iterations: int = 8  # number of iterations of the fit of each prior's own plan
-    oracle_lr: float = 0.1  # learning rate of the fit of each prior's own plan
-    reference: int = 200_000  # number of true samples that KL and W1 are measured against
-    seed: int = 0  # seed of the fits and of the true samples
+    """Priors that measure how sensitive each logit is; errors are heavy-tailed, so many."""
+    width: int = 96
+    """Width of phi's hidden layers."""
+    depth: int = 3
+    """Number of phi's hidden layers."""
+    oracle_iterations: int = 8
+    """Number of iterations of the fit of each prior's own plan."""
+    oracle_lr: float = 0.1
+    """Learning rate of the fit of each prior's own plan."""
+    reference: int = 200_000
+    """Number of true samples that KL and W1 are measured against."""
+    seed: int = 0
+    """Seed of the fits and of the true samples."""
 
     def __post_init__(self) -> None:
         unknown = set(self.freedoms) - set(FREEDOMS)

@@ -27,16 +27,26 @@ from indis.storage import load_checkpoint, pack_optimizer, save_tensors, section
 class TrainConfig:
     """How the denoiser is trained."""
 
-    images: int = 1_000_000  # how many images are seen in all; batch of them make a step
-    batch: int = 128  # images a step
-    lr: float = 1e-3  # learning rate
-    warmup: int = 200  # steps in which the learning rate rises in a straight line from zero
-    ema: float = 0.999  # decay of the average of the weights at each step; reached gradually
-    label_dropout: float = 0.1  # part of the images that are shown without their label
-    log_sigma_mean: float = -1.0  # mean of the logarithm of the noise levels that are trained on
-    log_sigma_std: float = 1.2  # standard deviation of that logarithm
-    bf16: bool = True  # whether to train under bfloat16 autocast
-    seed: int = 0  # seed of the initial weights and the batches
+    images: int = 1_000_000
+    """Number of images that are seen in all."""
+    batch: int = 128
+    """Number of images in a step."""
+    lr: float = 1e-3
+    """Learning rate."""
+    warmup: int = 200
+    """Number of steps in which the learning rate rises from zero."""
+    ema: float = 0.999
+    """Decay of the average of the weights at each step, reached gradually."""
+    label_dropout: float = 0.1
+    """Part of the images that are shown without their label."""
+    log_sigma_mean: float = -1.0
+    """Mean of the logarithm of the noise levels that are trained on."""
+    log_sigma_std: float = 1.2
+    """Standard deviation of that logarithm."""
+    bf16: bool = True
+    """Train under bfloat16 autocast."""
+    seed: int = 0
+    """Seed of the initial weights and the batches."""
 
     def __post_init__(self) -> None:
         require_least(self, images=1, batch=1, warmup=0, seed=0)
