@@ -1,8 +1,10 @@
 """The entry point: help without the library, syntax errors by tyro, one sentence for the rest."""
 
+import ast
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -133,3 +135,31 @@ def test_a_model_of_the_user_s_own_can_be_taught_fitted_and_judged(indis, work, 
 
 def test_the_artifact_says_which_model_it_samples(indis, work):
     assert indis("sample --artifact fitted --count 2 --out s.safetensors")[0] == 0
+
+
+def test_a_new_solver_is_named_on_every_help_page_that_takes_one(indis, capsys, monkeypatch):
+    from indis.solvers import SOLVERS
+
+    monkeypatch.setitem(SOLVERS, "brand_new", SOLVERS["euler"])
+    for line in ("teach", "fit", "sample", "evaluate", "plan"):
+        with pytest.raises(SystemExit):
+            indis(f"{line} --help")
+        assert "brand_new" in capsys.readouterr().out
+
+
+def test_options_are_explained_in_one_line_which_help_can_wrap():
+    """tyro would keep the line breaks of longer ones."""
+    source = Path(entry.__file__).parent.parent
+    broken = []
+    for path in (*source.glob("cli/**/*.py"), *source.glob("methods/*.py"), source / "recipe.py"):
+        for kind in ast.walk(ast.parse(path.read_text())):
+            fields = (
+                zip(kind.body, kind.body[1:], strict=False)
+                if isinstance(kind, ast.ClassDef)
+                else ()
+            )
+            for field, doc in fields:
+                is_text = isinstance(doc, ast.Expr) and isinstance(doc.value, ast.Constant)
+                if isinstance(field, ast.AnnAssign) and is_text and "\n" in doc.value.value:
+                    broken.append(f"{path.name}: {ast.unparse(field.target)}")
+    assert broken == []

@@ -15,7 +15,7 @@ from indis.storage import write_aside
 if TYPE_CHECKING:
     from PIL import Image
 
-LEAST_SIDE, WIDTH = 96, 1080  # of a picture and of the sheet, in pixels
+LEAST_SIDE, WIDTH = 96, 1300  # of a picture and of the sheet, in pixels
 GAP, MARGIN, LINE, FONT = 6, 14, 17, 13
 INK, GREY = (20, 20, 20), (110, 110, 110)
 
