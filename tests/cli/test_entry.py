@@ -163,3 +163,12 @@ def test_options_are_explained_in_one_line_which_help_can_wrap():
                 if isinstance(field, ast.AnnAssign) and is_text and "\n" in doc.value.value:
                     broken.append(f"{path.name}: {ast.unparse(field.target)}")
     assert broken == []
+
+
+def test_a_lack_of_memory_is_one_sentence(indis, work):
+    line = "sample --model toy --count 1000000 --steps 1 --out s.safetensors --solver euler"
+    huge = f"fit --data data --out x {FIT} --width 100000000"  # 40 petabytes
+    assert "out of memory: take smaller sizes" in refused(indis, huge)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("indis.cli.sample.drawn", lambda *_: bytearray(2**62))
+        assert "out of memory: take smaller sizes" in refused(indis, line)

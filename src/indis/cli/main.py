@@ -85,6 +85,11 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except MENDABLE as error:
         print(f"indis: error: {_sentence(error)}", file=sys.stderr)
         return 2
+    except (MemoryError, RuntimeError) as error:
+        if not _lacks_memory(error):
+            raise
+        print("indis: error: out of memory: take smaller sizes, --batch above all", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print(f"indis: interrupted; {_kept(command)}", file=sys.stderr)
         return 130
@@ -182,6 +187,12 @@ def _is_own(error: BaseException) -> bool:
     """Return whether a module of this package raised an error that a user can mend."""
     frames = [frame for frame, _ in walk_tb(error.__traceback__)]
     return isinstance(error, MENDABLE) and frames[-1].f_globals["__name__"].startswith("indis.")
+
+
+def _lacks_memory(error: Exception) -> bool:
+    """Return whether Python, torch on the CPU or torch on CUDA could not allocate memory."""
+    plain = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return plain or "DefaultCPUAllocator" in str(error)
 
 
 def _kept(command: Any) -> str:

@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import torch
-import tyro
 
-from indis.cli.console import JsonFile, bar, emit, say
+from indis.cli.console import JsonFile, bar, default, emit, say
 from indis.cli.paths import writable_file
 from indis.cli.pictures import Strip, save_sheet
 from indis.cli.sampler import SamplerChoice, spent
@@ -40,9 +39,7 @@ class Sample(SamplerChoice):
     """Seed of the first sample. The others follow one by one."""
     count: int = 40
     """Number of samples, one for each seed."""
-    label: Annotated[
-        tuple[int, ...], tyro.conf.arg(help_behavior_hint="(default: seed mod 10)")
-    ] = ()
+    label: Annotated[tuple[int, ...], default("the seed's own", "N [N ...]")] = ()
     """Classes that the seeds take in turn: 0 to 9 for fashion, or 10 for none."""
     teacher: bool = False
     """Show the teacher's sample of the same seed below each one. It takes 30 steps of ipndm:3."""
