@@ -26,7 +26,7 @@ from indis import (
     models,
     noise_from_seeds,
 )
-from indis.cli.sample import Asked
+from indis.cli.sample import FixedLabels
 from indis.denoise import ClassConditional, FeatureDenoiser
 from indis.evaluate import counted_nfe
 from indis.methods import AMED
@@ -333,10 +333,10 @@ def test_amed_reads_the_features_of_a_wrapped_function(tmp_path):
 def test_a_wrapped_function_of_classes_is_asked_for_labels_as_a_model_family_is():
     tiny = TinyClasses()
     parts = (tiny, tiny.schedule, tiny.shape, tiny.native)
-    model = Asked(Wrapped(*parts, condition=tiny.condition, class_condition=tiny.condition), [3, 5])
+    model = FixedLabels(Wrapped(*parts, condition=tiny.condition, class_condition=tiny.condition), [3, 5])
     assert model.condition([0, 1, 2]).inputs["label"].tolist() == [3, 5, 3]
     with pytest.raises(ValueError) as error:
-        Asked(Wrapped(*parts, condition=tiny.condition), [3])
+        FixedLabels(Wrapped(*parts, condition=tiny.condition), [3])
     assert "label must be left out for wrapped, which has no classes" in sentence(error)
 
 

@@ -45,6 +45,7 @@ def test_quartiles_are_of_the_ratios_less_one():
 
 def test_the_command_writes_a_row_an_artifact(tmp_path, capsys):
     command = [
+        "bench",
         "overhead",
         "--artifact",
         "fashion-nfe3",
@@ -65,5 +66,5 @@ def test_a_fixed_plan_has_no_policy_to_time(tmp_path, capsys):
     from indis import artifact, heuristic
 
     artifact.save(heuristic(toy(), solver="euler", grid="uniform", steps=2), tmp_path / "plain")
-    assert run(["overhead", "--model", "toy", "--artifact", str(tmp_path / "plain")]) == 2
+    assert run(["bench", "overhead", "--model", "toy", "--artifact", str(tmp_path / "plain")]) == 2
     assert "decides something" in capsys.readouterr().err

@@ -183,15 +183,16 @@ def test_the_command_writes_a_row_a_view(tmp_path, capsys):
     small = [
         "--loss",
         "mse",
-        "--recipe.iterations",
+        "--iterations",
         "2",
-        "--recipe.batch",
+        "--batch",
         "8",
-        "--recipe.holdout",
+        "--holdout",
         "8",
     ]
     assert run(fit + small) == 0
-    sight = ["sight", "--data", str(tmp_path / "data"), "--loss", "mse", "--config.epochs", "2"]
+    data = str(tmp_path / "data")
+    sight = ["bench", "foresight", "--data", data, "--loss", "mse", "--epochs", "2"]
     assert (
         run([*sight, "--artifact", str(tmp_path / "god"), "--json", str(tmp_path / "sight.json")])
         == 0
