@@ -25,6 +25,7 @@ MAY_LEAVE = {
     ("plan.py", "check", "float"),
     ("plan.py", "check", "tolist"),
     ("plan.py", "check_start", "tolist"),
+    ("solvers/stepper.py", "_check_start", "float"),
     ("noise/tables.py", "__post_init__", "tolist"),  # a given table
     ("noise/clock.py", "fit", "tolist"),  # the ends of a schedule
     ("noise/schedule.py", "end_levels", "float"),

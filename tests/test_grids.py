@@ -72,7 +72,9 @@ def test_every_grid_decreases_strictly_between_exact_ends_on_every_schedule(name
     tau = grids.GRIDS[name](schedule, steps)
     assert (tau.shape, tau.dtype) == ((1, steps + 1), torch.float64)
     assert bool((tau.diff(dim=1) < 0).all())
-    assert (float(tau[0, 0]), float(tau[0, -1])) == (schedule.t_max, schedule.t_min)
+    to_zero = name == "natural" and isinstance(schedule, DiscreteVP)  # a table still holds noise
+    end = zero_time(schedule) if to_zero else schedule.t_min
+    assert (float(tau[0, 0]), float(tau[0, -1])) == (schedule.t_max, end)
 
 
 @pytest.mark.parametrize("name", SHIFTED)
@@ -338,6 +340,7 @@ def test_the_last_step_of_any_grid_may_go_to_no_noise_at_all(schedule, name, ste
     assert float(tau[0, -1]) == zero_time(schedule)
     assert grids.ends_at_zero(schedule, tau)
     if steps > 1:
+        name = grids.resolve_grid(name, schedule, to_zero=False)
         plain = grids.named(name)(schedule, steps - 1)
         assert torch.equal(tau[:, :-1], plain)
         assert torch.equal(tau, grids.append_zero(schedule, plain))
@@ -364,10 +367,11 @@ def cosine():
 
 def test_the_natural_grid_of_a_table_wastes_no_nodes_where_the_state_is_noise():
     table = cosine()
-    assert grids.resolve_grid("natural", table) == "polynomial:7,20"
+    assert grids.resolve_grid("natural", table) == "polynomial:7,20+zero"
     assert grids.resolve_grid("natural+zero", table) == "polynomial:7,20+zero"
-    assert grids.resolve_grid("natural", DiscreteVP()) == "polynomial:7"
-    tau = grids.natural(table, 20)
+    assert grids.resolve_grid("natural", DiscreteVP()) == "polynomial:7+zero"
+    natural = grids.named(grids.resolve_grid("natural", table, to_zero=False))
+    tau = natural(table, 20)
     assert (float(tau[0, 0]), float(tau[0, -1])) == (999, 0)
     assert int((ratio(table, tau) > 20).sum()) == 6
     assert int((ratio(table, grids.polynomial(table, 20)) > 20).sum()) == 15
@@ -384,7 +388,7 @@ def test_the_natural_grid_of_a_table_wastes_no_nodes_where_the_state_is_noise():
     for solver, steps, share in cases:
         for denoiser, slack in ((problem, 1), (coarse, 2)):
             errors = []
-            for grid in (grids.natural, grids.polynomial):
+            for grid in (natural, grids.polynomial):
                 plan = Discretization.plain(grid(table, steps))
                 end = solve(denoiser, x, plan, solvers.named(solver))
                 errors.append(float((end - exact).square().mean().sqrt()))
@@ -393,8 +397,8 @@ def test_the_natural_grid_of_a_table_wastes_no_nodes_where_the_state_is_noise():
 
 def test_a_polynomial_with_a_knee_runs_where_a_table_ends_at_pure_noise():
     table = TableVP((*cosine().alphas_cumprod[:-1], 0.0))
-    assert grids.resolve_grid("natural", table) == "polynomial:7,20"
-    tau = grids.natural(table, 6)
+    assert grids.resolve_grid("natural", table) == "polynomial:7,20+zero"
+    tau = grids.polynomial(table, 6, knee=20)
     level = ratio(table, tau) ** (1 / 7)
     gaps = level[0, 1:].diff()
     torch.testing.assert_close(gaps, gaps[:1].expand_as(gaps), rtol=1e-6, atol=0)

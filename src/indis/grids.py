@@ -228,12 +228,9 @@ def append_zero(schedule: NoiseSchedule, tau: Tensor) -> Tensor:
     evaluations are a grid of N - 1 intervals down to t_min and the step to zero. EDM's published
     setting of 18 Heun steps and 35 evaluations is ``polynomial+zero`` with 18 steps.
 
-    Args:
-        schedule: the schedule of the nodes.
-        tau: nodes ``(grid, steps + 1)``.
-
     Returns:
-        Nodes ``(grid, steps + 2)`` that end at :func:`~indis.noise.zero_time`.
+        Nodes ``(grid, steps + 2)``, one more than ``tau``, down to
+        :func:`~indis.noise.zero_time`.
 
     Raises:
         ValueError: if the nodes end at sigma = 0 already.
@@ -245,13 +242,9 @@ def append_zero(schedule: NoiseSchedule, tau: Tensor) -> Tensor:
 
 
 def ends_at_zero(schedule: NoiseSchedule, tau: Tensor) -> bool:
-    """Return whether the last step of ``tau`` goes from t_min or above to sigma = 0.
+    """Return whether the last step of ``tau`` ``(grid, steps + 1)`` goes from t_min to sigma = 0.
 
     It is false for a flow with t_min = 0: its grids end there like any other at t_min.
-
-    Args:
-        schedule: the schedule of the nodes.
-        tau: nodes ``(grid, steps + 1)``.
     """
     zero = zero_time(schedule)
     return zero < schedule.t_min and bool((tau[:, -1] == zero).all())
@@ -267,9 +260,7 @@ GRIDS: dict[str, Callable[..., Tensor]] = {
     "flow_shift": flow_shift,
     "resolution": resolution,
 }
-
-
-LIST = "list"  # of times, so a grid of one number of steps alone
+LIST = "list"  # of times
 NAMES = (*GRIDS, LIST)
 ZERO = "zero"  # after a plus: a last step to sigma = 0
 PARAMETERS = {
@@ -306,15 +297,17 @@ def named(spec: str) -> Grid:
     return partial(_with_zero, grid=grid) if plus else grid
 
 
-def resolve_grid(spec: str, schedule: NoiseSchedule) -> str:
+def resolve_grid(spec: str, schedule: NoiseSchedule, *, to_zero: bool = True) -> str:
     """Return the name of the grid that "natural" means for a schedule, or ``spec`` itself.
+
+    A table's last index still holds noise (3 % for Stable Diffusion), so its natural grid goes on
+    to sigma = 0, unless ``to_zero`` is false.
 
     Natural is EDM's polynomial where sigma spans decades, and uniform for flows and where sigma /
     alpha has no end. For a table it is the polynomial with a knee at sigma / alpha = 20. That is
-    the same grid for Stable Diffusion (14.6 at most). A cosine table goes on to 20 000, and 15 of
-    21 nodes of EDM's grid would lie above the knee, where the state is noise, against 6 of these.
-    It is not left in one step either, which would multiply the error of a noise prediction by the
-    ratio of its ends.
+    the same grid for Stable Diffusion (14.6 at most). A cosine table goes on to 20 000, where 15 of
+    21 nodes of EDM's grid would lie in noise. One step out of it would not do either: it would
+    multiply the error of a noise prediction by the ratio of its ends.
     """
     if spec.partition("+")[0] != "natural":
         return spec
@@ -324,6 +317,8 @@ def resolve_grid(spec: str, schedule: NoiseSchedule) -> str:
     if isinstance(schedule, DiscreteVP | TableVP) and schedule.domain == "log_snr":
         most = float(ratio(schedule, torch.tensor(schedule.t_max, dtype=TIME_DTYPE)))
         name = "polynomial:7" if most <= NOISE_RATIO else f"polynomial:7,{NOISE_RATIO:g}"
+        if to_zero and spec == "natural":
+            return f"{name}+{ZERO}"
     return name + spec.removeprefix("natural")
 
 
@@ -346,6 +341,8 @@ def _given(schedule: NoiseSchedule, steps: int, times: Sequence[float], to_zero:
 def _with_zero(schedule: NoiseSchedule, steps: int, grid: Grid) -> Tensor:
     """The grid in one step less, and a step to sigma = 0, unless t_min is there already."""
     _require_steps(steps)
+    if grid is natural:  # which goes to zero by itself for a table
+        grid = named(resolve_grid("natural", schedule, to_zero=False))
     if schedule.t_min == zero_time(schedule):
         return grid(schedule, steps)
     if steps == 1:

@@ -16,6 +16,7 @@ from indis import (
     TableVP,
     UniPC,
     grids,
+    heuristic,
     models,
     noise_from_seeds,
     solve,
@@ -105,9 +106,19 @@ class Point(Gaussian):
 
 def to_zero(schedule, steps):
     """The usual grid to t_min, and a last step from there to sigma = 0."""
-    tau = grids.named("natural")(schedule, steps - 1)
+    tau = grids.polynomial(schedule, steps - 1)
     end = torch.full((1, 1), zero_time(schedule), dtype=torch.float64)
     return Discretization.plain(torch.cat([tau, end], dim=1), to_zero=True)
+
+
+def test_the_plain_solver_of_a_table_ends_without_noise_unless_told_otherwise():
+    problem, x = Point(TableVP(ALPHAS)), seeded(4, 3, seed=2)
+    ends = [
+        heuristic(problem, solver="dpmpp:2", steps=8, to_zero=to_zero)(problem, x)
+        for to_zero in (None, False)
+    ]
+    left = [float((end - problem.mean).abs().max()) for end in ends]
+    assert left[0] < 1e-6 and left[1] > 1e-2
 
 
 ALPHAS = tuple(torch.linspace(0.9991, 0.0047, 1000, dtype=torch.float64).tolist())
@@ -122,7 +133,7 @@ def test_a_run_to_sigma_zero_leaves_no_noise_at_no_further_evaluation(solver, sc
     torch.testing.assert_close(end, problem.inner.mean.expand(4, 3), rtol=0, atol=1e-6)
     assert len(problem.calls) == (2 * steps - 1 if isinstance(solver, Heun) else steps)
     assert float(problem.calls[-1].times.min()) == schedule.t_min  # no network is asked at zero
-    plain = Discretization.plain(grids.named("natural")(schedule, steps))
+    plain = Discretization.plain(grids.polynomial(schedule, steps))
     left = solve(Point(schedule), x, plain, solver) - problem.inner.mean
     assert float(left.abs().max()) > 1e-4
 

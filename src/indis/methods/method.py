@@ -81,7 +81,8 @@ class Method(ABC):
         Raises:
             ValueError: if it ends at zero noise, where most methods have no step.
         """
-        tau = grids.named(self.grid)(schedule, self.steps)
+        grid = grids.resolve_grid(self.grid, schedule, to_zero=False)
+        tau = grids.named(grid)(schedule, self.steps)
         if grids.ends_at_zero(schedule, tau):
             raise ValueError(
                 f"grid must end at t_min for {type(self).__name__}, got {self.grid!r}, which ends "
@@ -189,7 +190,8 @@ def heuristic(
         grid: name of the grid.
         steps: number of steps.
         analytic_first: whether the first answer comes from its closed form.
-        to_zero: whether the last step goes to zero noise; None: what the grid's name says.
+        to_zero: whether the last step goes to zero noise; None: what the grid's name says, and yes
+            for the natural grid of a table such as Stable Diffusion's.
 
     Raises:
         ValueError: for an unknown solver or grid, or one that ends at zero noise if it must not.
@@ -198,6 +200,7 @@ def heuristic(
     if to_zero is False and grid.endswith(ends):
         raise ValueError(f"to_zero must be True or None for grid {grid!r}, got False")
     spec = grid + ends if to_zero and not grid.endswith(ends) else grid
+    spec = grids.resolve_grid(spec, denoiser.schedule, to_zero=to_zero is not False)
     tau = grids.named(spec)(denoiser.schedule, steps)
     return Sampler(plain(tau, denoiser.schedule), solvers.named(solver), analytic_first)
 
