@@ -40,9 +40,9 @@ def test_an_upgraded_artifact_draws_what_it_drew(tmp_path, name):
     tiny = name.startswith("tiny-")
     key = f"tiny/{name.removeprefix('tiny-')}" if tiny else f"method/{name}"
     found = draw(sampler, TinyClasses() if tiny else toy(), SEEDS)
-    # Single precision amplifies the order of additions in these two; in double precision they agree
-    # to 1e-13.
-    tolerance = 2e-5 if name in ("local-weights", "tiny-local") else 1e-6
+    # Single precision amplifies the order of additions in these, on EDM whose noise is of 80; in
+    # double precision all agree to 1e-13.
+    tolerance = 2e-5 if name == "local-weights" or tiny else 1e-6
     torch.testing.assert_close(found, golden()[key], rtol=tolerance, atol=tolerance)
 
 

@@ -107,7 +107,10 @@ def from_logits(
     """
     logits, base = logits.to("cpu", TIME_DTYPE), base.to("cpu", TIME_DTYPE)
     inner = base.shape[1] - 1 - to_zero  # intervals that end at positive noise
-    tau = _nodes(logits[:, 0, :inner], base[:, : inner + 1], schedule, bounds)
+    if inner:
+        tau = _nodes(logits[:, 0, :inner], base[:, : inner + 1], schedule, bounds)
+    else:  # nothing is left but the step to sigma = 0
+        tau = base[:, :1].expand(len(logits), 1)
     if to_zero:
         tau = torch.cat([tau, base[:, -1:].expand(len(tau), 1)], dim=1)
     extra = logits[:, LOGIT_ROWS:]
