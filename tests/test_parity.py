@@ -1,4 +1,4 @@
-"""Numbers of commit 999ab87 that must not change: its artifacts, upgraded, draw the same samples."""
+"""Numbers of commit 999ab87 that must not change: its artifacts, upgraded, draw what they drew."""
 
 import shutil
 from functools import cache

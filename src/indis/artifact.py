@@ -1,6 +1,6 @@
 """Artifacts: a fitted sampler as a folder that anyone can load; loading runs nobody's code.
 
-    config.json         format version, solver, policy with hyper-parameters and schedule, provenance
+    config.json         format, solver, policy with hyper-parameters and schedule, provenance
     policy.safetensors  what was learned
 
 ``save`` then ``load`` gives the same bits. This is the one module where stored names become
