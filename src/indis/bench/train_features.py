@@ -7,7 +7,6 @@ of the machine's arithmetic).
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from indis.metrics.frechet import Moments
 from indis.models.fashion_features import MOMENTS, POOLED, WEIGHTS, FashionFeatures, load
 from indis.numerics import seeded
 from indis.pixels import to_pixels
+from indis.recipe import descend
 from indis.storage import save_tensors
 
 
@@ -36,12 +36,6 @@ class FeatureConfig:
     shift: int = 1  # largest shift of an image, pixels
     bf16: bool = True
     seed: int = 0
-
-    def lr_at(self, step: int, steps: int) -> float:
-        """Linear warm-up times a cosine that reaches zero after ``steps``."""
-        return (
-            self.lr * min(1, (step + 1) / self.warmup) * (1 + math.cos(math.pi * step / steps)) / 2
-        )
 
 
 @dataclass(frozen=True)
@@ -86,13 +80,22 @@ class FeatureTrainer:
                 f"train holds {len(train[0])} images, at least one batch of {self.config.batch} is needed"
             )
         steps = self.config.epochs * per_epoch
-        for step in range(steps):
-            loss = self._step(step, steps, *_batch(self.config, *divmod(step, per_epoch), *train))
-            if (step + 1) % per_epoch == 0:
+
+        def objective(step: int) -> Tensor:
+            return self._loss(*_batch(self.config, *divmod(step, per_epoch), *train))
+
+        run = descend(
+            self.optimizer,
+            objective,
+            iterations=steps,
+            lr=self.config.lr,
+            warmup=self.config.warmup,
+        )
+        for step, loss in run:
+            ends = step % per_epoch == 0
+            if ends:
                 self.accuracy = accuracy(self.network, *test)
-            yield FeatureProgress(
-                step + 1, loss, self.accuracy if (step + 1) % per_epoch == 0 else None
-            )
+            yield FeatureProgress(step, loss, self.accuracy if ends else None)
 
     def write(self, folder: Path, images: Tensor) -> None:
         """Store float16 weights and the float64 moments of ``images`` under the names of the
@@ -109,19 +112,11 @@ class FeatureTrainer:
         about = {"images": moments.count, "split": "train", "flips": False, "features": meta}
         save_tensors(folder / MOMENTS.name, moments.to_tensors(), about)
 
-    def _step(self, step: int, steps: int, x: Tensor, labels: Tensor) -> float:
+    def _loss(self, x: Tensor, labels: Tensor) -> Tensor:
         self.network.train()
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.config.lr_at(step, steps)
         with torch.autocast("cpu", torch.bfloat16, enabled=self.config.bf16):
             logits = self.network(x)
-        loss = F.cross_entropy(logits.float(), labels, label_smoothing=self.config.label_smoothing)
-        if not torch.isfinite(loss):
-            raise FloatingPointError(f"the training loss became {loss.item()} at step {step + 1}")
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        self.optimizer.step()
-        return loss.item()
+        return F.cross_entropy(logits.float(), labels, label_smoothing=self.config.label_smoothing)
 
 
 @torch.no_grad()
