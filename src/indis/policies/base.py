@@ -45,6 +45,7 @@ class Policy(nn.Module, ABC):
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
         # Times stay float64 on the CPU wherever the networks go (see indis.plan).
         held = [*self.buffers(), *self.parameters()]
+        held += [p.grad for p in self.parameters() if p.grad is not None]
         times = {id(tensor) for tensor in held if tensor.dtype == TIME_DTYPE}
         return super()._apply(lambda t: t if id(t) in times else fn(t), recurse)
 
