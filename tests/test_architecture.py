@@ -135,6 +135,15 @@ print(json.dumps({"seconds": seconds, "loaded": [n.partition(".")[0] for n in sy
     assert told["seconds"] < 2
 
 
+def test_no_model_is_imported_with_the_library():
+    code = "import sys, indis.public; print([n for n in sys.modules if n.startswith('indis.')])"
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert "indis.evaluate" in result.stdout or "indis.losses" in result.stdout
+    assert "indis.models" not in result.stdout and "indis.bench" not in result.stdout
+
+
 def test_the_library_s_own_names_need_no_heavy_package():
     code = "import sys, indis.public; print(' '.join({n.partition('.')[0] for n in sys.modules}))"
     result = subprocess.run(

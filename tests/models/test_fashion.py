@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 
 pytest.importorskip("diffusers")
 
-from indis import Form  # noqa: E402
+from indis import Form, models  # noqa: E402
 from indis.bench.train_fashion import TrainConfig, Trainer  # noqa: E402
 from indis.denoise import FeatureDenoiser  # noqa: E402
 from indis.models import edm, fashion  # noqa: E402
@@ -364,3 +364,10 @@ def test_the_shipped_model_removes_most_of_the_noise(sigma, factor):
     error = (denoised - x).square().mean()
     assert factor * error < noise.square().mean()
     assert error < (wrong - x).square().mean()
+
+
+def test_a_pickle_of_weights_is_named_and_not_executed(tmp_path):
+    torch.save({"weight": torch.zeros(1)}, tmp_path / "network.pkl")
+    with pytest.raises(ValueError, match="is a pickle, which is never executed") as error:
+        models.load(f"fashion:{tmp_path / 'network.pkl'}")
+    sentence(error)
