@@ -24,7 +24,7 @@ from indis import (
     solve,
     solvers,
 )
-from indis.noise import limit_shift, shifted, zero_time
+from indis.noise import levels, limit_shift, shifted, zero_time
 from problems import SCHEDULES, Gaussian
 from small_cases import sentence
 
@@ -385,6 +385,8 @@ def test_a_table_may_end_at_pure_noise():
         level[:3], (alpha / schedule.sigma(t)).log()[:3], rtol=1e-12, atol=1e-12
     )
     torch.testing.assert_close(schedule.time(level), t, rtol=0, atol=5e-5)
+    for together, alone in zip(levels(schedule, t), (alpha, schedule.sigma(t), level), strict=True):
+        assert torch.equal(together, alone)
     for value in (alpha, schedule.sigma(t), level, schedule.time(level.detach() + 0 * t)):
         (slope,) = torch.autograd.grad(value.sum(), t, retain_graph=True)
         assert bool(slope.isfinite().all())

@@ -29,7 +29,7 @@ Extractor = Callable[[Tensor], Tensor]  # images (batch, *shape) to features (ba
 
 @dataclass(frozen=True)
 class PairScores:
-    """Means over held-out pairs: the loss, the mean square error to the teacher, and their number."""
+    """Mean loss and mean square error to the teacher over held-out pairs, and their number."""
 
     heldout_loss: float
     teacher_mse: float

@@ -23,10 +23,10 @@ _LARGEST_DRAW = 8.0  # of a unit normal number; exceeded about once in 1e15 draw
 class NoiseSchedule(Protocol):
     """The contract of a noise schedule. All methods are elementwise on tensors of any shape.
 
-    A method ``levels`` is optional; see :func:`levels`. So are three attributes. ``limit`` is the last time at which a network is defined (see
-    :func:`limit_shift`), infinity if absent. ``zero_time`` is the time that stands for sigma = 0
-    (see :func:`zero_time`), 0 if absent. ``prior`` says how sampling begins (see :func:`prior`),
-    "marginal" if absent.
+    A method ``levels`` is optional; see :func:`levels`. So are three attributes. ``limit`` is the
+    last time at which a network is defined (see :func:`limit_shift`), infinity if absent.
+    ``zero_time`` is the time that stands for sigma = 0 (see :func:`zero_time`), 0 if absent.
+    ``prior`` says how sampling begins (see :func:`prior`), "marginal" if absent.
     """
 
     @property
