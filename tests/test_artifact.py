@@ -298,6 +298,7 @@ def test_an_unknown_schedule_lists_the_known_ones(folder):
         (("policy", "schedule"), "t_max"),
         (("policy", "bounds"), "keep"),
         (("policy", "network"), "shape"),
+        (("policy", "network"), "width"),
         (("policy",), "reads"),
         (("policy",), "to_zero"),
     ],

@@ -220,6 +220,19 @@ def rebuild(config: Mapping[str, Any], classes: Iterable[type]) -> Any:
     return from_fields(known[name], values)
 
 
+def exactly(values: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
+    """Return values of these names.
+
+    Raises:
+        TypeError: if there is a value of another name.
+        KeyError: if one is missing; none is defaulted.
+    """
+    wanted = list(names)
+    if unknown := set(values) - set(wanted):
+        raise TypeError(f"unexpected field {min(unknown)!r}, known are {', '.join(wanted)}")
+    return {name: values[name] for name in wanted}
+
+
 def from_fields(kind: type[T], values: Mapping[str, Any]) -> T:
     """Return a dataclass from the values of all its fields.
 

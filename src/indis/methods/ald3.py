@@ -38,7 +38,7 @@ from indis.policies import Policy, shared_grid
 from indis.policies.encoders import Encoder, check_shape
 from indis.recipe import Recipe
 from indis.sampler import Sampler
-from indis.storage import describe, from_fields, rebuild
+from indis.storage import describe, exactly, from_fields, rebuild
 
 _TINY = 1e-7  # published: keeps the sum of the fractions from zero
 
@@ -101,7 +101,8 @@ class OneShot(Policy):
     @classmethod
     def rebuild(cls, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Self:
         """Return the policy of this description and state."""
-        network = config["network"] | {"shape": tuple(config["network"]["shape"])}
+        network = exactly(config["network"], ("shape", "width", "depth"))
+        network["shape"] = tuple(network["shape"])
         schedule = rebuild(config["schedule"], SCHEDULES)
         policy = cls(tensors["base"], schedule, from_fields(Bounds, config["bounds"]), **network)
         policy.load_state_dict(dict(tensors))

@@ -41,11 +41,12 @@ from indis.policies import Policy, shared_grid
 from indis.recipe import Recipe
 from indis.sampler import Sampler
 from indis.solvers import DEIS, IPNDM, AdamsBashforth, DPMSolverPP, Euler, Midpoint, Solver
-from indis.storage import describe, from_fields, rebuild
+from indis.storage import describe, exactly, from_fields, rebuild
 
 Features = Literal["bottleneck", "answer"]
 MULTISTEP = (Euler, IPNDM, AdamsBashforth, DEIS, DPMSolverPP)
 CODE, EMBEDDING = 4, 8  # widths of the features' code and of a time's embedding, the paper's
+NETWORK = ("size", "features", "plugin", "analytic_first", "width")
 CELLS = 8  # pooled pictures are CELLS x CELLS, the paper's bottleneck
 
 
@@ -135,11 +136,10 @@ class MidpointPredictor(Policy):
 
     def describe(self) -> dict[str, Any]:
         """Return what it is built from."""
-        names = ("size", "features", "plugin", "analytic_first", "width")
         return {
             "schedule": describe(self.schedule),
             "bounds": asdict(self.bounds),
-            "network": {name: getattr(self, name) for name in names},
+            "network": {name: getattr(self, name) for name in NETWORK},
         }
 
     @classmethod
@@ -147,7 +147,7 @@ class MidpointPredictor(Policy):
         """Return the policy of this description and state."""
         schedule = rebuild(config["schedule"], SCHEDULES)
         bounds = from_fields(MidpointBounds, config["bounds"])
-        network = {**config["network"], "analytic_first": config["network"]["analytic_first"]}
+        network = exactly(config["network"], NETWORK)
         policy = cls(tensors["base"], schedule, bounds, **network)
         policy.load_state_dict(dict(tensors))
         return policy

@@ -38,7 +38,9 @@ from indis.policies.base import Policy, shared_grid
 from indis.policies.closed import ClosedLoop
 from indis.policies.encoders import Encoder, check_shape
 from indis.policies.spatial import Picture, SpatialCorrector
-from indis.storage import describe, from_fields, rebuild
+from indis.storage import describe, exactly, from_fields, rebuild
+
+NETWORK = ("shape", "condition_dim", "width", "depth")
 
 Reads = Literal["nothing", "noise", "answers"]
 Replan = Literal["first", "every"]
@@ -325,8 +327,7 @@ class LearnedPolicy(Policy):
 
     def describe(self) -> dict[str, Any]:
         """Return all arguments but the base grids, which are part of the state."""
-        names = ("shape", "condition_dim", "width", "depth")
-        network = {name: getattr(self, name) for name in names}
+        network = {name: getattr(self, name) for name in NETWORK}
         corrector = self.corrector
         picture = corrector and {"kind": corrector.kind, "width": self.picture_width}
         return {
@@ -351,7 +352,7 @@ class LearnedPolicy(Policy):
         parts: dict[str, Any] = {name: config[name] for name in ("order", "samples", "to_zero")}
         parts |= {"reads": config["reads"], "replan": config["replan"]}
         if network is not None:
-            parts |= network | {"shape": tuple(network["shape"])}
+            parts |= exactly(network, NETWORK) | {"shape": tuple(network["shape"])}
         if native is not None:
             parts["native"] = Form(native)
         if picture is not None:
