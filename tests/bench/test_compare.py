@@ -373,7 +373,9 @@ def test_a_variant_keeps_its_own_rate_and_takes_the_budget_of_all():
         {"solver": "euler", "nothing": 1}, {}, fit, nfe=4, analytic_first=True
     )
     assert (config.steps, config.analytic_first, config.solver) == (5, True, "euler")
-    assert (config.recipe.iterations, config.recipe.batch, config.recipe.lr) == (7, 8, 0.3)
+    assert (config.recipe.iterations, config.recipe.batch, config.recipe.lr) == (7, 8, None)
+    epd = Variant("epd").config({}, {}, fit, nfe=4, analytic_first=False)
+    assert epd.recipe.lr == 0.2
     assert (
         Variant("god", {"lr": 0.7}).config({}, {}, fit, nfe=4, analytic_first=False).recipe.lr
         == 0.7
