@@ -18,6 +18,7 @@ from indis import (
     from_logits,
     grids,
 )
+from indis.noise import zero_time
 from problems import seeded
 
 SCHEDULES = {
@@ -76,10 +77,11 @@ def cases(draw):
 @given(cases())
 def test_any_logits_give_a_sound_plan_within_its_bounds(case):
     schedule, base, bounds, logits = case
-    plan = from_logits(logits, base, schedule, bounds).check(schedule)
+    to_zero = grids.ends_at_zero(schedule, base)
+    plan = from_logits(logits, base, schedule, bounds, to_zero=to_zero).check(schedule)
     assert plan.tau.dtype == plan.dtau.dtype == plan.gamma.dtype == torch.float64
     assert bool((plan.tau[:, 0] == schedule.t_max).all())
-    assert bool((plan.tau[:, -1] == schedule.t_min).all())
+    assert bool((plan.tau[:, -1] == (zero_time(schedule) if to_zero else schedule.t_min)).all())
     assert float((plan.gamma - 1).abs().max()) <= bounds.gamma
     assert float(plan.gamma.min()) > 0
     assert plan.weights.shape == (len(logits), plan.steps, 2)
@@ -102,7 +104,8 @@ def test_any_logits_give_a_sound_plan_within_its_bounds(case):
 @given(cases())
 def test_zero_logits_are_the_base_grid_bit_for_bit(case):
     schedule, base, bounds, logits = case
-    plan = from_logits(0 * logits, base, schedule, bounds)
+    to_zero = grids.ends_at_zero(schedule, base)
+    plan = from_logits(0 * logits, base, schedule, bounds, to_zero=to_zero)
     assert torch.equal(plan.tau, base.expand(len(logits), -1))
     assert bool((plan.dtau == 0).all())
     assert bool((plan.gamma == 1).all())
@@ -113,8 +116,8 @@ def test_zero_logits_are_the_base_grid_bit_for_bit(case):
 @given(cases())
 def test_gradients_are_finite_for_any_logits(case):
     schedule, base, bounds, logits = case
-    logits = logits.requires_grad_()
-    plan = from_logits(logits, base, schedule, bounds)
+    logits, to_zero = logits.requires_grad_(), grids.ends_at_zero(schedule, base)
+    plan = from_logits(logits, base, schedule, bounds, to_zero=to_zero)
     total = sum(v.sum() for v in (plan.tau, plan.dtau, plan.gamma, plan.weights))
     (gradient,) = torch.autograd.grad(total, logits)
     assert gradient.dtype == logits.dtype

@@ -65,7 +65,7 @@ class Plan(Protocol):
 
         "answer": the network's answer to the state as it stands (paper, Eq. 5). "data": its data
         prediction, for the state at the noise level of the shifted time
-        (:func:`~indis.denoise.shift_scales`).
+        (:func:`~indis.forms.shift_scales`).
         """
 
     @property
