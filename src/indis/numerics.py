@@ -211,9 +211,11 @@ def weighted_sum(
             else:
                 total, own = torch.add(total, value, alpha=weight), True
         elif total is None:
-            total = value * weight
+            total, own = value * weight, True
+        elif own:
+            total = total.addcmul_(value.to(total.dtype), weight)
         else:
-            total = torch.addcmul(total, value.to(total.dtype), weight)
+            total, own = torch.addcmul(total, value.to(total.dtype), weight), True
     if total is None:
         total = torch.zeros_like(next(iter(values)))
     return total if added is None else total + added
