@@ -107,7 +107,8 @@ def dispatch(function, args, kwargs):
         strangers = [a for a in (here if function not in INDEXED else []) if a.ndim]
         if strangers:
             raise RuntimeError(
-                f"all tensors must be on one device, {function} got CPU's {tuple(strangers[0].shape)}"
+                f"all tensors must be on one device, {function} got CPU's "
+                f"{tuple(strangers[0].shape)}"
             )
     target = kwargs.get("device")
     inside = {

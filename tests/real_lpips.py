@@ -36,7 +36,7 @@ def package(patch: pytest.MonkeyPatch) -> ModuleType:
     for module, distribution in DISTRIBUTIONS.items():
         if find_spec(module) is None:
             pytest.skip(
-                f"{distribution} is not installed; `make test-lpips` installs all that this test needs"
+                f"{distribution} is not installed; `make test-lpips` installs what this test needs"
             )
     _import_torchvision()
     patch.setattr(

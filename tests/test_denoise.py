@@ -333,7 +333,8 @@ def test_amed_reads_the_features_of_a_wrapped_function(tmp_path):
 def test_a_wrapped_function_of_classes_is_asked_for_labels_as_a_model_family_is():
     tiny = TinyClasses()
     parts = (tiny, tiny.schedule, tiny.shape, tiny.native)
-    model = FixedLabels(Wrapped(*parts, condition=tiny.condition, class_condition=tiny.condition), [3, 5])
+    wrapped = Wrapped(*parts, condition=tiny.condition, class_condition=tiny.condition)
+    model = FixedLabels(wrapped, [3, 5])
     assert model.condition([0, 1, 2]).inputs["label"].tolist() == [3, 5, 3]
     with pytest.raises(ValueError) as error:
         FixedLabels(Wrapped(*parts, condition=tiny.condition), [3])

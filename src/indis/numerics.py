@@ -22,7 +22,7 @@ TIME_DTYPE = torch.float64
 
 
 def broadcast(coefficient: Tensor, x: Tensor) -> Tensor:
-    """Give coefficients ``(grid,)`` the dtype, device and number of axes of ``x`` ``(batch, ...)``."""
+    """Give coefficients ``(grid,)`` the dtype, device and number of axes of samples ``x``."""
     if x.device.type != "cpu":  # first the dtype: some devices have no float64
         coefficient = coefficient.to(x.dtype).to(x.device)
     return coefficient.to(x.dtype).reshape(-1, *[1] * (x.ndim - 1))

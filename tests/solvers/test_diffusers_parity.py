@@ -3,16 +3,17 @@
 Schedulers keep their tables in single precision and most of them round the sample to it at every
 step, so the tolerance is 2e-5 of the sample's size. What is not compared, and why:
 
-* EDMEulerScheduler, EDMDPMSolverMultistepScheduler: those of EulerDiscrete and DPMSolverMultistep behind EDM's
-  preconditioning of the network, which here belongs to the model.
-* DEISMultistepScheduler: Lagrange polynomials in log sigma ("logrho"), where DEIS here is "t" (VP time).
+* EDMEulerScheduler, EDMDPMSolverMultistepScheduler: those of EulerDiscrete and DPMSolverMultistep
+  behind EDM's preconditioning of the network, which here belongs to the model.
+* DEISMultistepScheduler: Lagrange polynomials in log sigma ("logrho"), where DEIS here is "t" (VP
+  time).
 * IPNDMScheduler: betas and times of its own (sin, atan2), no way to hand it a schedule.
-* The final step to sigma = 0 of the Euler, Heun and flow schedulers, where a grid here would end at sigma_min: compared
-  up to that step, except for Euler's flow, whose t_min may be 0. DPM-Solver++ and UniPC, which work
-  in log-SNR, end at 0.01 in use_flow_sigmas too: there UniPC's own "sigma_min" repeats its last
-  sigma, and "zero" has an infinite log-SNR.
-* FlowMatchHeunDiscrete's grid, which shifts the ends of its range before it shifts every time again: its steps are
-  compared on the times that it chose.
+* The final step to sigma = 0 of the Euler, Heun and flow schedulers, where a grid here would end at
+  sigma_min: compared up to that step, except for Euler's flow, whose t_min may be 0. DPM-Solver++
+  and UniPC, which work in log-SNR, end at 0.01 in use_flow_sigmas too: there UniPC's own
+  "sigma_min" repeats its last sigma, and "zero" has an infinite log-SNR.
+* FlowMatchHeunDiscrete's grid, which shifts the ends of its range before it shifts every time
+  again: its steps are compared on the times that it chose.
 """
 
 from itertools import pairwise

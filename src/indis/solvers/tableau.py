@@ -215,5 +215,5 @@ def _adjusted(step: Coefficients, weights: Tensor | None, stretch: Tensor | None
 
 
 def _aligned(columns: Tensor, first: int, size: int) -> Tensor:
-    """Place ``columns`` from ``first`` on among ``size``; answers that do not exist yet drop out."""
+    """Place ``columns`` from ``first`` on among ``size``; those of absent answers drop out."""
     return F.pad(columns, (first, size - first - columns.shape[-1]))
