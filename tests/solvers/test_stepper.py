@@ -198,6 +198,11 @@ def test_steps_that_are_kept_with_a_plan_are_those_of_its_solver_and_of_its_pres
             expected = fresh(solver, **options)
             for _ in range(2):
                 assert torch.equal(solve(problem, x, plan, solver, **options), expected)
+    with torch.inference_mode():
+        solve(problem, x, plan, Heun())
+    start = x.clone().requires_grad_()
+    solve(problem, start, plan, Heun()).sum().backward()
+    assert bool((start.grad != 0).all())
     before = solve(problem, x, plan, Heun())
     plan.gamma.mul_(1.1)
     assert not torch.equal(solve(problem, x, plan, Heun()), before)

@@ -128,7 +128,8 @@ class Stepper:
         """
         run, x = self._tableau, self._x
         kind = (run.schedule, run.native, run.solver, self._analytic)
-        key = (*kind, plan.versions(), len(x), x.device)
+        # Times of inference mode cannot serve a run that is differentiated.
+        key = (*kind, plan.versions(), len(x), x.device, torch.is_inference_mode_enabled())
         kept = vars(plan).get("_kept")
         if kept is not None and kept[0] == key:
             self._questions, self._planned = kept[1:]
@@ -323,5 +324,3 @@ _WAY_OUT = {
     Form.DATA: "a solver of data predictions, dpmpp or unipc",
     Form.VELOCITY: "a solver that uses velocities, such as adams_bashforth",
 }
-
-__all__ = ["Scalar", "Stepper", "analytic_answer", "inflate"]
