@@ -207,3 +207,43 @@ def test_steps_that_are_kept_with_a_plan_are_those_of_its_solver_and_of_its_pres
     plan.gamma.mul_(1.1)
     assert not torch.equal(solve(problem, x, plan, Heun()), before)
     assert torch.equal(solve(problem, x, plan, Heun()), fresh(Heun()))
+
+
+def test_steps_of_rows_are_not_kept_for_samples_of_another_rank():
+    problem, plan = PROBLEMS["flow"], plan_for(PROBLEMS["flow"], 2, 3, 1)
+    flat = seeded(2, 8, seed=7)
+    expected = solve(problem, flat.view(2, 4, 2), plan.detach()[:], UniPC(2))
+    solve(problem, flat, plan, UniPC(2))
+    assert torch.equal(solve(problem, flat.view(2, 4, 2), plan, UniPC(2)), expected)
+
+
+@each_problem
+@each_solver
+def test_a_replaced_state_is_gone_on_from(solver, problem):
+    plan, x = plan_for(problem, 3, 4, solver.memory), seeded(3, 2, seed=7)
+    stepper = Stepper(problem.schedule, problem.native, solver, plan, x)
+    while not stepper.done:
+        shown = 1.1 * stepper.input() + 0.2
+        stepper.replace_input(shown)
+        torch.testing.assert_close(stepper.input(), shown, rtol=1e-12, atol=1e-12)
+        stepper.replace_input(shown)
+        stepper.advance(torch.zeros_like(x))
+    with pytest.raises(ValueError, match="shown must be in the shape of x, finished"):
+        stepper.replace_input(x)
+
+
+@pytest.mark.parametrize(("solver", "native"), [(Heun(), Form.NOISE), (UniPC(2), Form.DATA)])
+def test_a_corrector_leads_to_the_state_that_was_put_in_the_place_of_another(solver, native):
+    """Where answers are zero, noise keeps the change as it is, and data shrink it with sigma."""
+    tau, ends = grids.log_snr(EDM(), 3), []
+    for change in (0.0, 0.5):
+        x = seeded(2, 3, seed=1)
+        stepper = Stepper(EDM(), native, solver, Discretization.plain(tau), x)
+        for _ in range(2):
+            stepper.advance(torch.zeros_like(x))
+            if stepper.tau[0] > tau[0, 2]:
+                stepper.replace_input(stepper.input() + change / 2)
+        ends.append(stepper.x)
+    shrunk = 0.25 * tau[0, 2] / tau[0, 1] if native is Form.DATA else 0.25
+    several = 2 if native is Form.NOISE else 1
+    torch.testing.assert_close(ends[1] - ends[0], torch.full_like(ends[0], float(several * shrunk)))

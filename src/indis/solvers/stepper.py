@@ -120,6 +120,26 @@ class Stepper:
         else:
             self._take(answer, features)
 
+    def replace_input(self, shown: Tensor) -> None:
+        """Go on from another state, as a callback in somebody's loop may want it.
+
+        Args:
+            shown: The state as the network is to be shown it, in place of :meth:`input`.
+
+        Raises:
+            ValueError: If it has another shape, or the run is finished.
+        """
+        if self.done or shown.shape != self._x.shape:
+            given, state = tuple(shown.shape), "finished" if self.done else tuple(self._x.shape)
+            raise ValueError(f"shown must be in the shape of x, {state}, got {given}")
+        scale = self._question.input_scale
+        x = shown.to(self._x) if scale is None else shown.to(self._x) / scale
+        if self._pending is not None:  # the correction of the step leads to the new state too
+            step, start, added = self._pending
+            change = x - self._x
+            self._pending = step, start, change if added is None else added + change
+        self._x = x
+
     def _plan_ahead(self, plan: Discretization) -> None:
         """Compute the questions and the steps of an open-loop plan, all at once.
 
@@ -142,7 +162,7 @@ class Stepper:
                 scales[0] = torch.ones_like(scales[0])
             output_scale = torch.stack([s for s in scales if s is not None], dim=1)
         self._planned = run.make(plan.tau, 0, plan.gamma, output_scale, plan.weights, plan.stretch)
-        if all(isinstance(step.carry, float) for step in self._planned):
+        if len(plan.tau) == 1 and not any(v.requires_grad for v in plan.columns().values()):
             object.__setattr__(plan, "_kept", (key, self._questions, self._planned))
 
     def _plain_question(self, tau: Tensor) -> Question:

@@ -1,0 +1,102 @@
+"""What INDIS must know about a kind of pipeline."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+Given = Mapping[str, Any]  # the arguments of a call, by name
+
+
+class Family:
+    """A kind of pipeline. A subclass says what is different from this one.
+
+    Attributes:
+        pipelines: The names of its classes.
+        doubles: Whether the network is shown the batch twice for classifier-free guidance.
+        twice: Whether prompts and negative prompts are encoded by two calls.
+        late: Whether the noise is first seen by ``scheduler.scale_model_input``.
+        pooled: What the features of a prompt are, in words.
+    """
+
+    pipelines: ClassVar[tuple[str, ...]] = ()
+    doubles: ClassVar[bool] = False
+    twice: ClassVar[bool] = False
+    late: ClassVar[bool] = False
+    pooled: ClassVar[str] = "nothing"
+
+    def features(self, pipe: Any, encoded: Any, given: Given) -> Tensor | None:
+        """Return features of the prompts ``(batch, dim)``, None if there are no prompts.
+
+        Args:
+            pipe: The pipeline.
+            encoded: What its ``encode_prompt`` returned.
+            given: The arguments of that call.
+        """
+        return None
+
+    def batch(self, encoded: Any) -> int:
+        """Return how many samples there are for what ``encode_prompt`` returned."""
+        return len(encoded[0])
+
+    def unpack(self, pipe: Any, latents: Tensor, given: Given) -> Tensor:
+        """Return latents as ``(batch, channels, ..., height, width)``, of unit variance.
+
+        Args:
+            pipe: The pipeline.
+            latents: The latents as the pipeline packs them.
+            given: The arguments of its ``prepare_latents``.
+        """
+        return latents
+
+    def pack(self, pipe: Any, latents: Tensor, given: Given) -> Tensor:
+        """Return the inverse of :meth:`unpack`."""
+        return latents
+
+    def refusal(self, pipe: Any, own_times: bool) -> str | None:
+        """Return why a call cannot be made, None if it can.
+
+        Args:
+            pipe: The pipeline, in its call.
+            own_times: Whether samples are asked about at different times in one network call.
+        """
+        return None
+
+
+def masked_mean(embeddings: Tensor, mask: Tensor) -> Tensor:
+    """Return the mean over the tokens of a mask.
+
+    Args:
+        embeddings: Embeddings ``(prompts * images, tokens, dim)``, in the order of the prompts.
+        mask: Which tokens count, ``(prompts, tokens)``.
+
+    Returns:
+        Means ``(prompts * images, dim)``, float32.
+    """
+    each = len(embeddings) // len(mask)
+    weights = mask.to(embeddings.device, torch.float32).repeat_interleave(each, dim=0)[..., None]
+    return (embeddings.float() * weights).sum(1) / weights.sum(1).clamp_min(1)
+
+
+def prompt_mask(tokenizer: Any, prompts: str | Sequence[str] | None, embeddings: Tensor) -> Tensor:
+    """Return which tokens of embeddings ``(batch, tokens, dim)`` are not padding.
+
+    Without prompts nobody can tell, and all count, with a warning.
+    """
+    if prompts is None:
+        warnings.warn(
+            "prompt_embeds were given without prompts: the sampler reads the mean over all of "
+            "their tokens, padding included",
+            stacklevel=2,
+        )
+        return torch.ones(embeddings.shape[:2])
+    texts = [prompts] if isinstance(prompts, str) else list(prompts)
+    length = embeddings.shape[1]
+    mask: Tensor = tokenizer(
+        texts, padding="max_length", max_length=length, truncation=True, return_tensors="pt"
+    ).attention_mask
+    return mask
