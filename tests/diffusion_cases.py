@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+import tiny_language as language
 import tiny_pipelines as tiny
 from indis import Bounds, Condition, Discretization, Fixed, Form, Sampler, Wrapped, solvers
 from indis.diffusers import enable
@@ -33,16 +34,17 @@ class Case:
     network: str = "transformer"
     over: float = 1.0
     guidance: float = 0.0
-    output: str = "latent"
+    own_guidance: bool = False
+    copies_word: str = "num_images_per_prompt"
 
     def pipe(self):
         return _made(self.make)
 
     def run(self, pipe, prompt=None, generator=None, **call):
         """Latents or pictures."""
-        call = self.call | {"output_type": self.output} | call
+        call = self.call | {"output_type": "latent"} | call
         if prompt is not None:
-            call["prompt"] = prompt
+            call["prompt"] = list(prompt)  # ZImagePipeline writes into it
         if generator is not None:
             call["generator"] = [torch.Generator().manual_seed(s) for s in generator]
         out = pipe(**call)[0]
@@ -62,6 +64,7 @@ CASES = {
             "guidance_scale": 3.0,
         },
         guidance=3.0,
+        copies_word="num_videos_per_prompt",
     ),
     "sd3": Case(tiny.stable_diffusion_3, SIZE | {"guidance_scale": 5.0}, guidance=5.0),
     "sd": Case(
@@ -75,6 +78,44 @@ CASES = {
         {"height": 16, "width": 16, "guidance_scale": 6.0},
         "unet",
         guidance=6.0,
+    ),
+    "sdxl": Case(
+        language.stable_diffusion_xl,
+        {"height": 16, "width": 16, "guidance_scale": 5.0},
+        "unet",
+        guidance=5.0,
+    ),
+    "wan": Case(
+        language.wan,
+        {
+            "height": 64,
+            "width": 64,
+            "num_frames": 5,
+            "max_sequence_length": 16,
+            "guidance_scale": 3.0,
+        },
+        guidance=3.0,
+        copies_word="num_videos_per_prompt",
+    ),
+    "qwen": Case(
+        language.qwen_image, {"height": 32, "width": 32, "true_cfg_scale": 1.0}, over=1000
+    ),
+    "flux2": Case(
+        language.flux2,
+        {"height": 8, "width": 8, "max_sequence_length": 64, "text_encoder_out_layers": (1, 2)},
+        over=1000,
+    ),
+    "z-image": Case(
+        language.z_image,
+        {
+            "height": 8,
+            "width": 8,
+            "max_sequence_length": 64,
+            "guidance_scale": 2.0,
+            "cfg_truncation": None,
+        },
+        guidance=2.0,
+        own_guidance=True,
     ),
 }
 
@@ -181,6 +222,8 @@ def network_of(case, prompts, schedule, **call):
 
     def answer(x, t, condition):
         packed, parts = family.pack(pipe, x, given), []
+        if case.own_guidance:
+            return asked_of_z_image(module, *seen[0], packed, t, case.guidance)
         for args, kwargs in seen:
             copies = 2 if family.doubles and case.guidance else 1
             shown = torch.cat([packed] * copies)
@@ -199,6 +242,14 @@ def network_of(case, prompts, schedule, **call):
     made = Wrapped.from_v if own.prediction == "v_prediction" else Wrapped
     rest = () if own.prediction == "v_prediction" else (own.native,)
     return made(answer, schedule, tuple(unpacked.shape[1:]), *rest)
+
+
+def asked_of_z_image(module, args, kwargs, x, t, scale):
+    """Lists of latents, times that go from 0 to 1, and a sign."""
+    shown = list(x.repeat(2, 1, 1, 1).unsqueeze(2).unbind())
+    out = torch.stack(module(shown, (1 - t).float().repeat(2), *args[2:], **kwargs)[0])
+    high, low = out.squeeze(2).chunk(2)
+    return -(high + scale * (high - low))
 
 
 def packed_like(case, samples):

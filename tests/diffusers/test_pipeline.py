@@ -6,6 +6,7 @@ import copy
 import pytest
 import torch
 
+import tiny_language as language
 import tiny_pipelines as tiny
 from diffusion_cases import (
     CASES,
@@ -81,6 +82,18 @@ def test_the_negative_prompt_is_not_what_a_policy_reads(name):
             case.run(pipe, PROMPTS, (0, 1), **call)
             times.append(handle.scheduler.timesteps)
     assert torch.equal(*times)
+
+
+@pytest.mark.parametrize("name", ["flux", "qwen"])
+def test_two_passes_of_guidance_in_a_batch_are_its_samples_one_by_one(name):
+    case = CASES[name]
+    pipe, bad = case.pipe(), ["bad", "worse"]
+    with enable(pipe, sampler_for(case, "answers")):
+        call = {"num_inference_steps": 3, "true_cfg_scale": 3.0}
+        both = case.run(pipe, PROMPTS, (0, 1), negative_prompt=bad, **call)
+        for i in range(2):
+            alone = case.run(pipe, [PROMPTS[i]], [i], negative_prompt=[bad[i]], **call)
+            assert torch.allclose(both[i : i + 1], alone, rtol=1e-5, atol=2e-5)
 
 
 def test_prompt_embeddings_are_read_and_their_padding_is_told():
@@ -242,6 +255,46 @@ def test_caches_that_compare_times_are_refused_in_a_batch_alone():
         run(pipe, PROMPTS[:1], (0,))
     with enable(pipe, sampler_for(FLUX, "nothing")):
         run(pipe)
+
+
+def test_times_that_a_pipeline_compares_are_refused():
+    def refused(name, match, count=2, kind="noise", **call):
+        case = CASES[name]
+        pipe = case.pipe()
+        with enable(pipe, sampler_for(case, kind)), pytest.raises(ValueError, match=match):
+            case.run(pipe, PROMPTS[:count], range(count), num_inference_steps=3, **call)
+
+    refused("z-image", "cfg_truncation must be None", cfg_truncation=1.0)
+    refused("z-image", "cfg_truncation must be None", 1, cfg_truncation=0.7)
+    refused("sdxl", "denoising_end must be None", 1, "nothing", denoising_end=0.8)
+    case = CASES["wan"]
+    pipe = language.wan(boundary_ratio=0.5)
+    pipe.transformer_2 = pipe.transformer
+    with enable(pipe, sampler_for(case, "noise")):
+        with pytest.raises(ValueError, match="boundary_ratio .* one sample at a time"):
+            case.run(pipe, PROMPTS, (0, 1), num_inference_steps=3)
+        alone = case.run(pipe, PROMPTS[:1], (0,), num_inference_steps=3)
+    with enable(case.pipe(), sampler_for(case, "noise")):
+        one = case.run(case.pipe(), PROMPTS[:1], (0,), num_inference_steps=3)
+    assert torch.allclose(alone, one, atol=1e-5)
+
+
+def test_a_scheduler_of_flows_and_tables_is_a_flow_where_it_says_so():
+    from diffusers import EDMEulerScheduler, UniPCMultistepScheduler
+
+    flow = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": 3.0}
+    pipe = language.wan()
+    case, own = CASES["wan"], sampler_for(CASES["wan"], "noise")
+    drawn = []
+    for scheduler in (pipe.scheduler, UniPCMultistepScheduler(**flow)):
+        pipe.scheduler = scheduler
+        with enable(pipe, own):
+            drawn.append(case.run(pipe, PROMPTS, (0, 1), num_inference_steps=3))
+        assert pipe.scheduler is scheduler
+    assert torch.equal(*drawn)
+    pipe.scheduler = EDMEulerScheduler()
+    with pytest.raises(ValueError, match="preconditions its network as EDM does"):
+        enable(pipe, own)
 
 
 def test_pictures_to_begin_at_are_refused():

@@ -147,18 +147,21 @@ class Enabled:
         unpack, pack = (
             partial(_rearranged, one, pipe, given) for one in (self.family.unpack, self.family.pack)
         )
-        features = self._features(sampler)
-        self._latents = None
+        features = self._features(sampler, len(latents))
+        self._latents = self._prompt = None
         process, name = process_of(self.scheduler.config), type(pipe).__name__
         run = Run(sampler, process, latents, Layout(unpack, pack), features, name)
         latents.copy_(run.latents())
         return run
 
-    def _features(self, sampler: Sampler) -> Tensor | None:
-        """Return the features of the prompts, if the policy reads any."""
+    def _features(self, sampler: Sampler, batch: int) -> Tensor | None:
+        """Return the features of the prompts ``(batch, dim)``, if the policy reads any."""
         if not getattr(sampler.policy, "condition_dim", 0) or self._prompt is None:
             return None
-        return self.family.features(self.pipe, *self._prompt)
+        features = self.family.features(self.pipe, *self._prompt)
+        if features is None:
+            return None
+        return features.repeat_interleave(batch // len(features), dim=0)
 
     def _batch(self) -> int:
         if self._latents is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -82,10 +82,20 @@ def masked_mean(embeddings: Tensor, mask: Tensor) -> Tensor:
     return (embeddings.float() * weights).sum(1) / weights.sum(1).clamp_min(1)
 
 
-def prompt_mask(tokenizer: Any, prompts: str | Sequence[str] | None, embeddings: Tensor) -> Tensor:
+def token_mask(
+    tokenize: Callable[..., Any], prompts: str | Sequence[str] | None, embeddings: Tensor
+) -> Tensor:
     """Return which tokens of embeddings ``(batch, tokens, dim)`` are not padding.
 
     Without prompts nobody can tell, and all count, with a warning.
+
+    Args:
+        tokenize: A tokenizer, or a function that is called as one.
+        prompts: The prompts.
+        embeddings: Their embeddings.
+
+    Returns:
+        A mask ``(prompts, tokens)``.
     """
     if prompts is None:
         warnings.warn(
@@ -95,8 +105,6 @@ def prompt_mask(tokenizer: Any, prompts: str | Sequence[str] | None, embeddings:
         )
         return torch.ones(embeddings.shape[:2])
     texts = [prompts] if isinstance(prompts, str) else list(prompts)
-    length = embeddings.shape[1]
-    mask: Tensor = tokenizer(
-        texts, padding="max_length", max_length=length, truncation=True, return_tensors="pt"
-    ).attention_mask
+    length = {"padding": "max_length", "max_length": embeddings.shape[1], "truncation": True}
+    mask: Tensor = tokenize(texts, **length, return_tensors="pt")["attention_mask"]
     return mask

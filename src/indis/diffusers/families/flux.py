@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from indis.diffusers.families.base import Family, Given, masked_mean, prompt_mask
+from indis.diffusers.families.base import Family, Given, masked_mean, token_mask
 
 
 class Flux(Family):
@@ -22,7 +22,7 @@ class Flux(Family):
         tokens, vector = encoded[:2]
         prompts = given.get("prompt_2") or given["prompt"]
         prompts = None if given.get("prompt_embeds") is not None else prompts
-        mask = prompt_mask(pipe.tokenizer_2, prompts, tokens)
+        mask = token_mask(pipe.tokenizer_2, prompts, tokens)
         return torch.cat([masked_mean(tokens, mask), vector.float()], dim=1)
 
     def unpack(self, pipe: Any, latents: Tensor, given: Given) -> Tensor:

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from indis.diffusers.families.base import Family, Given, masked_mean, prompt_mask
+from indis.diffusers.families.base import Family, Given, masked_mean, token_mask
 
 
 class StableDiffusion(Family):
@@ -19,4 +19,4 @@ class StableDiffusion(Family):
     def features(self, pipe: Any, encoded: Any, given: Given) -> Tensor:
         """Return the mean of the tokens."""
         prompts = None if given.get("prompt_embeds") is not None else given["prompt"]
-        return masked_mean(encoded[0], prompt_mask(pipe.tokenizer, prompts, encoded[0]))
+        return masked_mean(encoded[0], token_mask(pipe.tokenizer, prompts, encoded[0]))

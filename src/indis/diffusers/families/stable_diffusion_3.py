@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from indis.diffusers.families.base import Family, Given, masked_mean, prompt_mask
+from indis.diffusers.families.base import Family, Given, masked_mean, token_mask
 
 
 class StableDiffusion3(Family):
@@ -27,5 +27,5 @@ class StableDiffusion3(Family):
         if pipe.text_encoder_3 is None:  # zeros stand for T5 then
             mask = torch.ones(text.shape[:2])
         else:
-            mask = prompt_mask(pipe.tokenizer_3, prompts, text)
+            mask = token_mask(pipe.tokenizer_3, prompts, text)
         return torch.cat([masked_mean(text, mask), vector.float()], dim=1)
