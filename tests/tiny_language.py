@@ -1,8 +1,6 @@
 """Tiny diffusers pipelines that read prompts by a language model, and the larger video model."""
 
 import torch
-from transformers import CLIPTextModel, CLIPTextModelWithProjection, LlamaConfig, LlamaModel
-
 from diffusers import (
     AutoencoderKL,
     AutoencoderKLFlux2,
@@ -21,6 +19,8 @@ from diffusers import (
     ZImagePipeline,
     ZImageTransformer2DModel,
 )
+from transformers import CLIPTextModel, CLIPTextModelWithProjection, LlamaConfig, LlamaModel
+
 from tiny_pipelines import (
     clip_config,
     clip_tokenizer,

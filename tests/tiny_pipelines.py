@@ -1,16 +1,6 @@
 """Tiny diffusers pipelines with random weights, made without any download."""
 
 import torch
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
-from transformers import (
-    CLIPTextConfig,
-    CLIPTextModel,
-    CLIPTextModelWithProjection,
-    PreTrainedTokenizerFast,
-    T5Config,
-    T5EncoderModel,
-)
-
 from diffusers import (
     AutoencoderKL,
     AutoencoderKLLTXVideo,
@@ -27,6 +17,15 @@ from diffusers import (
     UNet2DConditionModel,
     UNet2DModel,
     VQModel,
+)
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    PreTrainedTokenizerFast,
+    T5Config,
+    T5EncoderModel,
 )
 
 

@@ -21,6 +21,7 @@ from diffusion_cases import (
 from indis import Discretization, Fixed, Sampler, artifact, solvers
 from indis.diffusers import Family, IndisScheduler, enable
 from indis.diffusers import disable as switch_off
+from indis.plan import PlanWrapper
 
 FLUX = CASES["flux"]
 
@@ -277,6 +278,21 @@ def test_times_that_a_pipeline_compares_are_refused():
     with enable(case.pipe(), sampler_for(case, "noise")):
         one = case.run(case.pipe(), PROMPTS[:1], (0,), num_inference_steps=3)
     assert torch.allclose(alone, one, atol=1e-5)
+
+
+def test_a_plan_that_reads_features_of_the_network_is_refused():
+    class Reading(Fixed):
+        def forward(self, noise, features=None, index=None):
+            plan = PlanWrapper(self.shared_plan())
+            plan.needs_features = True
+            return plan
+
+    pipe = FLUX.pipe()
+    with (
+        enable(pipe, Sampler(Reading(grid(FLUX, 3)), solvers.Euler())),
+        pytest.raises(ValueError, match="with_features.* 'FluxPipeline' lacks"),
+    ):
+        run(pipe)
 
 
 def test_a_scheduler_of_flows_and_tables_is_a_flow_where_it_says_so():

@@ -9,10 +9,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
+import diffusers
 import torch
 from torch import Tensor
 
-import diffusers
 from indis import artifact as artifacts
 from indis.diffusers.families import Family, family_of
 from indis.diffusers.process import process_of

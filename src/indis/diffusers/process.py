@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from diffusers import DDIMScheduler
 from torch import Tensor
 
-from diffusers import DDIMScheduler
 from indis.denoise import Form, velocity_from_v
 from indis.noise import RectifiedFlow, TableVP
 from indis.numerics import TIME_DTYPE
