@@ -220,6 +220,46 @@ def test_a_scheduler_with_a_plan_needs_nothing_else():
         pipe.scheduler.set_plan(sampler_for(FLUX, "noise"))
 
 
+def test_a_modular_pipeline_takes_the_scheduler_too():
+    from diffusers.modular_pipelines.flux.modular_blocks_flux import FluxCoreDenoiseStep
+
+    plan, noise = own_rows(FLUX), noise_of(FLUX)[0]
+    tokens, vector = torch.randn(2, 8, 32), torch.randn(2, 32)
+
+    def drawn(rows):
+        pipe = FluxCoreDenoiseStep().init_pipeline()
+        scheduler = IndisScheduler.from_config(FLUX.pipe().scheduler.config)
+        scheduler.set_plan(plan[rows], solvers.named("ipndm:2"))
+        pipe.update_components(transformer=FLUX.pipe().transformer, scheduler=scheduler)
+        pipe.set_progress_bar_config(disable=True)
+        return pipe(
+            prompt_embeds=tokens[rows],
+            pooled_prompt_embeds=vector[rows],
+            latents=noise[rows],
+            height=64,
+            width=64,
+            num_inference_steps=3,
+            output="latents",
+        )
+
+    singles = torch.cat([drawn(slice(i, i + 1)) for i in range(2)])
+    assert torch.allclose(drawn(slice(None)), singles, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_a_compiled_network_is_compiled_once():
+    from torch._dynamo.utils import counters
+
+    pipe = tiny.flux()
+    with enable(pipe, sampler_for(FLUX, "answers")):
+        expected = run(pipe)
+        counters.clear()
+        pipe.transformer.compile(fullgraph=True, backend="eager")
+        assert torch.allclose(run(pipe), expected, rtol=1e-5, atol=1e-5)
+        run(pipe)
+    assert counters["stats"]["unique_graphs"] == 1 and not counters["graph_break"]
+
+
 def test_a_plan_with_rows_is_shown_twice_for_classic_guidance():
     case, pipe = CASES["sd3"], tiny.stable_diffusion_3()
     plan = own_rows(case)

@@ -62,7 +62,6 @@ def enable(
     replaces = config["replaces"] if own is IndisScheduler else own.__name__
     recorded = _recorded(artifact)
     scheduler = IndisScheduler.from_config(config, artifact=recorded, replaces=replaces)
-    process_of(scheduler.config)  # refuses what cannot be used
     scheduler.samplers = samplers
     return Enabled(pipe, family, scheduler)
 
@@ -79,7 +78,7 @@ class Enabled:
 
     def __init__(self, pipe: Any, family: Family, scheduler: IndisScheduler) -> None:
         self.pipe, self.family, self.scheduler = pipe, family, scheduler
-        self.late = family.late
+        self.late, self._process = family.late, process_of(scheduler.config)
         self._own = _stock(pipe.scheduler)
         self._restore: list[Callable[[], None]] = []
         self._prompt: tuple[Any, Mapping[str, Any]] | None = None
@@ -149,8 +148,8 @@ class Enabled:
         )
         features = self._features(sampler, len(latents))
         self._latents = self._prompt = None
-        process, name = process_of(self.scheduler.config), type(pipe).__name__
-        run = Run(sampler, process, latents, Layout(unpack, pack), features, name)
+        layout, name = Layout(unpack, pack), type(pipe).__name__
+        run = Run(sampler, self._process, latents, layout, features, name)
         latents.copy_(run.latents())
         return run
 
