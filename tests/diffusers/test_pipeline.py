@@ -68,6 +68,19 @@ def test_two_passes_of_guidance_are_our_own_loop():
     assert not torch.allclose(drawn, plain, atol=1e-3)
 
 
+@pytest.mark.parametrize("name", [n for n, case in CASES.items() if case.guidance])
+def test_without_guidance_the_batch_is_not_doubled(name):
+    case = CASES[name]
+    pipe = case.pipe()
+    off = {"num_inference_steps": 3, "guidance_scale": 0.0 if name == "z-image" else 1.0}
+    with enable(pipe, sampler_for(case, "answers")) as handle:
+        both = case.run(pipe, PROMPTS, (0, 1), **off)
+        assert handle.scheduler.timesteps.shape == (3, 2)
+        for i in range(2):
+            alone = case.run(pipe, [PROMPTS[i]], [i], **off)
+            assert torch.allclose(both[i : i + 1], alone, rtol=1e-5, atol=2e-5)
+
+
 @pytest.mark.parametrize("name", ["flux", "sd"])
 def test_the_negative_prompt_is_not_what_a_policy_reads(name):
     case = CASES[name]
