@@ -7,8 +7,12 @@ import pytest
 import torch
 
 from indis import Recipe, artifact, heuristic, noise_from_seeds
+from indis.bench import cells as cell_files
 from indis.bench import suite as bench
-from indis.bench.compare import MEASURED, SHIPPED, Cell, CompareConfig, Comparison
+from indis.bench.cells import MEASURED, Cell
+from indis.bench.compare import Comparison
+from indis.bench.lineup import SHIPPED, CompareConfig
+from indis.bench.provenance import made_by
 from indis.bench.suite import FashionBench, Sizes, ToyBench
 from indis.bench.variants import VARIANTS, Variant, chosen
 from indis.cli.bench.compare import draw, lines
@@ -70,6 +74,14 @@ def test_it_finishes_after_an_interrupt_and_repeats_no_cell(tmp_path):
     assert not list((tmp_path / "begun").rglob("checkpoint.safetensors"))
 
 
+def test_rows_of_other_code_are_computed_again(tmp_path, monkeypatch):
+    list(small(tmp_path, GOD).run())
+    monkeypatch.setattr(cell_files, "code_version", lambda: "the code of tomorrow")
+    again = small(tmp_path, GOD)
+    list(again.run())
+    assert again.denoiser.asked > 0
+
+
 def test_rows_say_what_they_are(tmp_path):
     comparison = small(tmp_path)
     list(comparison.run())
@@ -79,6 +91,7 @@ def test_rows_say_what_they_are(tmp_path):
     assert len(cells) == len(table["rows"]) == 8
     for (method, afs), row in cells.items():
         assert row["nfe"] == row["calls"] == 2 and row["steps"] == 2 + afs
+        assert {"version": row["version"], "commit": row["commit"]} == made_by()
         best = min(
             r["heldout_loss"] for (m, a), r in cells.items() if m in CONFIG.grids and a == afs
         )
@@ -107,13 +120,13 @@ def test_rows_of_published_methods_say_what_those_learn(tmp_path):
     }
 
 
-def test_a_reused_row_of_an_earlier_version_gets_its_keys_and_words(tmp_path):
+def test_a_reused_row_of_an_earlier_version_gets_its_keys(tmp_path):
     list(small(tmp_path).run())
     before = small(tmp_path).rows()
     for file in (tmp_path / "cells").glob("god*.json"):
         stored = load_json(file)
         old = {k: v for k, v in stored["row"].items() if k not in ("kl", "w1", "device")}
-        save_json(file, stored | {"row": old | {"freedoms": "tau"}})
+        save_json(file, stored | {"row": old})
     again = small(tmp_path)
     list(again.run())
     assert again.denoiser.asked == 0
@@ -192,7 +205,7 @@ def test_the_distance_to_the_data_is_over_seeds_that_nothing_else_uses(tmp_path)
     list(comparison.run())
     for row in comparison.rows():
         if row["method"] != "teacher":
-            sampler = comparison.sampler(Cell(row["method"], 2, False, row["seed"]))
+            sampler = comparison.lineup.sampler(Cell(row["method"], 2, False, row["seed"]))
             expected = frechet_of_seeds(
                 Pictures(), sampler, range(2_000_000, 2_000_004), *frechet_judge()
             )
@@ -243,7 +256,7 @@ def test_the_row_of_a_shipped_sampler_that_is_no_more_is_called_not_comparable(
         for n in load_json(tmp_path / "run" / "results.json")["notes"]
         if n.startswith("Not comparable")
     ]
-    assert note.endswith("settings: god (shipped) at 2 NFE.")
+    assert note.endswith("settings or code: god (shipped) at 2 NFE.")
 
 
 def test_without_tuning_end_points_to_choose_by_there_is_no_validation_loss_and_no_curve(tmp_path):
@@ -331,7 +344,7 @@ def test_rows_of_other_sizes_in_the_same_folder_are_called_not_comparable(tmp_pa
     (note,) = [
         n for n in load_json(tmp_path / "results.json")["notes"] if n.startswith("Not comparable")
     ]
-    assert note.endswith("settings: god at 2 NFE.")
+    assert note.endswith("settings or code: god at 2 NFE.")
 
 
 def test_what_a_method_cannot_spend_is_said_and_left_out(tmp_path, monkeypatch):
@@ -344,16 +357,15 @@ def test_what_a_method_cannot_spend_is_said_and_left_out(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Variant, "type", property(lambda self: Pairs))
     comparison = small(tmp_path, CompareConfig(methods=("indis",), grids=("uniform",), nfe=(2, 3)))
-    assert [cell.nfe for cell in comparison.learned()] == [2]
+    assert [cell.nfe for cell in comparison.lineup.learned()] == [2]
     why = "nfe must be even, got 3"
-    assert comparison.skipped == {"indis at 3 NFE": why, "indis at 3 NFE with AFS": why}
+    assert comparison.lineup.skipped == {"indis at 3 NFE": why, "indis at 3 NFE with AFS": why}
 
 
 def test_a_method_of_two_stages_gets_the_cell_that_it_can_do(tmp_path):
     comparison = small(tmp_path, CompareConfig(methods=("epd",), grids=("uniform",), nfe=(2, 3)))
-    assert [
-        (cell.nfe, cell.afs, comparison.method(cell).steps) for cell in comparison.learned()
-    ] == [
+    lineup = comparison.lineup
+    assert [(cell.nfe, cell.afs, lineup.method(cell).steps) for cell in lineup.learned()] == [
         (2, False, 1),
         (3, True, 2),
     ]
@@ -420,5 +432,6 @@ def test_the_toy_bench_measures_distances_to_the_truth():
 def test_a_model_without_condition_has_none_to_leave_out(tmp_path):
     config = CompareConfig(methods=("indis", "indis without class"), nfe=(2,))
     comparison = Comparison(config, ToyBench(), ToyBench.brief, tmp_path)
-    assert [cell.method for cell in comparison.learned()] == ["indis"]
-    assert comparison.skipped["indis without class at 2 NFE"] == "toy has no condition to leave out"
+    assert [cell.method for cell in comparison.lineup.learned()] == ["indis"]
+    why = "toy has no condition to leave out"
+    assert comparison.lineup.skipped["indis without class at 2 NFE"] == why

@@ -250,7 +250,7 @@ def test_an_interrupt_before_anything_is_finished_says_so(indis, work, monkeypat
     monkeypatch.setattr(TrainModel, "_denoiser", interrupted)
     monkeypatch.setattr(Fit, "run", interrupted)
     monkeypatch.setattr(ToyCommand, "run", interrupted)
-    monkeypatch.setattr("indis.cli.bench.demo.Demo._toy", interrupted)
+    monkeypatch.setattr("indis.cli.bench.demo.Demo._picture", interrupted)
     commands = (
         "bench train",
         f"{TEACH} --count 48",

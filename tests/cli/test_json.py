@@ -138,7 +138,7 @@ def test_a_demo_tells_its_rows(indis, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(demo, "Comparison", Done)
     monkeypatch.setattr(demo.compare, "run_comparison", lambda comparison: None)
-    monkeypatch.setattr(demo.Demo, "_toy", lambda self: None)
+    monkeypatch.setattr(demo.Demo, "_picture", lambda self, bench: None)
     monkeypatch.setattr(page, "write_report", lambda folder, out: ["results"])
     assert indis("demo --out shown --json demo.json")[0] == 0
     told = load_json(Path("demo.json"))

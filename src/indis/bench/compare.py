@@ -1,108 +1,44 @@
-"""The comparison: methods x network evaluations x analytic first step x seeds on one bench, cell by
-cell.
+"""The comparison: methods x network evaluations x analytic first step x seeds on one bench.
 
-Cells are compared at equal *NFE*: with the analytic first step a sampler takes one step more for
-the same number of calls. Every learned method gets the same end points, loss, batch and iterations,
-so a gain is the method's.
+Cells are compared at an equal number of network evaluations one after another (*NFE*): with the
+analytic first step a sampler takes one step more for the same number of calls. Every learned method
+gets the same end points, loss, batch and iterations, so a gain is the method's.
 
-    folder/endpoints, folder/heldout   teacher end points for tuning, and others that no fit has seen
+    folder/endpoints, folder/heldout   teacher end points for tuning, and others no fit has seen
     folder/artifacts/<cell>            fitted samplers
-    folder/cells/<cell>.json           one result row each; a finished one is not computed again
-    folder/results.json, curves.json   everything together, what the report reads
-
-A row is reused only for the same weights, end points, sizes and configuration; anything else is
-computed anew.
+    folder/cells/<cell>.json           the row of each finished cell (:mod:`indis.bench.cells`)
+    folder/results.json, curves.json   all rows and learning curves, which the report reads
 """
 
 from __future__ import annotations
 
 import math
-import shutil
 import time
 from collections.abc import Generator, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from indis import artifact, grids
+from indis import artifact
+from indis.bench.cells import MEASURED, TEACHER, Cell, CellCache
+from indis.bench.lineup import CompareConfig, Lineup
 from indis.bench.suite import Bench, Sizes
-from indis.bench.variants import VARIANTS, chosen
 from indis.denoise import device_of
 from indis.endpoints import TeachConfig, load_endpoints, teach_folder
 from indis.evaluate import counted_nfe
-from indis.methods import Method
 from indis.policies import Fixed
 from indis.sampler import Sampler
-from indis.storage import checksum, describe, digest, load_checkpoint, load_json, save_json
+from indis.storage import describe, load_checkpoint, load_json, save_json
 from indis.tuning import Tuning
 
-# Samplers that come with the package, by the model they are for; the number of evaluations goes
-# into the braces.
-SHIPPED = {
-    "fashion": {
-        "indis (shipped)": "fashion-nfe{}",
-        "local (shipped)": "fashion-nfe{}-local",
-        "god (shipped)": "fashion-nfe{}-god",
-    }
-}
-FILES = ("config.json", "policy.safetensors")  # of an artifact
-TEACHER, CHECKPOINT = "teacher", "checkpoint.safetensors"
-# What a row may or may not have been measured by; every row has all of them, None where it was not.
-MEASURED = ("perceptual", "fd", "kl", "w1", "fit_seconds")
-
-
-@dataclass(frozen=True)
-class CompareConfig:
-    """Which cells.
-
-    Raises:
-        ValueError: for none or unknown methods, unknown grids, or fewer than one evaluation.
-    """
-
-    methods: tuple[str, ...] = ("all",)
-    """Names or groups: all, published, ours, ablation."""
-    grids: tuple[str, ...] = ("all",)
-    """Heuristic grids; "all" are those of the bench."""
-    nfe: tuple[int, ...] = (3, 5, 7)
-    """Network evaluations, one after another."""
-    afs: tuple[bool, ...] = (False,)
-    """Without and with the analytic first step."""
-    seeds: tuple[int, ...] = (0,)
-    shipped: bool = False
-    """Also judge the fitted samplers that come with the package."""
-
-    def __post_init__(self) -> None:
-        chosen(self.methods)
-        for name in ("methods", "afs", "seeds"):
-            if not getattr(self, name):
-                raise ValueError(f"{name} must be at least one value, got none")
-        if not self.nfe or min(self.nfe) < 1:
-            raise ValueError(f"nfe must be at least 1, got {self.nfe}")
-        for grid in (name for name in self.grids if name != "all"):
-            grids.named(grid)
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One entry of the table."""
-
-    method: str
-    nfe: int
-    afs: bool
-    seed: int | None  # None where nothing is learned
-
-    @property
-    def name(self) -> str:
-        """A file name."""
-        seed = "" if self.seed is None else f" s{self.seed}"
-        text = f"{self.method} nfe{self.nfe}{' afs' if self.afs else ''}{seed}"
-        return text.translate(str.maketrans(" ", "-", ":()"))
+CHECKPOINT, CURVE = "checkpoint.safetensors", "curve.json"
+FIRST_HELDOUT = 1_000_000  # seed of the first held-out end point
 
 
 @dataclass(frozen=True)
 class CompareProgress:
-    """What is being done, how far that piece is, and which cell of how many it belongs to."""
+    """What is being done, and how far that piece of work is."""
 
     doing: str
     done: int
@@ -110,280 +46,149 @@ class CompareProgress:
 
 
 class Comparison:
-    """Iterate :meth:`run`; stop whenever, run again to go on."""
+    """A comparison on one bench; iterate :meth:`run`, stop at any time, run again to go on.
+
+    Args:
+        config: Which cells it has.
+        bench: The model, its teacher, and how samplers are judged.
+        sizes: How many end points and samples, and the budget of each fit.
+        folder: Where everything is kept.
+    """
 
     def __init__(self, config: CompareConfig, bench: Bench, sizes: Sizes, folder: Path) -> None:
         self.config, self.bench, self.sizes, self.folder = config, bench, sizes, folder
         self.denoiser = bench.denoiser
-        self.grids = bench.grids if "all" in config.grids else config.grids
-        self.skipped: dict[str, str] = {}
+        self.lineup = Lineup(config, bench, sizes, folder)
+        self.cache = CellCache(folder, bench.identity())
 
     def run(self, *, anew: bool = False) -> Iterator[CompareProgress]:
         """Make end points, then every cell; the collected files are rewritten after each.
 
-        ``anew`` computes finished cells again. They go once the end points, which may be refused,
-        are there.
+        ``anew`` computes finished cells again. They are removed only once the end points are there,
+        since those may be refused.
         """
         yield from self._endpoints("endpoints", self.sizes.endpoints, 0)
-        yield from self._endpoints("heldout", self.sizes.heldout, 1_000_000)
+        yield from self._endpoints("heldout", self.sizes.heldout, FIRST_HELDOUT)
         self.data, _ = load_endpoints(self.folder / "endpoints")
         self.heldout, _ = load_endpoints(self.folder / "heldout")
         if anew:
             self.forget()
-        yield from self._teacher()
-        for nfe, afs in ((n, a) for n in self.config.nfe for a in self.config.afs):
-            yield from self._heuristics(nfe, afs)
-        cells = self.learned()
-        for number, cell in enumerate(cells, 1):
-            yield from self._learn(cell, f"{number}/{len(cells)} {cell.name}")
-        for cell in self._shipped():
-            yield from self._plain(cell, samples=self.sizes.samples)
+        yield from self._judge_teacher()
+        for cells in self.lineup.heuristic():
+            yield from self._judge_grids(cells)
+        learned = self.lineup.learned()
+        for number, cell in enumerate(learned, 1):
+            yield from self._learn(cell, f"{number}/{len(learned)} {cell.name}")
+        for cell in self.lineup.shipped():
+            yield from self._judge_unlearned(cell, samples=self.sizes.samples)
         self.collect()
 
     def forget(self) -> None:
-        """Remove the finished cells that :meth:`run` would reuse; what it does not ask for
-        stays.
-        """
-        c = self.config
-        plain = [
-            Cell(grid, nfe, afs, None) for grid in self.grids for nfe in c.nfe for afs in c.afs
-        ]
-        teacher = Cell(TEACHER, self.bench.teacher_steps, False, None)
-        for cell in (*self.learned(), *plain, *self._shipped(), teacher):
-            self._path(cell).unlink(missing_ok=True)
-            shutil.rmtree(self.folder / "artifacts" / cell.name, ignore_errors=True)
-
-    def learned(self) -> list[Cell]:
-        """The cells of the chosen methods; what a method cannot do is noted in ``skipped``.
-
-        A method of two stages a step spends an odd number of evaluations only with an analytic
-        first step, an even one only without; it then gets the cell that it can do, whatever was
-        asked.
-        """
-        c, cells = self.config, []
-        for seed in c.seeds:
-            for nfe in c.nfe:
-                for name in chosen(c.methods):
-                    asked = [Cell(name, nfe, afs, seed) for afs in c.afs]
-                    possible = [cell for cell in asked if self._possible(cell)]
-                    other = [replace(cell, afs=not cell.afs) for cell in asked[:1]]
-                    cells += possible or [cell for cell in other if self._possible(cell)]
-        return cells
-
-    def method(self, cell: Cell) -> Method:
-        """The configured method of a learned cell.
-
-        Raises:
-            ValueError: if the method cannot spend that many evaluations.
-        """
-        variant = VARIANTS[cell.method]
-        fitting = replace(self.sizes.recipe, seed=int(cell.seed or 0))
-        shared, own = self.bench.shared, self.bench.own(variant.method)
-        return variant.config(shared, own, fitting, nfe=cell.nfe, analytic_first=cell.afs)
-
-    def sampler(self, cell: Cell) -> Sampler:
-        """The fitted, plain or shipped sampler of a finished cell."""
-        shipped = SHIPPED.get(self.bench.name, {})
-        if cell.method in shipped:
-            return artifact.load(shipped[cell.method].format(cell.nfe))
-        if cell.seed is not None:
-            return artifact.load(self.folder / "artifacts" / cell.name)
-        return self.bench.grid_sampler(cell.method, cell.nfe + cell.afs, analytic_first=cell.afs)
-
-    def shown(self, nfe: int) -> list[tuple[str, Sampler]]:
-        """What is worth a picture at one NFE: the best grid, each main method's first seed without
-        AFS, what ships.
-        """
-        names = SHIPPED.get(self.bench.name, {})
-        here = [
-            r for r in self.rows() if r["nfe"] == nfe and (r["method"] in names or not r.get("afs"))
-        ]
-        best = sorted(
-            (row for row in here if row["method"] in self.grids),
-            key=lambda row: row["heldout_loss"],
-        )[:1]
-        shipped = (m for m, name in names.items() if name.format(nfe) in artifact.shipped_names())
-        main = ("god", "indis", "look", "local", *shipped)
-        learned = [
-            r
-            for m in main
-            for r in here
-            if r["method"] == m and r["seed"] in (None, self.config.seeds[0])
-        ]
-        cells = [Cell(row["method"], nfe, False, row["seed"]) for row in (*best, *learned)]
-        return [(cell.method, self.sampler(cell)) for cell in cells]
+        """Remove the finished cells that :meth:`run` would reuse, and no others."""
+        grids = [cell for cells in self.lineup.heuristic() for cell in cells]
+        lineup = self.lineup
+        for cell in (*lineup.learned(), *grids, *lineup.shipped(), lineup.teacher):
+            self.cache.forget(cell)
 
     def rows(self) -> list[dict[str, Any]]:
-        """All finished rows, this run's and those of earlier runs in the same folder."""
-        return [stored["row"] for stored in self._stored()]
+        """Return all finished rows in the folder, those of earlier runs included."""
+        return [stored["row"] for stored in self.cache.stored()]
 
-    def _stored(self) -> list[dict[str, Any]]:
-        return [
-            self._whole(load_json(path)) for path in sorted((self.folder / "cells").glob("*.json"))
-        ]
-
-    def _whole(self, stored: dict[str, Any]) -> dict[str, Any]:
-        """A finished cell with every key and the present words for freedoms: rows of earlier
-        versions are reused.
-        """
-        row = stored["row"]
-        if row["method"] == TEACHER:
-            return stored
-        known = (
-            {"freedoms": self.method(_cell(row)).freedoms}
-            if row["seed"] is not None and self._ours(stored)
-            else {}
-        )
-        return stored | {"row": dict.fromkeys((*MEASURED, "device")) | row | known}
+    def shown(self, nfe: int) -> list[tuple[str, Sampler]]:
+        """Return what a picture shows at one number of evaluations, by name."""
+        return self.lineup.shown(self.rows(), nfe)
 
     def collect(self) -> dict[str, Any]:
-        """Write ``results.json`` and ``curves.json``; the former is returned."""
-        stored = self._stored()
+        """Write ``results.json`` and ``curves.json``; return the content of the former."""
+        stored = self.cache.stored()
         rows = [cell["row"] for cell in stored]
         teacher = [row for row in rows if row["method"] == TEACHER]
-        table = [row for row in rows if row["method"] != TEACHER]
         result = {
-            "rows": table,
+            "rows": [row for row in rows if row["method"] != TEACHER],
             "teacher": teacher[0] if teacher else None,
             "notes": self._notes(stored),
         }
         save_json(self.folder / "results.json", result)
-        curves = [load_json(path) for path in sorted(self.folder.glob("artifacts/*/curve.json"))]
-        save_json(
-            self.folder / "curves.json", {"curves": [curve for curve in curves if curve["heldout"]]}
-        )
+        curves = [load_json(path) for path in sorted(self.folder.glob(f"artifacts/*/{CURVE}"))]
+        drawn = [curve for curve in curves if curve["heldout"]]
+        save_json(self.folder / "curves.json", {"curves": drawn})
         return result
 
-    def _notes(self, stored: list[dict[str, Any]]) -> list[str]:
-        b, s = self.bench, self.sizes
-        strangers = ", ".join(self._strangers(stored))
-        warning = (
-            [f"Not comparable, from earlier runs with other sizes or settings: {strangers}."]
-            if strangers
-            else []
-        )
-        skipped = [f"Not run: {name}, {reason}." for name, reason in self.skipped.items()]
-        return [
-            f"Teacher: {b.teacher_solver}, {b.teacher_grid}, {b.teacher_steps} steps; {s.endpoints} end points for "
-            f"tuning (seeds from 0), {s.heldout} for the distances (seeds from 1000000).",
-            f"Learned rows: {s.recipe.iterations} iterations of {s.recipe.batch}; the iteration with the best loss on "
-            f"{s.recipe.holdout} of the tuning end points is kept. Times are processor seconds.",
-            *self._about,
-            *warning,
-            *skipped,
-        ]
-
-    @cached_property
-    def _about(self) -> list[str]:
-        """The bench's notes: they may cost an optimal transport, and results are collected after
-        every cell.
-        """
-        return self.bench.notes(self.sizes)
-
-    def _possible(self, cell: Cell) -> bool:
-        try:
-            self._require_condition(self.method(cell))
-        except ValueError as error:
-            self.skipped[f"{cell.method} at {cell.nfe} NFE{' with AFS' if cell.afs else ''}"] = str(
-                error
-            )
-            return False
-        return True
-
-    def _require_condition(self, method: Method) -> None:
-        if (
-            not getattr(method, "use_condition", True)
-            and self.denoiser.condition([0]).features is None
-        ):
-            raise ValueError(f"{self.denoiser.name} has no condition to leave out")
+    # --- end points
 
     def _endpoints(self, name: str, count: int, first_seed: int) -> Iterator[CompareProgress]:
-        config = TeachConfig(count, first_seed, shard=self._shard(self.folder / name / "meta.json"))
-        provenance = self.bench.provenance() | {"bf16": self.bench.drawing is not self.denoiser}
+        bench, folder = self.bench, self.folder / name
+        config = TeachConfig(count, first_seed, shard=self._shard(folder / "meta.json"))
+        made_with = bench.provenance() | {"bf16": bench.drawing is not self.denoiser}
         for state in teach_folder(
-            config,
-            self.bench.drawing,
-            self.bench.teacher,
-            self.folder / name,
-            provenance=provenance,
+            config, bench.drawing, bench.teacher, folder, provenance=made_with
         ):
             yield CompareProgress(f"teacher {name}", state.done, state.count)
 
     def _shard(self, meta: Path) -> int:
-        """End points a file; earlier versions made smaller files of fewer, and those that are there
-        count on.
-        """
+        """End points a file. Older, smaller files are added to as they are."""
         match load_json(meta) if meta.exists() else None:
             case {"config": {"shard": int(size)}} if 0 < size < self.bench.shard:
                 return size
         return self.bench.shard
 
-    def _teacher(self) -> Iterator[CompareProgress]:
-        """The teacher's own distance to the data, from the end points that exist anyway."""
-        cell = Cell(TEACHER, self.bench.teacher_steps, False, None)
-        identity = {"samples": min(self.sizes.samples, len(self.data))}  # there are no others
-        if not self._finished(cell, identity):
+    # --- cells without a fit
+
+    def _judge_teacher(self) -> Iterator[CompareProgress]:
+        """Judge the teacher by the end points that exist anyway."""
+        cell = self.lineup.teacher
+        identity = {"samples": min(self.sizes.samples, len(self.data))}
+        if not self.cache.is_finished(cell, identity):
             yield CompareProgress("teacher", 0, 1)
-            row = {"model": self.bench.name, "method": TEACHER, "nfe": cell.nfe}
-            self._finish(
-                cell, identity, row | self.bench.judge_teacher(self.data, self.sizes.samples)
-            )
+            scores = self.bench.judge_teacher(self.data, self.sizes.samples)
+            named = {"model": self.bench.name, "method": TEACHER, "nfe": cell.nfe}
+            self._keep(cell, identity, named | scores)
 
-    def _heuristics(self, nfe: int, afs: bool) -> Iterator[CompareProgress]:
-        """Every grid pair by pair; the distance to the data for the best one alone, where it takes
-        samples.
-        """
-        cells = [Cell(grid, nfe, afs, None) for grid in self.grids]
+    def _judge_grids(self, cells: list[Cell]) -> Iterator[CompareProgress]:
+        """Judge every grid on the pairs; only the best one also by samples, which cost more."""
         for cell in cells:
-            yield from self._plain(cell, samples=0)
-        for best in sorted(cells, key=lambda cell: self._row(cell)["heldout_loss"])[:1]:
-            yield from self._plain(best, samples=self.sizes.samples)
+            yield from self._judge_unlearned(cell, samples=0)
+        for best in sorted(cells, key=lambda cell: self.cache.row(cell)["heldout_loss"])[:1]:
+            yield from self._judge_unlearned(best, samples=self.sizes.samples)
 
-    def _shipped(self) -> list[Cell]:
-        """Of the samplers that come with the package; none if they are not asked for."""
-        names = SHIPPED.get(self.bench.name, {}).items() if self.config.shipped else ()
-        asked = [
-            (nfe, method, name.format(nfe)) for nfe in self.config.nfe for method, name in names
+    def _judge_unlearned(self, cell: Cell, *, samples: int) -> Iterator[CompareProgress]:
+        identities = [
+            self.lineup.unlearned_identity(cell, count) for count in (samples, self.sizes.samples)
         ]
-        return [
-            Cell(method, nfe, False, None)
-            for nfe, method, name in asked
-            if name in artifact.shipped_names()
-        ]
-
-    def _plain(self, cell: Cell, *, samples: int) -> Iterator[CompareProgress]:
-        identity, better = (self._plain_identity(cell, n) for n in (samples, self.sizes.samples))
-        if not (self._finished(cell, identity) or self._finished(cell, better)):
+        if not any(self.cache.is_finished(cell, identity) for identity in identities):
             yield CompareProgress(cell.name, 0, 1)
-            self._finish(cell, identity, self._judge(cell, self.sampler(cell), samples))
+            row = self._judge(cell, self.lineup.sampler(cell), samples)
+            self._keep(cell, identities[0], row)
+
+    # --- fitted cells
 
     def _learn(self, cell: Cell, doing: str) -> Iterator[CompareProgress]:
-        method = self.method(cell)
-        identity = self._fitted_identity(cell)
-        if self._finished(cell, identity):
+        identity = self.lineup.learned_identity(cell)
+        if self.cache.is_finished(cell, identity):
             return
-        process = method.tuning(self.denoiser, self.data, self.bench.loss)
-        home = self.folder / "artifacts" / cell.name
-        seconds = yield from self._tune(process, home, cell, identity, doing)
+        process = self.lineup.method(cell).tuning(self.denoiser, self.data, self.bench.loss)
+        home = self.cache.home(cell)
+        seconds = yield from self._tune(process, cell, self.cache.key(identity), doing)
         fitted_on = artifact.seen_seeds(self.data.seeds)
         made = {"fitted_on": fitted_on, "validation_loss": _finite(process.best)}
         artifact.save(process.sampler, home, {**self.bench.provenance(), **identity, **made})
         yield CompareProgress(f"{doing} judged", 1, 1)
         row = self._judge(cell, process.sampler, self.sizes.samples)
-        self._finish(
-            cell, identity, row | {"fit_seconds": round(seconds, 1), "iterations": process.step}
-        )
-        (home / CHECKPOINT).unlink(
-            missing_ok=True
-        )  # not before: an interrupt while it is judged would lose the fit
+        cost = {"fit_seconds": round(seconds, 1), "iterations": process.step}
+        self._keep(cell, identity, row | cost)
+        # Not before: an interrupt while it is judged would lose the fit.
+        (home / CHECKPOINT).unlink(missing_ok=True)
 
     def _tune(
-        self, process: Tuning, home: Path, cell: Cell, identity: Any, doing: str
+        self, process: Tuning, cell: Cell, key: str, doing: str
     ) -> Generator[CompareProgress, None, float]:
-        """Iterate with checkpoints; the generator's value is the processor time it took, earlier
-        runs included.
+        """Fit with checkpoints.
+
+        The generator's value is the processor time that the fit took, earlier runs included. A
+        checkpoint of another ``key`` is left alone and written over.
         """
-        checkpoint, whose = home / CHECKPOINT, self._digest(identity)
+        home = self.cache.home(cell)
+        checkpoint = home / CHECKPOINT
         curve: dict[str, Any] = {
             "label": cell.name,
             "steps": cell.nfe,
@@ -391,32 +196,29 @@ class Comparison:
             "heldout": [],
             "seconds": 0.0,
         }
-        if (
-            checkpoint.exists() and load_checkpoint(checkpoint, "meta")[1]["meta"] == whose
-        ):  # or it is of other sizes
-            process.resume(checkpoint, whose)
-            curve = load_json(home / "curve.json")
+        if checkpoint.exists() and load_checkpoint(checkpoint, "meta")[1]["meta"] == key:
+            process.resume(checkpoint, key)
+            curve = load_json(home / CURVE)
         before, started = curve["seconds"], time.process_time()
         for state in process.run():
             yield CompareProgress(f"{doing} best {state.best:.4f}", state.step, state.iterations)
             if state.heldout is not None:
                 curve["iteration"].append(state.step)
                 curve["heldout"].append(state.heldout)
-            if (
-                state.heldout is not None or state.step == state.iterations
-            ):  # without a holdout at the end alone
+            if state.heldout is not None or state.step == state.iterations:
                 curve["seconds"] = before + time.process_time() - started
-                save_json(home / "curve.json", curve)
-                process.save(checkpoint, whose)
+                save_json(home / CURVE, curve)
+                process.save(checkpoint, key)
         return before + time.process_time() - started
 
     def _judge(self, cell: Cell, sampler: Sampler, samples: int) -> dict[str, Any]:
-        learned = cell.seed is not None
+        learned, fixed = cell.seed is not None, isinstance(sampler.policy, Fixed)
+        method = self.lineup.method(cell) if learned else None
         return {
             "model": self.bench.name,
             "method": cell.method,
-            "freedoms": self.method(cell).freedoms if learned else "none",
-            "steps": self.method(cell).steps if learned else sampler.policy.steps,
+            "freedoms": method.freedoms if method else "none",
+            "steps": method.steps if method else sampler.policy.steps,
             "afs": sampler.analytic_first,
             "seed": cell.seed,
             "nfe": cell.nfe,
@@ -424,78 +226,57 @@ class Comparison:
             "solver": describe(sampler.solver)["type"],
             **dict.fromkeys(MEASURED),
             **self.bench.judge(sampler, self.heldout, samples),
-            "parameters": 0
-            if isinstance(sampler.policy, Fixed)
-            else sampler.policy.parameter_count(),
+            "parameters": 0 if fixed else sampler.policy.parameter_count(),
             "device": device_of(self.denoiser).type,
         }
 
-    def _path(self, cell: Cell) -> Path:
-        return self.folder / "cells" / f"{cell.name}.json"
+    # --- rows
 
-    def _row(self, cell: Cell) -> dict[str, Any]:
-        return load_json(self._path(cell))["row"]
+    def _keep(self, cell: Cell, identity: Any, row: dict[str, Any]) -> None:
+        self.cache.keep(cell, identity, row)
+        self.collect()
 
-    def _finished(self, cell: Cell, identity: Any) -> bool:
-        path = self._path(cell)
-        return path.exists() and load_json(path)["identity"] == self._digest(identity)
+    def _notes(self, stored: list[dict[str, Any]]) -> list[str]:
+        b, s = self.bench, self.sizes
+        others = ", ".join(self._not_comparable(stored))
+        warning = f"Not comparable, from earlier runs with other sizes, settings or code: {others}."
+        skipped = self.lineup.skipped.items()
+        return [
+            f"Teacher: {b.teacher_solver}, {b.teacher_grid}, {b.teacher_steps} steps; "
+            f"{s.endpoints} end points for tuning (seeds from 0), {s.heldout} for the distances "
+            f"(seeds from {FIRST_HELDOUT}).",
+            f"Learned rows: {s.recipe.iterations} iterations of {s.recipe.batch}; the iteration "
+            f"with the best loss on {s.recipe.holdout} of the tuning end points is kept. Times are "
+            "processor seconds.",
+            *self._bench_notes,
+            *([warning] if others else []),
+            *[f"Not run: {name}, {reason}." for name, reason in skipped],
+        ]
 
-    def _plain_identity(self, cell: Cell, samples: int) -> dict[str, Any]:
-        """Of a grid, or of a shipped sampler, which another release may ship otherwise."""
-        name = SHIPPED.get(self.bench.name, {}).get(cell.method)
-        folder = None if name is None else artifact.SHIPPED / name.format(cell.nfe)
-        files = {} if folder is None else {file: checksum(folder / file) for file in FILES}
-        return {
-            "heldout": self.sizes.heldout,
-            "samples": samples,
-            "shared": self.bench.shared,
-        } | files
+    @cached_property
+    def _bench_notes(self) -> list[str]:
+        """The bench's own notes, computed once: they may cost an optimal transport."""
+        return self.bench.notes(self.sizes)
 
-    def _fitted_identity(self, cell: Cell) -> dict[str, Any]:
-        sizes = {name: getattr(self.sizes, name) for name in ("endpoints", "heldout", "samples")}
-        return {
-            "method": VARIANTS[cell.method].method,
-            "config": asdict(self.method(cell)),
-            **sizes,
-        }
-
-    def _strangers(self, stored: list[dict[str, Any]]) -> list[str]:
-        """Finished rows that this run would not reuse, since they come from other sizes or
-        settings.
-        """
-        rows = [s["row"] for s in stored if s["row"]["method"] != TEACHER and not self._ours(s)]
+    def _not_comparable(self, stored: list[dict[str, Any]]) -> list[str]:
+        """Name the finished rows that this run would not reuse."""
+        learners = [s for s in stored if s["row"]["method"] != TEACHER]
+        rows = [s["row"] for s in learners if not self._comparable(s)]
         return sorted({f"{row['method']} at {row['nfe']} NFE" for row in rows})
 
-    def _ours(self, stored: dict[str, Any]) -> bool:
-        cell = _cell(stored["row"])
+    def _comparable(self, stored: dict[str, Any]) -> bool:
+        cell, lineup = Cell.of(stored["row"]), self.lineup
         try:
-            plain = (
-                [self._plain_identity(cell, n) for n in (0, self.sizes.samples)]
-                if cell.seed is None
-                else []
-            )
-            known = plain or [self._fitted_identity(cell)]
-        except (
-            KeyError,
-            ValueError,
-            FileNotFoundError,
-        ):  # what is no more, or cannot spend so much any more
-            return False
-        return stored["identity"] in map(self._digest, known)
-
-    def _digest(self, identity: Any) -> str:
-        return digest([*self.bench.identity(), identity])
-
-    def _finish(self, cell: Cell, identity: Any, row: dict[str, Any]) -> None:
-        save_json(self._path(cell), {"identity": self._digest(identity), "row": row})
-        self.collect()
+            if cell.seed is None:
+                sizes = (0, self.sizes.samples)
+                known = [lineup.unlearned_identity(cell, count) for count in sizes]
+            else:
+                known = [lineup.learned_identity(cell)]
+        except (KeyError, ValueError, FileNotFoundError):
+            return False  # it no longer exists, or can no longer spend so much
+        return stored["identity"] in map(self.cache.key, known)
 
 
 def _finite(loss: float) -> float | None:
-    """A loss as JSON: without a held-out part none was measured."""
+    """Return a loss for JSON: None if it was not measured."""
     return loss if math.isfinite(loss) else None
-
-
-def _cell(row: dict[str, Any]) -> Cell:
-    """The cell that a row is of."""
-    return Cell(row["method"], row["nfe"], row["afs"], row["seed"])

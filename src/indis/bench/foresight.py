@@ -6,13 +6,14 @@ says where *its* plan should move. A per-instance policy can gain only from the 
 gradients that its input tells. So a network is taught to predict them from each thing that a policy
 may see, and judged on other samples:
 
-    =============  ==================================================================
+    =============  ====================================================================
     view           who sees it
-    =============  ==================================================================
+    =============  ====================================================================
     condition      any policy with a condition
     noise          the paper's phi(x_T, c), before the first evaluation
-    answer k       a closed loop at node k: the state and the denoised sample there (node 0 has none with AFS)
-    =============  ==================================================================
+    answer k       a closed loop at node k: the state and the denoised sample there
+                   (node 0 has none with AFS)
+    =============  ====================================================================
 
 The share of variance explained (R squared, averaged over the logits that act) is a bound in
 practice, not in principle: it is what this network learns from this many samples. All views include
@@ -42,7 +43,8 @@ from indis.sampler import Sampler
 from indis.sensitivity import per_sample_gradients
 
 BATCH = 100
-OUTLIER = 5.0  # typical deviations; gradients are heavy-tailed, and a few samples would be all that counts
+# In typical deviations. Gradients are heavy-tailed: without it a few samples would decide all.
+OUTLIER = 5.0
 
 
 @dataclass(frozen=True)
@@ -116,7 +118,8 @@ def _calls_at_nodes(sampler: Sampler) -> dict[int, int]:
     each, rest = divmod(calls := sampler.solver.nfe(steps), steps)
     if rest:
         raise ValueError(
-            f"solver must make as many calls in every step, got {name} with {calls} for {steps} steps"
+            f"solver must make as many calls in every step, got {name} with {calls} for {steps} "
+            "steps"
         )
     places = {k: each * k - sampler.analytic_first for k in range(steps)}
     return {k: place for k, place in places.items() if place >= 0}
@@ -252,8 +255,9 @@ class _Lesson:
 
 
 def _standardised(gradients: Tensor) -> Tensor:
-    """DenoiserWrapper the median in units of the typical deviation, which an outlier does not move, and cut
-    at ``OUTLIER``.
+    """Centre on the median, divide by the typical deviation and cut at ``OUTLIER``.
+
+    An outlier moves neither the median nor that deviation.
     """
     around = gradients.double() - gradients.double().median(0).values
     typical = around.abs().quantile(0.68, dim=0).clamp_min(torch.finfo(gradients.dtype).tiny)

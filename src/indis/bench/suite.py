@@ -206,7 +206,8 @@ class FashionBench(Bench):
         """Seeds, precision, and the two uses of the feature network."""
         dtype = "float32" if self.drawing is self.denoiser else "bfloat16 autocast"
         return [
-            f"FD-Fashion: seeds from 2000000, balanced classes, network in {dtype}; of the grids, the best alone.",
+            f"FD-Fashion: seeds from 2000000, balanced classes, network in {dtype}; of the "
+            "grids, the best alone.",
             "The loss is the perceptual distance of the same feature network that FD-Fashion uses.",
         ]
 
@@ -270,7 +271,8 @@ class ToyBench(Bench):
         """Units and floors."""
         floor = self._distances(self._exact(sizes.heldout, seed=1))
         return [
-            "Squared distance sums both coordinates. KL(data || samples) in nats on a 48 x 48 histogram, W1 in data "
+            "Squared distance sums both coordinates. KL(data || samples) in nats on a 48 x 48 "
+            "histogram, W1 in data "
             "units.",
             f"Exact samples of the same size get KL {floor['kl']:.3f} and W1 {floor['w1']:.4f}.",
         ]

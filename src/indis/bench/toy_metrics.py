@@ -139,7 +139,8 @@ def _check(**clouds: Tensor) -> None:
     for name, cloud in clouds.items():
         if cloud.ndim != 2 or cloud.shape[1] != 2 or len(cloud) == 0:
             raise ValueError(
-                f"{name} has shape {tuple(cloud.shape)}, (count, 2) with at least one point is expected"
+                f"{name} has shape {tuple(cloud.shape)}, (count, 2) with at least one point is "
+                "expected"
             )
         if not torch.isfinite(cloud).all():
             raise ValueError(

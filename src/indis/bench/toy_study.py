@@ -216,7 +216,8 @@ class ToyStudy:
             "study": "toy",
             "config": asdict(self.config),
             "units": {
-                "squared_distance": "sum over 2 coordinates, data std 0.5 per coordinate over both classes",
+                "squared_distance": "sum over 2 coordinates, data std 0.5 per coordinate over "
+                "both classes",
                 "kl": "nats, KL(data || samples) on a 48 x 48 histogram",
                 "w1": "data units",
                 "fixed": "both ends of time; teacher Euler with 100 steps",

@@ -77,7 +77,8 @@ class FeatureTrainer:
         per_epoch = len(train[0]) // self.config.batch
         if per_epoch == 0:
             raise ValueError(
-                f"train holds {len(train[0])} images, at least one batch of {self.config.batch} is needed"
+                f"train holds {len(train[0])} images, at least one batch of {self.config.batch} "
+                "is needed"
             )
         steps = self.config.epochs * per_epoch
 

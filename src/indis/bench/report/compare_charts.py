@@ -61,7 +61,10 @@ def drawings(results: Results) -> Iterator[Drawing]:
             "pareto", pareto(results), "Held-out loss against fitting time", caption.strip()
         )
     if _ablated(results):
-        caption = f"Held-out loss with pieces changed, against all of φ ({REFERENCE}). Left of zero is better."
+        caption = (
+            f"Held-out loss with pieces changed, against all of φ ({REFERENCE}). Left of zero is "
+            "better."
+        )
         yield Drawing("ablation", ablation(results), "Held-out loss of ablations", caption)
 
 

@@ -1,13 +1,11 @@
-"""The page: which files a run folder has, and the blocks of text, tables and figures that each of
-them becomes.
-"""
+"""The page: the files of a run folder, and the blocks that each of them becomes."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from operator import methodcaller
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -80,11 +78,9 @@ class Rendered:
 
 
 def write_report(folder: Path, out: Path, title: str = TITLE) -> list[str]:
-    """Write the page that the files in ``folder`` make, and return the names of its sections in
-    order.
+    """Write the page that the files in ``folder`` make, and return its sections' names in order.
 
-    A comparison of several models has a folder for each; their sections are named and titled after
-    them.
+    A comparison of several models has a folder for each; its sections are named after it.
 
     Raises:
         FileNotFoundError: if the folder is missing or has none of the known files.
@@ -105,7 +101,7 @@ def write_report(folder: Path, out: Path, title: str = TITLE) -> list[str]:
     page = environment.get_template("template.html").render(
         title=title, lead=lead, sections=sections
     )
-    write_aside(out, lambda temporary: _write_text(temporary, page))
+    write_aside(out, methodcaller("write_text", page, encoding="utf-8"))
     return [section.name for section in sections]
 
 
@@ -126,10 +122,11 @@ def write_figures(folder: Path, out: Path) -> list[Path]:
         made |= _drawn(section, home, folder)
     if not made:
         raise FileNotFoundError(
-            f"{folder} has none of {', '.join([*_FIGURES, SAMPLES])} to draw, nor has a folder in it"
+            f"{folder} has none of {', '.join([*_FIGURES, SAMPLES])} to draw, nor has a folder "
+            "in it"
         )
     for name, picture in made.items():
-        write_aside(out / name, partial(_write_bytes, data=picture))
+        write_aside(out / name, methodcaller("write_bytes", picture))
     return [out / name for name in made]
 
 
@@ -178,7 +175,7 @@ def readme_picture(folder: Path, out: Path) -> None:
     """
     if not (folder / SAMPLES).is_file() and not (folder / TOY).is_file():
         raise FileNotFoundError(f"{folder} has neither {SAMPLES} nor {TOY} to draw")
-    write_aside(out, partial(_write_bytes, data=_readme_png(folder)))
+    write_aside(out, methodcaller("write_bytes", _readme_png(folder)))
 
 
 def _readme_png(folder: Path) -> bytes:
@@ -209,8 +206,7 @@ def _render(section: Section, home: Path, folder: Path) -> Rendered:
 
 
 def _checked(path: Path, use: Callable[[Any], T]) -> T:
-    """What ``use`` makes of the file's content; any way in which the content disappoints it is the
-    file's fault.
+    """What ``use`` makes of the file's content; whatever goes wrong in it is the file's fault.
 
     Raises:
         ValueError: with one sentence that names the file.
@@ -239,14 +235,6 @@ def _strings(value: Any) -> list[str]:
     if not isinstance(value, list):
         raise ValueError(f"a list of strings was expected, got {value!r}")
     return [str(item) for item in value]
-
-
-def _write_text(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
-
-
-def _write_bytes(path: Path, data: bytes) -> None:
-    path.write_bytes(data)
 
 
 def _picture(figure: Figure, alt: str, caption: str) -> Picture:
@@ -294,7 +282,10 @@ def _plans(content: Tensors) -> Iterator[Block]:
     count = max(len(values) for plan in found for values in plan.instance.values())
     timesteps, violins = plans.timesteps(found), plans.violins(found)
     if timesteps:
-        caption = f"Where the interior timesteps of {count} instances lie; every node's histogram has the same height."
+        caption = (
+            f"Where the interior timesteps of {count} instances lie; every node's histogram has "
+            "the same height."
+        )
         yield _picture(timesteps, "Distribution of the timesteps", caption)
     if violins:
         caption = "The shift of the time asked about, and the scale of the answer, at every step. "
@@ -309,7 +300,10 @@ def _class_picture(
 ) -> Picture:
     named = meta.get("classes", [])
     names = [str(named[k]) if k < len(named) else f"class {k}" for k in np.unique(labels)]
-    caption = "A class's mean relative to the mean of all instances, in percent. Columns are steps; τ is where they start."
+    caption = (
+        "A class's mean relative to the mean of all instances, in percent. Columns are steps; τ "
+        "is where they start."
+    )
     return _picture(
         plans.class_map(found, labels, names), "Mean scale and timestep by class", caption
     )
@@ -319,7 +313,10 @@ def _curves(content: Mapping[str, Any]) -> Iterator[Block]:
     if not content["curves"]:  # a comparison in which nothing was learned
         return
     figure = lines.learning_curves(content["curves"])
-    caption = "Loss on held-out pairs during the fit, every seed; with AFS only where a method has no other."
+    caption = (
+        "Loss on held-out pairs during the fit, every seed; with AFS only where a method has no "
+        "other."
+    )
     yield _picture(figure, "Held-out loss against iteration", caption)
 
 
@@ -327,7 +324,10 @@ def _toy(content: Mapping[str, Any]) -> Iterator[Block]:
     cells = content["cells"]
     yield Text([tables.paper_sentence(cells)])
     yield tables.paper_table(cells)
-    note = "Held-out priors, except for the oracle. Its plans are fitted to single training priors: a bound, not a method."
+    note = (
+        "Held-out priors, except for the oracle. Its plans are fitted to single training priors: "
+        "a bound, not a method."
+    )
     yield _picture(charts.toy_curves(cells), "Error against the number of steps", note)
     for freedoms in tables.toy_freedoms(cells):
         yield tables.toy_table(cells, freedoms)
@@ -351,8 +351,9 @@ def _scatter(content: Tensors) -> Iterator[Block]:
     if not _has_errors(content):  # of a study without three steps
         return
     note = (
-        "Each point is a starting noise, its colour the squared distance between where three Euler steps end and where "
-        f"the teacher does. One scale for all panels; means are over all points, {charts.POINTS} are drawn at most."
+        "Each point is a starting noise, its colour the squared distance between where three "
+        "Euler steps end and where the teacher does. One scale for all panels; means are over all "
+        f"points, {charts.POINTS} are drawn at most."
     )
     yield _picture(charts.toy_scatter(content[0]), "Euler-3 error over the starting point", note)
 

@@ -49,7 +49,8 @@ def _rgb(label: str, images: np.ndarray) -> np.ndarray:
         or not len(images)
     ):
         raise ValueError(
-            f"{label!r} must be uint8 images (count, 1 or 3, H, W), got {images.dtype} {images.shape}"
+            f"{label!r} must be uint8 images (count, 1 or 3, H, W), got {images.dtype} "
+            f"{images.shape}"
         )
     return np.repeat(images, 4 - images.shape[1], 1)[:, :3].transpose(0, 2, 3, 1)
 

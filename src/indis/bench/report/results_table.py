@@ -25,7 +25,10 @@ from indis.bench.report.tables import (
 from indis.storage import load_json
 
 FILE = "results.json"
-NOT_FID = "FD-Fashion is a Fréchet distance on the features of a small Fashion-MNIST classifier; it is not FID."
+NOT_FID = (
+    "FD-Fashion is a Fréchet distance on the features of a small Fashion-MNIST classifier; it is "
+    "not FID."
+)
 
 
 def results_table(results: Results) -> Table:
@@ -145,7 +148,8 @@ def caption(results: Results) -> str:
     """What a reader must know about the columns."""
     entries = results.entries
     sentences = {
-        "Lower is better, the best of a group is bold; ± is the standard deviation over seeds.": True,
+        "Lower is better, the best of a group is bold; ± is the standard deviation over "
+        "seeds.": True,
         "Heuristic grids, on which nothing is learned, stand last and set apart.": any(
             e.is_grid for e in entries
         ),

@@ -175,7 +175,10 @@ def toy_table(cells: Sequence[Row], freedoms: str) -> Table:
         Group(title, _toy_rows(cells, freedoms, metric, steps))
         for metric, title in TOY_METRICS.items()
     ]
-    caption = f"Freedoms {pretty(freedoms)}. Held-out priors; the oracle on the training priors, where its plans were made."
+    caption = (
+        f"Freedoms {pretty(freedoms)}. Held-out priors; the oracle on the training priors, where "
+        "its plans were made."
+    )
     return Table(["", *(f"N = {n}" for n in steps), "mean"], groups, caption)
 
 
@@ -220,8 +223,9 @@ def paper_table(cells: Sequence[Row]) -> Table:
             [f"here, {pretty(freedoms)}", number(before), number(after), percent(gain), *ours]
         )
     caption = (
-        "Global against oracle: squared distance on the training priors. KL and W1: instance against global on "
-        "held-out priors, mean over N of the change at each N. Absolute values depend on the tree; compare the changes."
+        "Global against oracle: squared distance on the training priors. KL and W1: instance "
+        "against global on held-out priors, mean over N of the change at each N. Absolute values "
+        "depend on the tree; compare the changes."
     )
     return Table(head, [Group("", [[Cell(text) for text in row] for row in rows])], caption)
 
@@ -237,9 +241,11 @@ def paper_sentence(cells: Sequence[Row]) -> str:
         for metric in ("kl", "w1")
     )
     return (
-        f"In the paper three Euler steps go from 0.0245 (global) to 0.0122 (oracle), {percent(-0.502)}; here, with "
-        f"{pretty(freedoms)}, from {number(before)} to {number(after)}, {percent(gain)}. Instance against global, the "
-        f"paper reports KL {percent(-0.4567, 2)} and W1 {percent(-0.2954, 2)} averaged over NFE 3–6, and "
-        f"{percent(-0.2586, 2)} and {percent(-0.2185, 2)} over all NFE; here, on held-out priors, KL {kl} and W1 {w1} "
+        "In the paper three Euler steps go from 0.0245 (global) to 0.0122 (oracle), "
+        f"{percent(-0.502)}; here, with {pretty(freedoms)}, from {number(before)} to "
+        f"{number(after)}, {percent(gain)}. Instance against global, the paper reports KL "
+        f"{percent(-0.4567, 2)} and W1 {percent(-0.2954, 2)} averaged over NFE 3–6, and "
+        f"{percent(-0.2586, 2)} and {percent(-0.2185, 2)} over all NFE; here, on held-out "
+        f"priors, KL {kl} and W1 {w1} "
         f"over NFE 3–6, and {kl_all} and {w1_all} over all N that were run ({steps})."
     )

@@ -9,7 +9,8 @@ from typing import Annotated, Any, ClassVar
 import tyro
 
 from indis.bench import suite as bench
-from indis.bench.compare import CompareConfig, Comparison
+from indis.bench.compare import Comparison
+from indis.bench.lineup import CompareConfig
 from indis.bench.pictures import Picture, write_plans, write_samples
 from indis.bench.report.results_table import write_markdown
 from indis.cli.console import JsonFile, bar, command_line, emit, say
