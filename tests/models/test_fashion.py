@@ -12,8 +12,9 @@ pytest.importorskip("diffusers")
 from indis import Form, models  # noqa: E402
 from indis.bench.train_fashion import TrainConfig, Trainer  # noqa: E402
 from indis.denoise import FeatureDenoiser  # noqa: E402
-from indis.models import edm, fashion  # noqa: E402
-from indis.models.fashion import SIGMA_DATA, Fashion, FashionNetwork, class_condition  # noqa: E402
+from indis.models import fashion  # noqa: E402
+from indis.models.edm import preconditioning  # noqa: E402
+from indis.models.fashion import PRECOND, Fashion, FashionNetwork, class_condition  # noqa: E402
 from indis.models.fashion_data import DEBIAN_FOLDER, read  # noqa: E402
 from indis.pixels import to_pixels  # noqa: E402
 from indis.storage import load_tensors, save_tensors  # noqa: E402
@@ -49,8 +50,8 @@ def noisy(dtype=torch.float32):
 def test_the_answer_is_the_slope_of_the_denoised_image(precise):
     x, t = noisy(torch.float64)
     with torch.no_grad():
-        slope = edm.noise_prediction(precise, x, t, SIGMA_DATA)
-        denoised = edm.denoise(precise, x, t, SIGMA_DATA)
+        slope = preconditioning.noise_prediction(precise, x, t, PRECOND)
+        denoised = preconditioning.denoise(precise, x, t, PRECOND)
     torch.testing.assert_close(slope, (x - denoised) / t[:, None, None, None], rtol=1e-9, atol=1e-9)
     assert (denoised - x).abs().amax((1, 2, 3)).min() > 1e-3
 
@@ -60,7 +61,7 @@ def test_the_model_answers_in_noise_form_and_in_the_dtype_of_the_samples(model, 
     x, t = noisy()
     with torch.no_grad():
         answer = model(x, t, class_condition(torch.tensor(LABELS)))
-        expected = edm.noise_prediction(precise, x.double(), t, SIGMA_DATA)
+        expected = preconditioning.noise_prediction(precise, x.double(), t, PRECOND)
         double = model(x.double(), t, class_condition(torch.tensor(LABELS)))
     assert (answer.dtype, double.dtype) == (torch.float32, torch.float64)
     torch.testing.assert_close(answer.double(), expected, rtol=1e-3, atol=1e-3)
@@ -89,7 +90,7 @@ def test_preconditioning_by_hand():
         levels.append(level.item())
         return scaled
 
-    denoised = edm.denoise(network, x, sigma, 0.7)
+    denoised = preconditioning.denoise(network, x, sigma, PRECOND)
     assert levels == pytest.approx([sigma.log().item() / 4])
     assert denoised.item() == pytest.approx(0.25 * 2.8 + 0.7 * 3**0.5 / 2 * 2.0)
 
@@ -144,7 +145,7 @@ def test_the_gradient_in_time_is_that_of_the_differences(precise):
     pull = torch.randn(x.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
 
     def value(times):
-        return (pull * edm.noise_prediction(precise, x, times, SIGMA_DATA)).sum((1, 2, 3))
+        return (pull * preconditioning.noise_prediction(precise, x, times, PRECOND)).sum((1, 2, 3))
 
     (gradient,) = torch.autograd.grad(value(t).sum(), t)
     # The embedding of time is float32 inside whatever the weights are, so the step must not be
@@ -279,7 +280,7 @@ def test_the_loss_is_the_error_of_the_network_against_its_unit_target():
     generator = torch.Generator().manual_seed(3)
     x, noise = torch.randn(2, 4, 1, 28, 28, generator=generator)
     sigma, labels = torch.tensor([0.05, 0.3, 1.0, 5.0]), torch.tensor([0, 1, 10, 3])
-    s, sd = sigma[:, None, None, None], SIGMA_DATA
+    s, sd = sigma[:, None, None, None], PRECOND.sigma_data
     total = (s**2 + sd**2).sqrt()
     with torch.no_grad():
         answer = trainer.network((x + s * noise) / total, sigma.log() / 4, labels)

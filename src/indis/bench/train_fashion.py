@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from indis.checks import require_least
-from indis.models import edm, fashion
+from indis.models import fashion
+from indis.models.edm.preconditioning import denoise
 from indis.numerics import seeded
 from indis.pixels import to_pixels
 from indis.storage import load_checkpoint, pack_optimizer, save_tensors, section, unpack_optimizer
@@ -147,7 +148,7 @@ class Trainer:
         """EDM's weighted denoising error, which is the mean square error of F against its
         unit-variance target.
         """
-        sd = fashion.SIGMA_DATA
+        sd = fashion.PRECOND.sigma_data
         noisy = x + sigma[:, None, None, None] * noise
 
         def network(scaled: Tensor, level: Tensor) -> Tensor:
@@ -155,7 +156,7 @@ class Trainer:
                 return self.network(scaled, level, labels).float()
 
         weight = (sigma**2 + sd**2) / (sigma * sd) ** 2
-        error = (edm.denoise(network, noisy, sigma, sd) - x).square().mean((1, 2, 3))
+        error = (denoise(network, noisy, sigma, fashion.PRECOND) - x).square().mean((1, 2, 3))
         return (weight * error).mean()
 
     def _update(self, loss: Tensor) -> None:

@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from indis.denoise import UNSAVED, Condition, Form
-from indis.models import edm
+from indis.models import classes
+from indis.models.edm import preconditioning
 from indis.models.fashion_data import CLASSES
 from indis.models.fashion_features import LOSSES as LOSSES
 from indis.noise import EDM
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from diffusers import UNet2DModel
 
 DESCRIPTION = "class-conditional Fashion-MNIST, ships; fashion:PATH loads other weights"
-SIGMA_DATA = 0.7
+PRECOND = preconditioning.EDMPrecond(sigma_data=0.7)
 NO_LABEL = len(CLASSES)
 WEIGHTS = Path(__file__).parent / "weights" / "fashion.safetensors"
 
@@ -127,7 +128,7 @@ class Fashion:
             with torch.autocast(scaled.device.type, torch.bfloat16, enabled=self.bf16):
                 return self.network(scaled, noise_level, label).float()
 
-        return edm.noise_prediction(network, x.float(), t.float(), SIGMA_DATA).to(x.dtype)
+        return preconditioning.noise_prediction(network, x.float(), t.float(), PRECOND).to(x.dtype)
 
     @property
     def device(self) -> torch.device:
@@ -196,12 +197,7 @@ def class_condition(labels: Tensor) -> Condition:
     Raises:
         ValueError: if a label is out of range.
     """
-    if labels.numel() and not (int(labels.min()) >= 0 and int(labels.max()) <= NO_LABEL):
-        raise ValueError(
-            f"label must be 0 ... 9 or 10 for no label, got {sorted(set(labels.tolist()))}"
-        )
-    one_hot = F.one_hot(labels, NO_LABEL + 1)[:, :NO_LABEL].float()
-    return Condition({"label": labels}, one_hot / NO_LABEL**0.5)
+    return classes.class_condition(labels, NO_LABEL)
 
 
 def load(weights: Path | str = WEIGHTS) -> Fashion:
