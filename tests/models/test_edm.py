@@ -1,5 +1,6 @@
 """EDM checkpoints: the networks against published ones, their preconditionings, and the family."""
 
+import copy
 import json
 import shutil
 from pathlib import Path
@@ -347,14 +348,17 @@ def test_networks_compile_in_one_graph(name):
         assert torch.equal(found, expected)
 
 
-def test_networks_take_channels_last(plain):
+def test_networks_run_on_channels_last_and_answer_as_on_contiguous_weights(plain):
+    assert plain.network.enc["16x16_block0"].conv0.weight.is_contiguous(
+        memory_format=torch.channels_last
+    )
     x, t = states(plain)
     condition = plain.condition([0, 1, 2])
     with torch.no_grad():
-        expected = plain(x, t, condition)
-        plain.network.to(memory_format=torch.channels_last)
         found = plain(x.to(memory_format=torch.channels_last), t, condition)
-        plain.network.to(memory_format=torch.contiguous_format)
+        torch.testing.assert_close(found, plain(x, t, condition), rtol=1e-4, atol=1e-5)
+        other = copy.deepcopy(plain.network).to(memory_format=torch.contiguous_format)
+        expected = EDMModel(other, EDMPrecond(), 32)(x, t, condition)
     assert relative(found, expected) < 1e-5
 
 
