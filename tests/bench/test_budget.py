@@ -69,20 +69,44 @@ def test_rows_that_are_foreseen_alike_move_together_and_may_stay_below_the_mean(
         torch.tensor([[1.0, 0.9, 0.1]]).log().expand(40, 3)
     )  # three steps are never the cheapest way
     price = price_for(logs, COUNTS, 4.0)
-    assert budget.mean_steps(logs, COUNTS, price) == 2.0
-    assert budget.mean_steps(logs, COUNTS, price_for(logs, COUNTS, 5.0)) == 5.0
+    assert budget.mean_nfe(logs, COUNTS, price) == 2.0
+    assert budget.mean_nfe(logs, COUNTS, price_for(logs, COUNTS, 5.0)) == 5.0
     picked = allocate(
         torch.rand(40, 3, generator=torch.Generator().manual_seed(3)).log(), COUNTS, 0.1
     )
     expected = sum(COUNTS[i] for i in picked.tolist()) / 40
     again = torch.rand(40, 3, generator=torch.Generator().manual_seed(3)).log()
-    assert budget.mean_steps(again, COUNTS, 0.1) == pytest.approx(expected)
+    assert budget.mean_nfe(again, COUNTS, 0.1) == pytest.approx(expected)
 
 
 def test_a_mean_that_no_mixture_has_is_refused():
     with pytest.raises(ValueError) as error:
         price_for(torch.zeros(4, 3), COUNTS, 6.0)
-    assert sentence(error) == "mean must be in 2 ... 5, got 6.0"
+    assert sentence(error) == "mean must be in 2 ... 5 evaluations, got 6.0"
+
+
+def test_a_budget_counts_evaluations_and_not_steps():
+    data = toy_pairs(300)
+    method = EveryN(
+        steps=6,
+        fewest=3,
+        solver="euler",
+        grid="uniform",
+        analytic_first=True,
+        width=8,
+        depth=1,
+        recipe=Recipe(iterations=1, batch=8, holdout=0),
+    )
+    sampler = method.untrained(toy())
+    costs = budget.evaluations(sampler)
+    assert costs == (2, 3, 4, 5)  # of 3, 4, 5 and 6 steps, the first of which asks nothing
+    predictor = ErrorPredictor(sampler.policy.counts, shape=(2,), width=8, depth=1)
+    foreseen = -torch.rand(300, 4, generator=torch.Generator().manual_seed(0)).sort(1).values
+    predictor.forward = lambda noise, features=None: foreseen
+    own = BudgetSampler(sampler, predictor, price_for(foreseen, costs, 4.0), 4.0)
+    counter = Counted(toy())
+    own(counter, data.noise)
+    assert 3.9 < counter.samples / 300 <= 4.0
 
 
 def test_the_deviance_is_least_at_the_mean():
@@ -161,7 +185,7 @@ def test_a_budget_without_its_checksums_is_refused(own, tmp_path):
     budget.save(own, tmp_path)
     config = load_json(tmp_path / "budget.json")
     assert list(config["files"]) == ["config.json", "budget.safetensors"]
-    bare = {name: config[name] for name in ("price", "mean", "predictor")}
+    bare = {name: config[name] for name in ("price_per_evaluation", "mean", "predictor")}
     for damaged in (bare, config | {"files": []}):
         save_json(tmp_path / "budget.json", damaged)
         with pytest.raises(ValueError, match=r"is not a complete budget: it lacks the checksums"):

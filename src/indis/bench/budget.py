@@ -3,10 +3,11 @@
 One phi serves every N (:mod:`indis.policies.any_steps`); a second small network foresees a sample's
 loss at each N. With a price per evaluation, sample i takes
 
-    N_i = argmin_N  E[loss_i(N)] + price * N
+    N_i = argmin_N  E[loss_i(N)] + price * NFE(N)
 
 which is the cheapest way to the lowest mean loss at whatever mean number of evaluations the price
-leads to. The price is set once, on end points, for the mean that is asked for; a sample's N then
+leads to. NFE(N) is what N steps cost: one less with an analytic first step, about twice as many
+with Heun. The price is set once, on end points, for the mean that is asked for; a sample's N then
 depends on nothing but the sample.
 
     measure   the losses of some end points at every N
@@ -138,56 +139,81 @@ def foresee(
     return predictor.eval().requires_grad_(False)
 
 
-def allocate(log_expected: Tensor, counts: tuple[int, ...], price: float) -> Tensor:
-    """The column ``(batch,)`` that each row takes at a price per step."""
-    cost = torch.tensor(counts, dtype=torch.float64, device=log_expected.device)
+def evaluations(sampler: Sampler) -> tuple[int, ...]:
+    """Return what each number of steps of a sampler costs, in evaluations.
+
+    Raises:
+        ValueError: if the sampler serves one number of steps only.
+    """
+    return tuple(sampler.at(steps).nfe for steps in any_steps(sampler).counts)
+
+
+def allocate(log_expected: Tensor, costs: tuple[int, ...], price: float) -> Tensor:
+    """Return the column ``(batch,)`` that each row takes.
+
+    Args:
+        log_expected: logarithms of the expected losses ``(batch, counts)``.
+        costs: evaluations of each column.
+        price: loss that one evaluation must save.
+    """
+    cost = torch.tensor(costs, dtype=torch.float64, device=log_expected.device)
     return (log_expected.double().exp() + price * cost).argmin(1)
 
 
-def check_mean(counts: tuple[int, ...], mean: float) -> None:
-    """Can samples that take one of the ``counts`` each have that mean?
+def check_mean(costs: tuple[int, ...], mean: float) -> None:
+    """Pass if samples that cost one of ``costs`` evaluations each can have that mean.
 
     Raises:
         ValueError: if not.
     """
-    if not min(counts) <= mean <= max(counts):
-        raise ValueError(f"mean must be in {min(counts)} ... {max(counts)}, got {mean}")
+    if not min(costs) <= mean <= max(costs):
+        raise ValueError(f"mean must be in {min(costs)} ... {max(costs)} evaluations, got {mean}")
 
 
-def mean_steps(log_expected: Tensor, counts: tuple[int, ...], price: float) -> float:
-    """The mean number of steps that rows take at a price.
+def mean_nfe(log_expected: Tensor, costs: tuple[int, ...], price: float) -> float:
+    """Return the mean number of evaluations that rows take at a price.
 
     It may stay far below the mean that the price was set for: where rows are foreseen alike, they
     move together.
     """
-    numbers = torch.tensor(counts, dtype=torch.float64, device=log_expected.device)
-    return numbers[allocate(log_expected, counts, price)].mean().item()
+    numbers = torch.tensor(costs, dtype=torch.float64, device=log_expected.device)
+    return numbers[allocate(log_expected, costs, price)].mean().item()
 
 
-def price_for(log_expected: Tensor, counts: tuple[int, ...], mean: float) -> float:
-    """The lowest price at which the mean number of steps is at most ``mean``.
+def price_for(log_expected: Tensor, costs: tuple[int, ...], mean: float) -> float:
+    """Return the lowest price at which the mean number of evaluations is at most ``mean``.
 
     Raises:
-        ValueError: if no mixture of the counts has that mean.
+        ValueError: if no mixture of the costs has that mean.
     """
-    check_mean(counts, mean)
+    check_mean(costs, mean)
     high = math.log(float(log_expected.double().exp().max()) + 1e-30)
     low = high - 60  # a price that no loss notices
     for _ in range(100):
         middle = (low + high) / 2
-        too_many = mean_steps(log_expected, counts, math.exp(middle)) > mean
+        too_many = mean_nfe(log_expected, costs, math.exp(middle)) > mean
         low, high = (middle, high) if too_many else (low, middle)
     return math.exp(high)
 
 
 @dataclass
 class BudgetSampler:
-    """Samples with a number of steps of their own each. ``mean`` is what the price was set for."""
+    """Samples with a number of steps of their own each.
+
+    Args:
+        sampler: a sampler for a range of steps.
+        predictor: foresees the loss of a sample at each number of steps.
+        price: loss that one evaluation must save.
+        mean: the mean number of evaluations that the price was set for.
+    """
 
     sampler: Sampler
     predictor: ErrorPredictor
     price: float
     mean: float
+
+    def __post_init__(self) -> None:
+        self.costs = evaluations(self.sampler)
 
     def to(self, device: torch.device | str) -> BudgetSampler:
         """Itself, with its policy and its predictor moved to a device."""
@@ -198,7 +224,7 @@ class BudgetSampler:
     def steps(self, noise: Tensor, features: Tensor | None = None) -> Tensor:
         """The number of steps ``(batch,)`` that each sample takes."""
         with torch.no_grad():
-            column = allocate(self.predictor(noise, features), self.predictor.counts, self.price)
+            column = allocate(self.predictor(noise, features), self.costs, self.price)
         return torch.tensor(self.predictor.counts, device=column.device)[column]
 
     def __call__(
@@ -227,7 +253,11 @@ def save(
     folder = Path(folder)
     artifact.write(budget.sampler, folder, provenance)
     save_tensors(folder / WEIGHTS, budget.predictor.state_dict())
-    own = {"price": budget.price, "mean": budget.mean, "predictor": budget.predictor.describe()}
+    own = {
+        "price_per_evaluation": budget.price,
+        "mean": budget.mean,
+        "predictor": budget.predictor.describe(),
+    }
     save_json(folder / FILE, own | {"files": {name: checksum(folder / name) for name in BOUND}})
 
 
@@ -245,7 +275,7 @@ def load(folder: Path | str) -> BudgetSampler:
     try:
         predictor = ErrorPredictor(**config["predictor"])
         predictor.load_state_dict(tensors)
-        price, mean = float(config["price"]), float(config["mean"])
+        price, mean = float(config["price_per_evaluation"]), float(config["mean"])
         return BudgetSampler(sampler, predictor.eval().requires_grad_(False), price, mean)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise ValueError(

@@ -22,13 +22,8 @@ from indis.losses import Loss
 from indis.sampler import Sampler
 from indis.storage import save_json
 
-TAUGHT_BY = (
-    "model",
-    "weights",
-    "solver",
-    "grid",
-    "steps",
-)  # what `indis teach` says about end points
+# What `indis teach` says about end points.
+TAUGHT_BY = ("model", "weights", "solver", "grid", "steps")
 
 
 @dataclass(frozen=True)
@@ -69,8 +64,9 @@ class Budget(WithModel):
         policy = budget.any_steps(sampler)
         if not self.mean:
             raise ValueError("mean must be at least one number, got none")
+        costs = budget.evaluations(sampler)
         for mean in self.mean:  # before anything is measured
-            budget.check_mean(policy.counts, mean)
+            budget.check_mean(costs, mean)
         writable(self.out)
         writable_file(self.json, {self.out: ("budget_comparison.json", "mean*/*")})
         (data, meta), (heldout, other) = load_endpoints(self.data), load_endpoints(self.heldout)
@@ -94,11 +90,11 @@ class Budget(WithModel):
         provenance = {"model": taught_model(meta, self.data), "fitted_on": seen}
         rows = fixed_rows(sampler, denoiser, heldout, loss)
         for mean in self.mean:
-            price = budget.price_for(foreseen, predictor.counts, mean)
+            price = budget.price_for(foreseen, costs, mean)
             own = BudgetSampler(sampler, predictor, price, mean)
             budget.save(own, self.out / f"mean{mean:g}", provenance)
             rows.append(budget_row(own, denoiser, heldout, loss))
-            warn_below(mean, budget.mean_steps(foreseen, predictor.counts, price))
+            warn_below(mean, budget.mean_nfe(foreseen, costs, price))
         save_json(self.out / "budget_comparison.json", {"loss": self.loss, "rows": rows})
         for row in rows:
             spent = f"{row['kind']:6} mean NFE {row['nfe']:6.3f}"
