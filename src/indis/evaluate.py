@@ -132,14 +132,36 @@ def frechet_of_images(
     Raises:
         ValueError: if features have another dimension than the reference's, or are not finite.
     """
-    moments = Moments(len(reference.mean))
+    moments = moments_of_images(images, extract, len(reference.mean), on_batch=on_batch)
+    return frechet_distance(moments, reference)
+
+
+def moments_of_images(
+    images: Iterable[Tensor],
+    extract: Extractor,
+    dim: int,
+    *,
+    on_batch: Callable[[int], None] = lambda count: None,
+) -> Moments:
+    """Return the moments of the features of a stream of images, such as a reference set.
+
+    Args:
+        images: batches ``(batch, *shape)`` in [-1, 1].
+        extract: as in :func:`frechet_of_images`.
+        dim: the number of features.
+        on_batch: called after each batch with the number of images so far.
+
+    Raises:
+        ValueError: if there is another number of features, or they are not finite.
+    """
+    moments = Moments(dim)
     for batch in images:
         if isinstance(extract, torch.nn.Module):
             extract = extract.to(batch.device)
         with torch.inference_mode():
             moments.update(extract(batch))
         on_batch(moments.count)
-    return frechet_distance(moments, reference)
+    return moments
 
 
 def _start(denoiser: Denoiser, seeds: list[int]) -> tuple[Tensor, Condition]:

@@ -70,6 +70,9 @@ def test_a_moved_command_names_its_new_place(indis, work, old, new):
         ("bench toy --seed -1", "seed must be at least 0, got -1"),
         ("bench train --out x --seed -1", "seed must be at least 0, got -1"),
         ("bench compare --model toy --seeds 0 -1 --out x", "seeds must be at least 0, got -1"),
+        ("bench paper --plan-only --seeds -1", "seeds must be at least 0, got -1"),
+        ("bench paper --plan-only --steps 0", "steps must be at least one number"),
+        ("bench paper --plan-only --methods ddim", "methods must be among"),
     ],
 )
 def test_what_the_library_refuses_is_one_sentence(indis, work, line, part):

@@ -87,13 +87,8 @@ class Compare(WithModel):
     def _comparison(self, name: str) -> Comparison:
         folder = self.out / name
         kind = bench.named(name)
-        if not self.steps or min(self.steps) < 1:
-            given = ", ".join(map(str, self.steps)) or "none"
-            raise ValueError(f"steps must be at least one number, each at least 1, got {given}")
-        if min(self.seeds, default=0) < 0:
-            raise ValueError(f"seeds must be at least 0, got {min(self.seeds)}")
-        config = CompareConfig(
-            self.methods, self.grids, self.steps, self.afs, self.seeds, self.shipped
+        config = line_up(
+            self.methods, self.grids, self.steps, self.afs, self.seeds, shipped=self.shipped
         )
         sizes = bench.resized(kind.brief if self.quick else kind.full, asdict(self.sizes))
         writable(folder)
@@ -131,6 +126,28 @@ class SizeOptions:
     """Number of the tuning endpoints that only choose the best iteration."""
     validate_every: int | None = None
     """Number of iterations between two looks at those."""
+
+
+def line_up(
+    methods: tuple[str, ...],
+    grids: tuple[str, ...],
+    steps: tuple[int, ...],
+    afs: tuple[bool, ...],
+    seeds: tuple[int, ...],
+    *,
+    shipped: bool = False,
+) -> CompareConfig:
+    """Return which cells a comparison has; its errors name the command line's options.
+
+    Raises:
+        ValueError: For a value that no comparison takes.
+    """
+    if not steps or min(steps) < 1:
+        given = ", ".join(map(str, steps)) or "none"
+        raise ValueError(f"steps must be at least one number, each at least 1, got {given}")
+    if min(seeds, default=0) < 0:
+        raise ValueError(f"seeds must be at least 0, got {min(seeds)}")
+    return CompareConfig(methods, grids, steps, afs, seeds, shipped)
 
 
 def run_comparison(comparison: Comparison, *, anew: bool = False) -> None:

@@ -101,7 +101,7 @@ class Conv(nn.Module):
         self.weight = nn.Parameter(torch.empty(cout, cin, kernel, kernel)) if kernel else None
         self.bias = nn.Parameter(torch.zeros(cout)) if kernel else None
         if self.weight is not None:
-            nn.init.kaiming_normal_(self.weight)
+            nn.init.kaiming_uniform_(self.weight, a=math.sqrt(5))  # as torch's convolutions
         line = torch.tensor(taps, dtype=torch.float32)
         square = line.outer(line)[None, None] / line.sum().square()
         self.register_buffer("resample_filter", square if resample else None)
