@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 LPIPS := .venv-lpips
 
-.PHONY: demo test test-lpips check docs clean
+.PHONY: demo test test-lpips galaxies check docs clean
 
 demo: $(READY)  ## the main job on the models that ship: minutes on two cores; prints where the report is
 	$(BIN)/indis bench demo --out runs/demo
@@ -15,6 +15,9 @@ test: $(READY)  ## all tests
 
 test-lpips: $(LPIPS)/.ready  ## the loss `lpips` against that package, with real weights (about 75 MB more to download)
 	OMP_NUM_THREADS=1 $(LPIPS)/bin/pytest -rs tests/test_lpips.py
+
+galaxies: $(READY)  ## the weights of `--model galaxies`, 56 MB: a package of others that states no licence
+	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt --no-deps galaxygrad
 
 check: $(READY)  ## lint, format, types, import contract
 	$(BIN)/ruff check
