@@ -44,3 +44,9 @@ def test_runs_take_turns_in_going_first():
     order = []
     speed.alternate(lambda: order.append("a"), lambda: order.append("b"), 0.0, least=2)
     assert order == ["a", "b", "a", "b", "b", "a"]
+
+
+def test_edm_s_network_is_timed_against_diffusers_own_of_about_its_size():
+    row = speed.network_row(0.01, width=8, batch=1)
+    assert row["parameters"] == pytest.approx(row["their_parameters"], rel=0.2)
+    assert row["low"] <= row["ratio"] <= row["high"] and row["rounds"] >= 15

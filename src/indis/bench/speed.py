@@ -133,6 +133,46 @@ def compare(case: Case, kind: PlanKind, seconds: float) -> dict[str, Any]:
     return row | asdict(timing)
 
 
+def network_row(seconds: float, width: int = 128, batch: int = 2) -> dict[str, Any]:
+    """Return how long a call of EDM's CIFAR-10 network takes against diffusers' of the same size.
+
+    Both have three levels of twice the width, four blocks a level and attention at 16 x 16, on
+    pictures of 32 x 32.
+
+    Args:
+        seconds: How long it is timed, at least.
+        width: The network's width; the published one is 128.
+        batch: Number of pictures in a call.
+    """
+    from diffusers import UNet2DModel
+
+    from indis.models.edm.networks import SongUNet
+
+    ours = SongUNet(32, 3, 3, augment_dim=9, model_channels=width, channel_mult=[2, 2, 2])
+    ours.lay_out()  # as the model family does
+    theirs = UNet2DModel(
+        sample_size=32,
+        block_out_channels=(2 * width,) * 3,
+        layers_per_block=4,
+        down_block_types=("DownBlock2D", "AttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
+        attention_head_dim=2 * width,
+        norm_num_groups=min(32, width // 2),
+    )
+    for network in (ours, theirs):
+        network.eval().requires_grad_(False)
+    x, level = torch.randn(batch, 3, 32, 32), torch.linspace(-1, 1, batch)
+    with torch.no_grad():
+        timing = alternate(lambda: ours(x, level), lambda: theirs(x, level), seconds)
+    sizes = {
+        name: sum(p.numel() for p in network.parameters())
+        for name, network in (("parameters", ours), ("their_parameters", theirs))
+    }
+    return (
+        {"network": "SongUNet", "against": "UNet2DModel", "batch": batch} | sizes | asdict(timing)
+    )
+
+
 def alternate(
     ours: Callable[[], object], theirs: Callable[[], object], seconds: float, least: int = 15
 ) -> Timing:

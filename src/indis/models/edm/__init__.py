@@ -269,11 +269,6 @@ def _fill(network: UNet, path: Path, config: Mapping[str, Any]) -> str:
             raise ValueError(
                 f"{path} does not fit its {CONFIG}: {name} must be {shapes[0]}, got {shapes[1]}"
             )
-    network.load_state_dict({k: _laid_out(v) for k, v in tensors.items()}, assign=True)
+    network.load_state_dict({k: v.float() for k, v in tensors.items()}, assign=True)
+    network.lay_out()
     return digest
-
-
-def _laid_out(value: Tensor) -> Tensor:
-    """A weight in float32; kernels with channels last, as convolutions are fastest."""
-    layout = torch.channels_last if value.ndim == 4 else torch.contiguous_format
-    return value.float().contiguous(memory_format=layout)

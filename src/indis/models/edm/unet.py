@@ -48,6 +48,13 @@ class UNet(nn.Module, ABC):
                 module.to(dtype)
         return self
 
+    def lay_out(self) -> UNet:
+        """Lay kernels out with channels last, as convolutions are fastest; return the network."""
+        for weight in self.parameters():
+            if weight.ndim == 4:
+                weight.data = weight.data.contiguous(memory_format=torch.channels_last)
+        return self
+
     def forward(
         self,
         x: Tensor,
