@@ -21,7 +21,7 @@ from indis.solvers import IPNDM
 from indis.storage import load_json
 from small_cases import sentence
 
-SMALL = "--endpoints 64 --heldout 8 --samples 16 --iterations 6 --batch 8 --holdout 8"
+SMALL = "--endpoints 24 --heldout 8 --samples 16 --iterations 6 --batch 8 --holdout 8"
 RUN = f"bench paper --checkpoint edm --loss mse --steps 3 --afs False {SMALL} --validate-every 3"
 
 
@@ -74,7 +74,7 @@ def test_a_checkpoint_becomes_the_paper_s_rows(indis, place):
     assert {row["method"] for row in rows} == {"god", "indis", "polynomial:7"}
     assert all(row["calls"] == 3 and row["fd_colours"] > 0 for row in rows)
     data, meta = load_endpoints(place / "run" / "endpoints")
-    assert len(data) == 64
+    assert len(data) == 24
     assert (meta["provenance"]["model"], meta["provenance"]["steps"]) == ("edm:edm", 30)
     plain = next(row for row in rows if row["method"] == "polynomial:7")
     assert min(row["heldout_loss"] for row in rows) <= plain["heldout_loss"]
