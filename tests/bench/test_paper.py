@@ -91,6 +91,10 @@ def test_a_checkpoint_becomes_the_paper_s_rows(indis, place):
 def test_what_is_missing_is_said_before_any_work(indis, place):
     code, said, _ = indis("bench paper --table ffhq")
     assert code == 2 and "indis convert edm edm-ffhq-64x64-uncond-vp.pkl" in said
+    code, said, _ = indis(f"{RUN} --table ffhq --out none")
+    assert code == 2 and "must be of FFHQ 64 x 64" in said and "got (3, 32, 32) and 0" in said
+    code, said, _ = indis(f"{RUN} --loss fashion --out none")
+    assert code == 2 and "loss must suit model edm, got fashion" in said
     code, said, _ = indis(f"{RUN} --inception weights.pth --out none")
     assert code == 2 and "NVIDIA's cifar10-32x32.npz" in said
     code, said, _ = indis(f"{RUN} --inception weights.pth --reference images --out none")

@@ -112,6 +112,9 @@ class PaperBench(Bench):
         loss: what is tuned; the paper's is LPIPS.
         bf16: whether teacher and samples run in bfloat16. Fits stay in float32.
         device: where it runs.
+
+    Raises:
+        ValueError: if the checkpoint is of other pictures or classes than the table.
     """
 
     name, loss_name = "edm", "lpips"
@@ -134,6 +137,7 @@ class PaperBench(Bench):
         self.table, self.judged_by, self.loss_name = table, judge, loss
         self.spec = f"edm:{checkpoint}"
         self.denoiser = models.load(self.spec, device) if checkpoint else unweighted(table)
+        _require_pictures_of(table, self.denoiser)
         half = checkpoint and bf16
         self.drawing: Denoiser = models.load(f"{self.spec},bf16", device) if half else self.denoiser
         self.shared = {"solver": "ipndm:4", "grid": "polynomial:7", "loss": loss}
@@ -183,6 +187,18 @@ def unweighted(table: PaperTable) -> EDMModel:
     with torch.device("meta"):
         network = NETWORKS[table.network](**table.arguments)
     return EDMModel(network, EDMPrecond(), table.arguments["img_resolution"])
+
+
+def _require_pictures_of(table: PaperTable, denoiser: Denoiser) -> None:
+    """Refuse a checkpoint of another data set, as far as shapes tell."""
+    blank = unweighted(table)
+    wanted = blank.shape, blank.classes
+    given = tuple(denoiser.shape), getattr(denoiser, "classes", 0)
+    if given != wanted:
+        raise ValueError(
+            f"checkpoint must be of {table.title}: pictures {wanted[0]} and {wanted[1]} classes, "
+            f"got {given[0]} and {given[1]}"
+        )
 
 
 def sizes_for(table: PaperTable, *, brief: bool) -> Sizes:

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
+import torch
 import tyro
 
 from indis.bench import cost, paper, paper_tables
@@ -15,8 +16,10 @@ from indis.bench.paper_tables import COLUMNS
 from indis.bench.suite import Sizes, resized
 from indis.cli.bench.compare import OWN, SizeOptions, line_up, run_comparison
 from indis.cli.console import JsonFile, command_line, default, emit, say
-from indis.cli.model import WithModel
+from indis.cli.model import WithModel, check_loss
 from indis.cli.paths import writable, writable_file
+from indis.denoise import UNCONDITIONAL
+from indis.endpoints import Endpoints
 from indis.metrics import fid
 from indis.storage import save_json
 
@@ -113,6 +116,9 @@ class Paper(WithModel):
         bench = paper.PaperBench(
             table, self.checkpoint, loss=self.loss, bf16=self.bf16, device=self.place
         )
+        blank = torch.zeros(1, *bench.denoiser.shape)
+        nothing = Endpoints(torch.zeros(1), blank, blank, UNCONDITIONAL)
+        check_loss(self.loss, bench.loss, bench.denoiser, nothing)  # now, not after the teacher
         if self.inception is None:
             say(f"no FID: it needs --inception {fid.WEIGHTS} and --reference {table.reference}")
             offer = "is measured" if self.reference else "needs --reference and a folder of images"
