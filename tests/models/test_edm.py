@@ -9,8 +9,9 @@ import pytest
 import torch
 
 import tiny_edm
+from elsewhere import AWAY, elsewhere
 from indis import Form, models, noise_from_seeds
-from indis.denoise import ClassConditional, FeatureDenoiser
+from indis.denoise import ClassConditional, FeatureDenoiser, to_device_of
 from indis.methods import AMED
 from indis.models.edm import EDMModel, drawn_label
 from indis.models.edm.layers import Conv, attend
@@ -304,6 +305,21 @@ def test_answers_can_be_differentiated_in_sigma_and_samples(folder):
         step = 1e-3 * (1 + t)[:, None, None, None] * direction
         along = (value(x + step, t) - value(x - step, t)) / (2e-3 * (1 + t))
         torch.testing.assert_close((of_x * direction).sum((1, 2, 3)), along, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("precond", ["edm", "iddpm"])
+def test_on_another_device_nothing_stays_behind(tmp_path, precond):
+    channels = 6 if precond == "iddpm" else 3
+    tiny_edm.write(tmp_path, "ncsn++", precond=precond, label_dim=4, out_channels=channels)
+    model = models.load(f"edm:{tmp_path}")
+    x, t = states(model)
+    condition = model.condition([0, 1, 2])
+    with torch.no_grad():
+        expected = model(x, t, condition)
+        with elsewhere():
+            away = to_device_of(condition, model.to(AWAY))
+            found = model(x.to(AWAY), t.to(AWAY), away).cpu()
+    torch.testing.assert_close(found, expected)
 
 
 def test_features_are_the_channel_mean_of_the_encoder_s_last_block(plain):
