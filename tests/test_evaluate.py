@@ -15,9 +15,10 @@ from indis.evaluate import (
     score_pairs,
 )
 from indis.losses import mse, squared_distance
+from indis.metrics.frechet import Moments, frechet_distance
 from indis.models import fashion_features
 from indis.models.fashion_features import frechet_judge
-from indis.pixels import to_pixels
+from indis.pixels import to_bytes, to_pixels
 from small_cases import Still, TinyClasses, tiny_teacher, toy, toy_pairs, toy_teacher
 
 
@@ -141,7 +142,8 @@ def test_another_feature_network_judges_with_its_own_moments(tmp_path):
         usual, other = models.loss(name), models.loss(name, tmp_path)
         assert not torch.equal(usual(*pictures.split(10)), other(*pictures.split(10)))
     with pytest.raises(
-        ValueError, match="loss must be fashion or fashion-dists for features of choice, got 'mse'"
+        ValueError,
+        match="loss must have a feature network, as fashion has, to choose one, got 'mse'",
     ):
         models.loss("mse", tmp_path)
 
@@ -149,3 +151,17 @@ def test_another_feature_network_judges_with_its_own_moments(tmp_path):
 def test_the_frechet_distance_of_points_is_refused_in_one_sentence():
     with pytest.raises(ValueError, match="grey images"):
         frechet_of_seeds(toy(), euler(toy()), range(4), *frechet_judge())
+
+
+def test_float_samples_get_the_distance_of_the_pictures_that_are_stored_of_them():
+    model = models.load("fashion")
+    extract, reference = frechet_judge()
+    with torch.no_grad():
+        samples = torch.cat(list(sample_batches(model, euler(model, 2), range(40))))
+    assert float((samples.abs() > 1).float().mean()) > 0.05  # or the test could not fail
+    stored = to_pixels(to_bytes(samples))
+    distance = frechet_of_images([samples], extract, reference)
+    assert distance == pytest.approx(frechet_of_images([stored], extract, reference), rel=0.01)
+    plain = Moments(len(reference.mean))
+    plain.update(extract(samples))
+    assert abs(frechet_distance(plain, reference) / distance - 1) > 0.05

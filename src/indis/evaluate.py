@@ -20,6 +20,7 @@ from indis.denoise import Condition, Counted, Denoiser, to_device_of
 from indis.endpoints import Endpoints, noise_from_seeds
 from indis.losses import Loss, mse
 from indis.metrics.frechet import Moments, frechet_distance
+from indis.pixels import as_stored
 from indis.sampler import Sampler
 
 Row = dict[str, Any]
@@ -119,8 +120,9 @@ def frechet_of_images(
 ) -> float:
     """Return the Frechet distance of a stream of image batches to a reference set.
 
-    It is called FID only if the features are Inception's; distances in other features compare only
-    with each other.
+    Images are judged as the 8-bit pictures that people see: few steps leave many float pixels
+    outside [-1, 1], and clipping them changes the order of samplers. It is called FID only if the
+    features are Inception's; distances in other features compare only with each other.
 
     Args:
         images: batches ``(batch, *shape)`` in [-1, 1].
@@ -143,7 +145,7 @@ def moments_of_images(
     *,
     on_batch: Callable[[int], None] = lambda count: None,
 ) -> Moments:
-    """Return the moments of the features of a stream of images, such as a reference set.
+    """Return the moments of the features of a stream of images, clipped and rounded to 8 bits.
 
     Args:
         images: batches ``(batch, *shape)`` in [-1, 1].
@@ -159,7 +161,7 @@ def moments_of_images(
         if isinstance(extract, torch.nn.Module):
             extract = extract.to(batch.device)
         with torch.inference_mode():
-            moments.update(extract(batch))
+            moments.update(extract(as_stored(batch)))
         on_batch(moments.count)
     return moments
 

@@ -237,7 +237,7 @@ BAD = {
     ),
     "evaluate: features of another loss": (
         "evaluate --heldout test --loss mse --features fitted",
-        ["loss must be fashion or fashion-dists for features of choice, got 'mse'"],
+        ["loss must have a feature network, as fashion has, to choose one, got 'mse'"],
     ),
     "evaluate: features that are none": (
         "evaluate --heldout test --loss fashion --features fitted",

@@ -97,7 +97,7 @@ def loss(name: str, features: Path | None = None) -> Loss:
             return own[name](features)
         if name in losses.LOSSES:
             raise ValueError(
-                f"loss must be {' or '.join(own)} for features of choice, got {name!r}"
+                f"loss must have a feature network, as fashion has, to choose one, got {name!r}"
             )
         raise ValueError(f"loss must be one of {', '.join(loss_names())}, got {name!r}")
     return losses.named(name)
