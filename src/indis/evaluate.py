@@ -89,6 +89,28 @@ def score_pairs(
     return PairScores(heldout, error, len(data))
 
 
+def losses_of_pairs(
+    denoiser: Denoiser, sampler: Draw, data: Endpoints, loss: Loss, batch: int = 250
+) -> Tensor:
+    """Return the loss of each of the endpoints, ``(len(data),)``, on the CPU.
+
+    Args:
+        denoiser: the model.
+        sampler: the student.
+        data: endpoints.
+        loss: the loss of decoded samples.
+        batch: how many pairs are judged at once.
+    """
+    sampler, loss = to_device_of(sampler, denoiser), to_device_of(loss, denoiser)
+    found = []
+    for start in range(0, len(data), batch):
+        part = to_device_of(data[start : start + batch], denoiser)
+        with torch.no_grad():
+            student = denoiser.decode(sampler(denoiser, part.noise, part.condition))
+            found.append(loss(student, denoiser.decode(part.target)).cpu())
+    return torch.cat(found)
+
+
 def counted_nfe(denoiser: Denoiser, sampler: Sampler) -> int:
     """Return the network evaluations of one sample, counted by running it."""
     counter = Counted(denoiser)

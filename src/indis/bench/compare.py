@@ -13,7 +13,6 @@ gets the same end points, loss, batch and iterations, so a gain is the method's.
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,17 +22,15 @@ from typing import Any
 from indis import artifact
 from indis.bench.cells import MEASURED, TEACHER, Cell, CellCache
 from indis.bench.lineup import CompareConfig, Lineup
+from indis.bench.stages import CHECKPOINT, CURVE, FIRST_HELDOUT, make_endpoints, tune
 from indis.bench.suite import Bench, Sizes
 from indis.denoise import device_of
-from indis.endpoints import TeachConfig, load_endpoints, teach_folder
+from indis.endpoints import load_endpoints
 from indis.evaluate import counted_nfe
 from indis.policies import Fixed
 from indis.sampler import Sampler
-from indis.storage import describe, load_checkpoint, load_json, save_json
+from indis.storage import describe, load_json, save_json
 from indis.tuning import Tuning
-
-CHECKPOINT, CURVE = "checkpoint.safetensors", "curve.json"
-FIRST_HELDOUT = 1_000_000  # seed of the first held-out end point
 
 
 @dataclass(frozen=True)
@@ -117,20 +114,8 @@ class Comparison:
     # --- end points
 
     def _endpoints(self, name: str, count: int, first_seed: int) -> Iterator[CompareProgress]:
-        bench, folder = self.bench, self.folder / name
-        config = TeachConfig(count, first_seed, shard=self._shard(folder / "meta.json"))
-        made_with = bench.provenance() | {"bf16": bench.drawing is not self.denoiser}
-        for state in teach_folder(
-            config, bench.drawing, bench.teacher, folder, provenance=made_with
-        ):
+        for state in make_endpoints(self.bench, self.folder / name, count, first_seed):
             yield CompareProgress(f"teacher {name}", state.done, state.count)
-
-    def _shard(self, meta: Path) -> int:
-        """End points a file. Older, smaller files are added to as they are."""
-        match load_json(meta) if meta.exists() else None:
-            case {"config": {"shard": int(size)}} if 0 < size < self.bench.shard:
-                return size
-        return self.bench.shard
 
     # --- cells without a fit
 
@@ -182,34 +167,14 @@ class Comparison:
     def _tune(
         self, process: Tuning, cell: Cell, key: str, doing: str
     ) -> Generator[CompareProgress, None, float]:
-        """Fit with checkpoints.
-
-        The generator's value is the processor time that the fit took, earlier runs included. A
-        checkpoint of another ``key`` is left alone and written over.
-        """
-        home = self.cache.home(cell)
-        checkpoint = home / CHECKPOINT
-        curve: dict[str, Any] = {
-            "label": cell.name,
-            "steps": cell.nfe,
-            "iteration": [],
-            "heldout": [],
-            "seconds": 0.0,
-        }
-        if checkpoint.exists() and load_checkpoint(checkpoint, "meta")[1]["meta"] == key:
-            process.resume(checkpoint, key)
-            curve = load_json(home / CURVE)
-        before, started = curve["seconds"], time.process_time()
-        for state in process.run():
+        """Fit with checkpoints; the generator's value is the processor time that it took."""
+        work = tune(process, self.cache.home(cell), key, cell.name, cell.nfe)
+        while True:
+            try:
+                state = next(work)
+            except StopIteration as end:
+                return float(end.value)
             yield CompareProgress(f"{doing} best {state.best:.4f}", state.step, state.iterations)
-            if state.heldout is not None:
-                curve["iteration"].append(state.step)
-                curve["heldout"].append(state.heldout)
-            if state.heldout is not None or state.step == state.iterations:
-                curve["seconds"] = before + time.process_time() - started
-                save_json(home / CURVE, curve)
-                process.save(checkpoint, key)
-        return before + time.process_time() - started
 
     def _judge(self, cell: Cell, sampler: Sampler, samples: int) -> dict[str, Any]:
         learned, fixed = cell.seed is not None, isinstance(sampler.policy, Fixed)

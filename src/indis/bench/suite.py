@@ -298,7 +298,44 @@ class ToyBench(Bench):
         return {"kl": histogram_kl(samples, self._truth), "w1": wasserstein1(samples, self._truth)}
 
 
-BENCHES: dict[str, type[Bench]] = {"toy": ToyBench, "fashion": FashionBench}
+class GalaxiesBench(Bench):
+    """A real model of a package (:mod:`indis.models.galaxies`); its samples differ far more than
+    clothes do.
+    """
+
+    name, loss_name = "galaxies", "log-brightness"
+    grids = FashionBench.grids
+    teacher_solver, teacher_grid, teacher_steps = "ipndm:3", "log_snr", 20
+    shard = 500
+    shared = {"solver": "ipndm:3", "grid": "log_snr", "loss": "log-brightness"}
+    full = Sizes(4800, 400, 0, Recipe(150, 48, relative=True, holdout=300, validate_every=25))
+    brief = Sizes(300, 100, 0, Recipe(20, 16, relative=True, holdout=60, validate_every=10))
+
+    def own(self, method: str) -> dict[str, Any]:
+        """Two-stage methods start on the grid of the others, even in log-SNR."""
+        return {"grid": "log_snr"} if issubclass(methods.named(method), TwoStage) else {}
+
+    def judge(self, sampler: Sampler, heldout: Endpoints, samples: int) -> Scores:
+        """Mean square error in log brightness, and that of the pixels."""
+        return score_pairs(self.denoiser, sampler, heldout, self.loss).row() | {"samples": 0}
+
+    def judge_teacher(self, data: Endpoints, samples: int) -> Scores:
+        """Nothing: there is no set of real pictures to compare with."""
+        return {"samples": 0}
+
+    def notes(self, sizes: Sizes) -> list[str]:
+        """Units."""
+        return [
+            "Held-out loss is the mean square error in log brightness; MSE is that of pixels in "
+            "[-1, 1], whose unit is 3.75 of log brightness."
+        ]
+
+
+BENCHES: dict[str, type[Bench]] = {
+    "toy": ToyBench,
+    "fashion": FashionBench,
+    "galaxies": GalaxiesBench,
+}
 
 
 def named(name: str) -> type[Bench]:

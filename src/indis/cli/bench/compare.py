@@ -44,7 +44,7 @@ class Compare(WithModel):
     keeps: ClassVar[str] = "*/endpoints/meta.json"
 
     model: tuple[str, ...] = ("toy",)
-    """Models to compare on: toy, fashion, or both."""
+    """Models to compare on: toy, fashion, galaxies."""
     methods: tuple[str, ...] = ("all",)
     """Methods to compare: names, or the groups all, published, ours and ablation."""
     steps: tuple[int, ...] = (3, 5, 7)
@@ -75,7 +75,7 @@ class Compare(WithModel):
     def run(self) -> None:
         """Run the missing cells, then print the tables."""
         if not self.model:
-            raise ValueError("model must be at least one of toy, fashion, got none")
+            raise ValueError("model must be at least one of toy, fashion, galaxies, got none")
         writable_file(self.json, {self.out / name: OWN for name in self.model})
         rows: list[dict[str, Any]] = []
         for comparison in [
