@@ -8,7 +8,10 @@ import torch
 from indis import artifact
 from indis.bench.curves import Curves, CurvesConfig, Line
 from indis.bench.suite import ToyBench
-from indis.storage import load_json
+from indis.pixels import to_bytes
+from indis.storage import load_json, load_tensors
+
+DRAWN = ("god", "phi", "look", "local")
 
 CONFIG = CurvesConfig(
     steps=(2,),
@@ -82,6 +85,16 @@ def test_finished_lines_are_not_made_again(finished, monkeypatch):
     other = small(finished.folder, replace(CONFIG, oracle_iterations=9))
     names = [line.name for line in other.lines()]
     assert {row["name"] for row in other.rows()} == set(names) - {"oracle-nfe2"}
+
+
+def test_the_drawn_samples_are_those_that_the_shared_plan_fits_best_and_worst(finished):
+    finished.draw(2, count=6)
+    rows, meta = load_tensors(finished.folder / "curves/samples-nfe2/samples.safetensors")
+    assert meta["order"] == ["teacher, 100 NFE", *(f"{k}, 2 NFE" for k in DRAWN)]
+    losses = finished._losses(finished._god(Line("god", 2, 48)), finished.heldout)
+    order = losses.argsort()
+    target = finished.heldout.target[torch.cat([order[:3], order[-3:]])]
+    assert torch.equal(rows["teacher, 100 NFE"], to_bytes(target))
 
 
 @pytest.mark.parametrize(

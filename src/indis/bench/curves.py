@@ -18,6 +18,7 @@ the row says that phi fell back to it.
     folder/endpoints, folder/heldout   teacher end points, those of ``indis bench compare``
     folder/curves/<line>               sampler, learning curve, row
     folder/curves/curves.json          all rows
+    folder/curves/samples-nfe<N>       the easiest and the hardest samples, for the report
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from torch import Tensor
 
 from indis import artifact, methods
 from indis.bench.compare import CompareProgress
+from indis.bench.pictures import Picture, write_samples
 from indis.bench.provenance import code_version, made_by
 from indis.bench.stages import CHECKPOINT, CURVE, FIRST_HELDOUT, make_endpoints, tune
 from indis.bench.suite import Bench
@@ -177,6 +179,32 @@ class Curves:
         save_json(self.folder / "curves" / "curves.json", result)
         return result
 
+    def draw(self, nfe: int, count: int = 10) -> None:
+        """Write ``samples-nfe<N>/samples.safetensors``: pictures of the samples that god's plan
+        fits best and worst, half of each, by the teacher and by each kind of line.
+
+        Of several lines of phi it is the one with the lowest loss on the tuning end points' part.
+        """
+        heldout, _ = load_endpoints(self.folder / "heldout")
+        fitted = [line for line in self.lines() if line.nfe == nfe and self._is_fitted(line)]
+        shown: dict[str, Line] = {}
+        for line in sorted(fitted, key=lambda line: min(load_json(self._curve(line))["heldout"])):
+            shown.setdefault(line.kind, line)
+        order = self._losses(self._god(shown[GOD]), heldout).argsort()
+        chosen = torch.cat([order[: count // 2], order[-(count - count // 2) :]])
+        rows = [Picture("teacher", self.bench.teacher_steps, None)]
+        for kind in (GOD, PHI, *CLOSED):
+            if kind in shown:
+                rows.append(Picture(kind, nfe, artifact.load(self._home(shown[kind]))))
+        target = self.folder / "curves" / f"samples-nfe{nfe}"
+        write_samples(self.denoiser, heldout[chosen], rows, target, count)
+
+    def _is_fitted(self, line: Line) -> bool:
+        return line.kind not in (GRID, ORACLE) and (self._home(line) / ROW).exists()
+
+    def _curve(self, line: Line) -> Path:
+        return self._home(line) / CURVE
+
     def _make(self, line: Line, doing: str) -> Iterator[CompareProgress]:
         home, key = self._home(line), self._key(line)
         curve: dict[str, Any] = {"iteration": [], "heldout": [], "seconds": 0.0}
@@ -194,7 +222,10 @@ class Curves:
                 )
             made = self.bench.provenance() | {"line": asdict(line)}
             artifact.save(process.sampler, home, made)
-            curve, losses = load_json(home / CURVE), self._losses(process.sampler, self.heldout)
+            curve, losses = (
+                load_json(self._curve(line)),
+                self._losses(process.sampler, self.heldout),
+            )
             trained = process.train[: self.config.heldout]
             extra["train_loss"] = self._losses(process.sampler, trained).mean().item()
             extra["fell_back"] = line.kind == PHI and not process.improved

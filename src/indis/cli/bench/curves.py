@@ -9,7 +9,7 @@ from typing import Annotated, ClassVar
 import tyro
 
 from indis.bench import suite as bench
-from indis.bench.curves import Curves, CurvesConfig
+from indis.bench.curves import GOD, Curves, CurvesConfig
 from indis.cli.console import JsonFile, bar, emit, say
 from indis.cli.model import WithModel
 from indis.cli.paths import writable, writable_file
@@ -49,6 +49,9 @@ class CurvesCommand(WithModel):
                 progress.update(
                     task, completed=state.done, total=state.total, description=state.doing
                 )
+        if len(curves.denoiser.shape) == 3 and GOD in self.config.lines:
+            for nfe in self.config.steps:
+                curves.draw(nfe)
         result = curves.collect()
         say(f"{'line':28} {'held out':>9} {'± error':>8} {'train':>8} {'seconds':>8}")
         for row in result["rows"]:
