@@ -13,6 +13,7 @@ CASES: dict[str, Method] = {
     "god": METHODS["god"](steps=3, **TOY),
     "look": METHODS["look"](steps=3, width=16, depth=2, **TOY),
     "local": METHODS["local"](steps=3, width=16, depth=2, **TOY),
+    "spanlift": METHODS["spanlift"](steps=3, **TOY),
     "every-n": METHODS["every-n"](steps=4, fewest=3, width=16, depth=2, **TOY),
     "ld3": METHODS["ld3"](steps=3, pairs=224, **UNIPC),
     "dyweight": METHODS["dyweight"](steps=3, analytic_first=False, **TOY | {"solver": "ipndm:3"}),

@@ -110,10 +110,11 @@ def test_methods_and_stored_policies_are_found_by_their_files(tmp_path, monkeypa
     monkeypatch.syspath_prepend(tmp_path)
     (found,) = classes_in("papers", [str(tmp_path / "papers")])
     assert issubclass(found, Method) and found.name == "mine"
-    assert list(METHODS)[0] == "indis" and len(METHODS) == 16
+    assert list(METHODS)[0] == "indis" and len(METHODS) == 17
     assert set(POLICIES) == {
         "Fixed",
         "LearnedPolicy",
+        "Lifted",
         "MidpointPredictor",
         "MidpointTable",
         "OneShot",

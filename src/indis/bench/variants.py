@@ -81,6 +81,7 @@ VARIANTS: dict[str, Variant] = {
     # Twice the published rate, EPD-Solver's: of so few iterations each must count for more.
     "epd-plugin": Variant("epd-plugin", {"lr": 0.2}),
     "adasde": Variant("adasde"),
+    "spanlift": Variant("spanlift"),
     "indis +weights": Variant("indis", {"weights": 0.5}, kind="ours"),
     "look first": Variant("look", {"replan": "first"}, kind="ours"),
     "look": Variant("look", kind="ours"),

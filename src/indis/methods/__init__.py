@@ -16,6 +16,7 @@ from indis.methods.gits import GITS
 from indis.methods.indis import GOD, INDIS, EveryN, Local, Look
 from indis.methods.ld3 import LD3
 from indis.methods.method import Method, heuristic
+from indis.methods.spanlift import SpanLift
 from indis.policies import Fixed, LearnedPolicy, Policy
 
 __all__ = [
@@ -38,6 +39,7 @@ __all__ = [
     "Local",
     "Look",
     "Method",
+    "SpanLift",
     "heuristic",
     "named",
 ]
