@@ -1,12 +1,12 @@
-"""A plan as a list of sigmas: their values, and what a list cannot say."""
+"""A plan as a list of sigmas, what a list cannot say, and phi as a graph."""
 
 import math
 
 import pytest
 import torch
 
-from indis import EDM, DiscreteVP, Discretization, RectifiedFlow
-from indis.export import lost_in_sigmas, sigmas, unshift
+from indis import EDM, DiscreteVP, Discretization, RectifiedFlow, artifact
+from indis.export import export_phi, lost_in_sigmas, sigmas, unshift
 
 
 def test_sigmas_of_a_variance_preserving_schedule_are_noise_over_signal():
@@ -54,3 +54,24 @@ def test_diffusers_arrives_at_the_plan_s_sigmas(options):
     levels = sigmas(RectifiedFlow(), plan)[0].tolist()
     scheduler.set_timesteps(sigmas=unshift(RectifiedFlow(), levels[:-1], shift), mu=mu)
     assert scheduler.sigmas.tolist() == pytest.approx(levels, abs=1e-6)
+
+
+@pytest.mark.parametrize("name", ["fashion-nfe3", "fashion-nfe5"])
+def test_the_graph_of_phi_gives_its_plans_after_a_file(name, tmp_path):
+    policy = artifact.load(name).policy
+    torch.export.save(export_phi(policy, 3), tmp_path / "phi.pt2")
+    graph = torch.export.load(tmp_path / "phi.pt2").module()
+    draw = torch.Generator().manual_seed(0)
+    noise, features = (torch.randn(3, *s, generator=draw) for s in ((1, 28, 28), (10,)))
+    plan = policy(noise, features)
+    assert float(plan.tau.std(0).max()) > 0.1  # instances differ
+    for got, expected in zip(
+        graph(noise, features), (plan.tau, plan.dtau, plan.gamma), strict=True
+    ):
+        torch.testing.assert_close(got, expected, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["fashion-nfe3-god", "fashion-nfe3-local"])
+def test_a_policy_that_does_not_plan_from_the_noise_alone_is_no_graph(name):
+    with pytest.raises(ValueError, match="policy must read the noise"):
+        export_phi(artifact.load(name).policy)

@@ -1,4 +1,4 @@
-"""A plan as a list of sigmas, for ``pipe(sigmas=...)`` of diffusers and ManualSigmas of ComfyUI.
+"""A plan as a list of sigmas for other tools, and phi as a graph.
 
     plan = sampler.realized_plan(denoiser, noise, condition)
     if not lost_in_sigmas(plan, shared=True, analytic_first=sampler.analytic_first):
@@ -12,10 +12,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from indis.noise import NoiseSchedule, RectifiedFlow
 from indis.plan import Discretization
+from indis.policies import LearnedPolicy
 
 
 def sigmas(schedule: NoiseSchedule, plan: Discretization) -> Tensor:
@@ -65,3 +66,45 @@ def lost_in_sigmas(plan: Discretization, *, shared: bool, analytic_first: bool) 
         "the closed form of the first step": analytic_first,
     }
     return [name for name, lost in parts.items() if lost]
+
+
+class _Phi(nn.Module):
+    """phi(x_T, c) of the paper as a function of tensors."""
+
+    def __init__(self, policy: LearnedPolicy) -> None:
+        super().__init__()
+        self.policy = policy
+
+    def forward(
+        self, noise: Tensor, features: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        plan = self.policy(noise, features)
+        assert isinstance(plan, Discretization)
+        return plan.tau, plan.dtau, plan.gamma
+
+
+def export_phi(policy: LearnedPolicy, batch: int = 1) -> torch.export.ExportedProgram:
+    """Return phi as a graph ``(noise, features) -> (tau, dtau, gamma)`` by torch.export.
+
+    Args:
+        policy: A policy that reads the noise, for one number of steps, without corrected weights.
+        batch: The number of samples; a graph serves this one alone.
+
+    Returns:
+        The graph. It takes ``(batch, *shape)`` and, of a policy that reads a condition, ``(batch,
+        condition_dim)``, and returns times, shifts and scales ``(batch, steps + 1)``, ``(batch,
+        steps)`` and ``(batch, steps)`` in float64. ``torch.export.save`` writes it.
+
+    Raises:
+        ValueError: If the policy reads something else, or its plan is more than three columns.
+    """
+    if policy.shape is None or policy.reads != "noise":
+        raise ValueError(
+            f"policy must read the noise to be a graph of it, got one that reads {policy.reads}"
+        )
+    if policy.order:
+        raise ValueError(f"policy must correct no weights to be exported, got {policy.order}")
+    example = [torch.zeros(batch, *policy.shape)]
+    if policy.condition_dim:
+        example.append(torch.zeros(batch, policy.condition_dim))
+    return torch.export.export(_Phi(policy).eval(), tuple(example), strict=False)

@@ -28,7 +28,8 @@ COMMANDS = {
     "fit": ("Tune a sampler on teacher endpoints.", "fit:fit_command"),
     "sample": ("Draw samples with a fitted sampler or a plain solver.", "sample:Sample"),
     "evaluate": ("Measure how good a sampler's samples are.", "evaluate:Evaluate"),
-    "plan": ("Print a sampler's timesteps, also for use in other tools.", "plan:ShowPlan"),
+    "plan": ("Print a sampler's timesteps, shifts and scales.", "plan:ShowPlan"),
+    "export": ("Print a sampler's sigmas as other tools take them.", "export:Export"),
     "upgrade": ("Convert an artifact of the previous format.", "upgrade:Upgrade"),
     "demo": ("Do all of this in a few minutes, with what ships.", "bench.demo:Demo"),
 }

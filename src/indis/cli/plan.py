@@ -1,13 +1,12 @@
-"""``indis plan``: a sampler's timesteps, and as sigmas for other tools."""
+"""``indis plan``: what a sampler does, step by step."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Any
 
 import torch
-import tyro
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
@@ -17,7 +16,7 @@ from indis.cli.paths import writable_file
 from indis.cli.sampler import SamplerChoice
 from indis.denoise import Denoiser, to_device_of
 from indis.endpoints import LAST_SEED, noise_from_seeds
-from indis.export import lost_in_sigmas, sigmas, unshift
+from indis.export import sigmas
 from indis.plan import Discretization
 from indis.sampler import Sampler
 from indis.storage import describe
@@ -27,49 +26,29 @@ MOST_SEEDS = 100
 
 @dataclass(frozen=True)
 class ShowPlan(SamplerChoice):
-    """Print a sampler's timesteps, shifts and scales, and its sigmas for other tools.
+    """Print a sampler's timesteps, noise levels, shifts and scales.
 
     A plan that reads the network's answers is shown as it turned out for each seed.
 
     Example: indis plan --artifact fashion-nfe3-god
 
     Example: indis plan --artifact fashion-nfe3 --seed 0 1 2 --json plan.json
-
-    Example: indis plan --model mine:flux --artifact runs/flux-n8 --unshift 3.158
     """
 
     seed: tuple[int, ...] = (0,)
     """Seeds of the samples whose plans are shown."""
-    unshift: Annotated[float | None, tyro.conf.arg(metavar="S", help_behavior_hint="")] = None
-    """Give diffusers sigmas that its scheduler shifts by S again. For a mu, S is exp(mu)."""
     json: JsonFile = None
-    """Write the plans and the sigmas."""
+    """Write the plans."""
 
     def run(self) -> None:
-        """Print the plans and the list of sigmas."""
+        """Print the plans."""
         writable_file(self.json)
-        if not 1 <= len(self.seed) <= MOST_SEEDS:
-            raise ValueError(f"seed must be 1 to {MOST_SEEDS} numbers, got {len(self.seed)}")
-        denoiser = self.load_model(self.model_spec)
-        sampler = self.build(denoiser)
-        if not isinstance(sampler, Sampler):
-            raise ValueError(
-                f"steps must be given for {self.artifact}, which takes another number for each "
-                f"sample"
-            )
-        plan, shared = realized(sampler, denoiser, self.seed)
+        sampler, denoiser, plan, shared = self.planned()
         sigma = sigmas(denoiser.schedule, plan)
-        levels = sigma[0].tolist()
-        # diffusers appends the last sigma, 0, itself. ComfyUI takes all of them as they are.
-        listed = {"diffusers": levels[:-1], "comfyui": levels}
-        if self.unshift is not None:
-            listed["diffusers"] = unshift(denoiser.schedule, levels[:-1], self.unshift)
         shown = [None] if shared else [*self.seed]
-        lost = lost_in_sigmas(plan, shared=shared, analytic_first=sampler.analytic_first)
         console = Console(highlight=False)
         for row, seed in enumerate(shown):
             console.print(_table(plan[row : row + 1], sigma[row].tolist(), seed))
-        console.print(_advice(listed, lost, sampler, self.unshift), markup=False, soft_wrap=True)
         emit(
             {
                 "model": denoiser.name,
@@ -83,12 +62,26 @@ class ShowPlan(SamplerChoice):
                     _numbers(plan[row : row + 1], sigma[row].tolist(), seed)
                     for row, seed in enumerate(shown)
                 ],
-                "unshift": self.unshift,
-                "sigmas": None if lost else listed,
-                "lost": lost,
             },
             self.json,
         )
+
+    def planned(self) -> tuple[Sampler, Denoiser, Discretization, bool]:
+        """Return sampler and model, the plans of the seeds, and whether all samples share one.
+
+        Raises:
+            ValueError: If the seeds are none or too many, or the artifact is a budget.
+        """
+        if not 1 <= len(self.seed) <= MOST_SEEDS:
+            raise ValueError(f"seed must be 1 to {MOST_SEEDS} numbers, got {len(self.seed)}")
+        denoiser = self.load_model(self.model_spec)
+        sampler = self.build(denoiser)
+        if not isinstance(sampler, Sampler):
+            raise ValueError(
+                f"steps must be given for {self.artifact}, which takes another number for each "
+                f"sample"
+            )
+        return sampler, denoiser, *realized(sampler, denoiser, self.seed)
 
 
 def realized(
@@ -109,28 +102,6 @@ def realized(
     if len(plan.tau) == 1:
         return plan, True
     return plan[: len(seeds)], shared and not (plan.churn or plan.corrections)
-
-
-def _advice(
-    listed: Mapping[str, Sequence[float]],
-    lost: Sequence[str],
-    sampler: Sampler,
-    shift: float | None,
-) -> str:
-    """Say which sigmas to give to other tools, or why none."""
-    if lost:
-        return f"This plan does not fit into a list of sigmas, which would lose: {', '.join(lost)}."
-    texts = {tool: ", ".join(f"{value:.7g}" for value in values) for tool, values in listed.items()}
-    again = "" if shift is None else f", shifted by {shift:g} again there"
-    last = listed["comfyui"][-1]
-    lines = [
-        f"diffusers, pipe(sigmas=...){again}: [{texts['diffusers']}]",
-        f"ComfyUI, ManualSigmas: {texts['comfyui']}",
-        f"Both need the solver of this sampler: {sampler.solver}.",
-    ]
-    if last:
-        lines.append(f"diffusers goes to sigma 0 in its last step, instead of {last:.7g}.")
-    return "\n".join(lines)
 
 
 def _numbers(plan: Discretization, sigma: list[float], seed: int | None) -> dict[str, Any]:
