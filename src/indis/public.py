@@ -1,6 +1,6 @@
 """What ``import indis`` offers: the one list of public names."""
 
-from indis import artifact, grids, losses, methods, solvers
+from indis import artifact, grids, hub, losses, methods, solvers
 from indis.denoise import UNCONDITIONAL, Condition, Counted, Denoiser, Form, Wrapped, convert
 from indis.endpoints import (
     Endpoints,
@@ -92,6 +92,7 @@ __all__ = [
     "gather",
     "grids",
     "heuristic",
+    "hub",
     "load_endpoints",
     "losses",
     "methods",
