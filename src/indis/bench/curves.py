@@ -214,6 +214,8 @@ class Curves:
         elif line.kind == ORACLE:
             yield CompareProgress(doing, 0, 1)
             losses = self._own_plans(line)
+            same = self._losses(self._god(line), self.heldout[: self.config.oracle])
+            extra["shared_loss"] = same.mean().item()
         else:
             process = self._fit(line)
             for state in tune(process, home, key, line.name, line.nfe):

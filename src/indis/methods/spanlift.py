@@ -173,9 +173,10 @@ class SpanLift(Method):
         """
         sampler = self.untrained(denoiser)
         if start is not None:
-            if getattr(start.policy, "reads", "nothing") != "nothing":
+            reads = getattr(start.policy, "reads", "nothing")
+            if reads != "nothing":
                 raise ValueError(
-                    f"start must have a plan that all samples share, got one of {start.policy.reads}"
+                    f"start must have a plan that all samples share, got one of {reads}"
                 )
             sampler = self.lifted(start, denoiser)
         # No plan is learned that the network would have to wait for.
