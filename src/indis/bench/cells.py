@@ -17,7 +17,7 @@ from indis.storage import digest, load_json, save_json
 
 TEACHER = "teacher"
 # What a row may or may not have been measured by; every row has all of them, None where it was not.
-MEASURED = ("perceptual", "fd", "kl", "w1", "fit_seconds")
+MEASURED = ("perceptual", "fd", "kl", "w1", "fit_seconds", "validation_loss")
 
 
 @dataclass(frozen=True)

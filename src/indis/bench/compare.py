@@ -26,7 +26,7 @@ from indis.bench.stages import CHECKPOINT, CURVE, FIRST_HELDOUT, make_endpoints,
 from indis.bench.suite import Bench, Sizes
 from indis.denoise import device_of
 from indis.endpoints import load_endpoints
-from indis.evaluate import counted_nfe
+from indis.evaluate import counted_nfe, score_pairs
 from indis.policies import Fixed
 from indis.sampler import Sampler
 from indis.storage import describe, load_json, save_json
@@ -142,7 +142,13 @@ class Comparison:
         ]
         if not any(self.cache.is_finished(cell, identity) for identity in identities):
             yield CompareProgress(cell.name, 0, 1)
-            row = self._judge(cell, self.lineup.sampler(cell), samples)
+            sampler = self.lineup.sampler(cell)
+            row = self._judge(cell, sampler, samples)
+            # What a choice between rows may be made by, on the same end points as those of fits.
+            tuning = self.sizes.recipe.split(self.data)[1]
+            if len(tuning):
+                scores = score_pairs(self.denoiser, sampler, tuning, self.bench.loss)
+                row |= {"validation_loss": scores.heldout_loss}
             self._keep(cell, identities[0], row)
 
     # --- fitted cells
@@ -160,7 +166,7 @@ class Comparison:
         yield CompareProgress(f"{doing} judged", 1, 1)
         row = self._judge(cell, process.sampler, self.sizes.samples)
         cost = {"fit_seconds": round(seconds, 1), "iterations": process.step}
-        self._keep(cell, identity, row | cost)
+        self._keep(cell, identity, row | cost | {"validation_loss": made["validation_loss"]})
         # Not before: an interrupt while it is judged would lose the fit.
         (home / CHECKPOINT).unlink(missing_ok=True)
 

@@ -161,7 +161,8 @@ class Lineup:
         name = self._shipped_names().get(cell.method)
         folder = None if name is None else artifact.SHIPPED / name.format(cell.nfe)
         files = {} if folder is None else {file: checksum(folder / file) for file in FILES}
-        sizes = {"heldout": self.sizes.heldout, "samples": samples}
+        tuning = [self.sizes.endpoints, self.sizes.recipe.holdout]
+        sizes = {"heldout": self.sizes.heldout, "samples": samples, "tuning": tuning}
         return sizes | {"shared": self.bench.shared} | files
 
     def learned_identity(self, cell: Cell) -> dict[str, Any]:

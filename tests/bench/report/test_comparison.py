@@ -317,6 +317,14 @@ def test_a_metric_against_nfe_takes_the_better_of_with_and_without_afs_and_says_
     assert table.caption == "Best of with and without AFS, by held-out loss."
 
 
+def test_with_or_without_afs_is_chosen_on_tuning_end_points_where_rows_have_them():
+    rows = [row("god", 3, 0.4), row("god", 3, 0.3, afs=True)]
+    tuned = [one | {"validation_loss": loss} for one, loss in zip(rows, (0.2, 0.5), strict=True)]
+    mixed, results = read({"rows": [tuned[0], rows[1]]}), read({"rows": tuned})
+    assert mixed.best(3)["god"].loss == 0.3 and results.best(3)["god"].loss == 0.4
+    assert results.best_of == "Best of with and without AFS, by the loss on tuning end points."
+
+
 def test_a_choice_of_rows_keeps_the_best_grid_of_each_nfe():
     grids = [row("a", 3, 1.0, seed=None), row("b", 3, 2.0, seed=None), row("b", 5, 1.0, seed=None)]
     results = read({"rows": [row("god", 3, 0.4), row("look", 3, 0.1), *grids]})

@@ -19,7 +19,6 @@ from indis.bench.report.charts import WIDTH, log_axis, panels, style, wide
 from indis.bench.report.comparison import (
     ABLATED,
     BEST_GRID,
-    BEST_OF,
     LOSS,
     METRICS,
     REFERENCE,
@@ -80,7 +79,7 @@ def _chosen(results: Results) -> str:
         if any(e.afs for e in results.entries)
         else ""
     )
-    afs = BEST_OF if results.choosy else forced
+    afs = results.best_of if results.choosy else forced
     ablations = (
         "Ablations have their own figure."
         if any(e.name in ABLATED for e in results.entries)

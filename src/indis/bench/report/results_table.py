@@ -63,7 +63,7 @@ def against_nfe(results: Results, metric: str) -> Table:
         ]
         for name in names
     ]
-    caption = comparison.BEST_OF if results.choosy else ""
+    caption = results.best_of if results.choosy else ""
     return Table([METRICS[metric], *(f"{n} NFE" for n in at)], [Group("", rows)], caption)
 
 
