@@ -47,11 +47,11 @@ class LPIPS(nn.Module):
         self.network = lpips.LPIPS(net=net, verbose=False).eval().requires_grad_(False)
 
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
-        """Return the distances of images.
+        """Return the distances of images, for videos the means over their frames.
 
         Args:
             student: images ``(batch, 1 or 3, height, width)`` in [-1, 1]; grey is repeated over
-                three channels.
+                three channels. Videos ``(batch, channels, frames, height, width)``.
             teacher: images of the same shape.
 
         Returns:
@@ -60,6 +60,9 @@ class LPIPS(nn.Module):
         Raises:
             ValueError: if the samples are no such images.
         """
+        if student.dim() == 5:
+            frames = (video.transpose(1, 2).flatten(0, 1) for video in (student, teacher))
+            return self(*frames).unflatten(0, (len(student), -1)).mean(1)
         return self.network(_in_colour(student), _in_colour(teacher)).flatten()
 
 

@@ -13,7 +13,7 @@ import tyro
 
 from indis import artifact, models
 from indis.cli.console import JsonFile, bar, command_line, default, delayed_interrupt, emit, say
-from indis.cli.model import WithModel, check_loss, taught_model
+from indis.cli.model import WithModel, check_loss, describe_pipeline, taught_model
 from indis.cli.paths import writable, writable_file
 from indis.endpoints import load_endpoints
 from indis.methods import Method, named
@@ -97,6 +97,8 @@ class FitCommand(WithModel, Generic[M]):
     """Model that is sampled. Needed for a function of your own."""
     start: Annotated[Path | None, default("the plain solver", "FOLDER")] = None
     """Artifact of a fitted global plan to begin at."""
+    stream: bool = False
+    """Read end points from disk when they are used, so that memory does not grow with them."""
     save_every: int = 100
     """Iterations between checkpoints. One is also written at every new best and on Ctrl-C."""
     json: JsonFile = None
@@ -105,7 +107,7 @@ class FitCommand(WithModel, Generic[M]):
     def run(self) -> None:
         """Fit, save, and report the held-out loss."""
         self._check()
-        data, meta = load_endpoints(self.data)
+        data, meta = load_endpoints(self.data, stream=self.stream)
         denoiser = self.load_taught(meta, self.data, self.model)
         loss = models.loss(self.config.loss)
         check_loss(self.config.loss, loss, denoiser, data)
@@ -125,6 +127,7 @@ class FitCommand(WithModel, Generic[M]):
         provenance = {
             "command": command_line(),
             "model": self.model or taught_model(meta, self.data),
+            **describe_pipeline(denoiser),
             "weights": denoiser.fingerprint,
             "teacher": meta["provenance"],
             "fitted_on": artifact.seen_seeds(data.seeds, *([self.start] if self.start else [])),

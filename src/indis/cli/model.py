@@ -123,3 +123,10 @@ def taught_model(meta: dict[str, Any], folder: Path | None) -> str:
             f"or make them with `indis teach`"
         )
     return meta["provenance"]["model"]
+
+
+def describe_pipeline(denoiser: Denoiser) -> dict[str, Any]:
+    """Return what provenance says of a pipeline and its prompts, nothing for another model."""
+    if not hasattr(denoiser, "describe"):
+        return {}
+    return {"pipeline": denoiser.describe()}

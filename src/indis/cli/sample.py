@@ -41,6 +41,8 @@ class Sample(SamplerChoice):
     """Number of samples, one for each seed."""
     label: Annotated[tuple[int, ...], default("the seed's own", "N [N ...]")] = ()
     """Classes that the seeds take in turn: 0 to 9 for fashion, or 10 for none."""
+    prompt: Annotated[tuple[str, ...], default("the model's own", "TEXT [TEXT ...]")] = ()
+    """Prompts that the seeds take in turn, for a pipeline of diffusers."""
     teacher: bool = False
     """Show the teacher's sample of the same seed below each one. It takes 30 steps of ipndm:3."""
     json: JsonFile = None
@@ -52,6 +54,8 @@ class Sample(SamplerChoice):
         denoiser = self.load_model(self.model_spec)
         if self.label:
             denoiser = FixedLabels(denoiser, self.label)
+        if self.prompt:
+            denoiser = prompted(denoiser, self.prompt)
         counter = Counted(denoiser)
         sampler = self.build(denoiser)
         seeds = range(self.first_seed, self.first_seed + self.count)
@@ -96,16 +100,32 @@ class Sample(SamplerChoice):
 
     def _row(self, model: str, nfe: float, calls: float) -> dict[str, Any]:
         """Return which samples these are, of what, and what was counted."""
-        which = {
+        which: dict[str, Any] = {
             "model": model,
             "first_seed": self.first_seed,
             "count": self.count,
             "label": list(self.label),
         }
+        if self.prompt:
+            which["prompt"] = list(self.prompt)
         sampler = (
             {"artifact": str(self.artifact), "steps": self.steps} if self.artifact else self.plain
         )
         return {"out": str(self.out), **which, **sampler, "nfe": nfe, "calls": calls}
+
+
+def prompted(denoiser: Denoiser, prompts: Sequence[str]) -> Denoiser:
+    """Return a denoiser whose seeds take these prompts in turn.
+
+    Raises:
+        ValueError: If it reads none.
+    """
+    if not hasattr(denoiser, "prompted"):
+        raise ValueError(
+            f"prompt must be left out for {denoiser.name}, which reads none, got {list(prompts)}"
+        )
+    made: Denoiser = denoiser.prompted(prompts)
+    return made
 
 
 class FixedLabels(Counted):

@@ -9,13 +9,15 @@ from typing import Annotated, ClassVar
 import tyro
 
 from indis import grids
-from indis.cli.console import JsonFile, bar, emit, say
-from indis.cli.model import WithModel
+from indis.cli.console import JsonFile, bar, default, emit, say
+from indis.cli.model import WithModel, describe_pipeline
 from indis.cli.paths import writable, writable_file
 from indis.cli.sampler import MOST_STEPS
 from indis.endpoints import TeachConfig, teach_folder
 from indis.methods import heuristic
 from indis.storage import describe
+
+BANK = "conditions"
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,16 @@ class Teach(WithModel):
     """Solver of the teacher."""
     grid: str = "natural"
     """Timesteps of the teacher."""
+    prompts: Annotated[Path | None, default("none", "FILE")] = None
+    """Prompts for a pipeline, one a line. Seeds take them in turn. Each is encoded once."""
+    heldout_prompts: int = 0
+    """The last so many prompts are kept out of teaching."""
+    judge: bool = False
+    """Teach the held-out prompts instead of the others, to evaluate with."""
+    guidance: Annotated[float | None, default("the pipeline's own", "G")] = None
+    """Guidance scale that a pipeline is called with."""
+    size: Annotated[str | None, default("the pipeline's own", "WxH")] = None
+    """Width and height of a pipeline's pictures."""
     steps: int = 30
     """Number of the teacher's steps. A fit aims at its samples, so take many."""
     config: Annotated[TeachConfig, tyro.conf.arg(name="")] = field(default_factory=TeachConfig)
@@ -52,18 +64,20 @@ class Teach(WithModel):
         """
         if not 1 <= self.steps <= MOST_STEPS:
             raise ValueError(f"steps must be in 1 ... {MOST_STEPS}, got {self.steps}")
-        denoiser = self.load_model(self.model)
+        model = self._spec()
+        writable(self.out)  # encoded prompts are the first that is written
+        denoiser = self.load_model(model)
         grid = grids.resolve_grid(self.grid, denoiser.schedule)
         teacher = heuristic(denoiser, solver=self.solver, grid=grid, steps=self.steps)
         provenance = {
-            "model": self.model,
+            "model": model,
+            **describe_pipeline(denoiser),
             "weights": denoiser.fingerprint,
             "solver": describe(teacher.solver),
             "grid": grid,
             "steps": self.steps,
             "nfe": teacher.nfe,
         }
-        writable(self.out)
         writable_file(self.json, {self.out: ("meta.json", "endpoints-*")})
         remade: tuple[str, ...] = ()
         with bar() as progress:
@@ -77,3 +91,28 @@ class Teach(WithModel):
             say(f"made again what was missing or damaged in {self.out}: {', '.join(remade)}")
         say(f"{self.config.count} endpoints of {teacher.nfe} evaluations each in {self.out}")
         emit({"out": str(self.out), **asdict(self.config), **provenance}, self.json)
+
+    def _spec(self) -> str:
+        """Return the model with the options of a pipeline, so that later commands find them.
+
+        Raises:
+            ValueError: If such options are given for another model.
+        """
+        prompts = None if self.prompts is None else self.prompts.resolve()
+        options = {
+            "prompts": prompts,
+            "heldout": self.heldout_prompts or None,
+            "guidance": self.guidance,
+            "size": self.size,
+        }
+        given = [f"{name}={value}" for name, value in options.items() if value is not None]
+        given += ["judge"] * self.judge
+        pipeline = self.model.partition(":")[0] == "diffusers"
+        if given and not pipeline:
+            name = given[0].partition("=")[0]
+            raise ValueError(
+                f"{name} must be left out for model {self.model}, which is no pipeline of diffusers"
+            )
+        if prompts is not None:
+            given.append(f"bank={(self.out / BANK).resolve()}")
+        return ",".join([self.model, *given])

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import inspect
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -14,10 +12,12 @@ import torch
 from torch import Tensor
 
 from indis import artifact as artifacts
+from indis.diffusers.described import warn_of_others, warn_of_size
 from indis.diffusers.families import Family, family_of
 from indis.diffusers.process import process_of
 from indis.diffusers.run import Layout, Run, known_plan
 from indis.diffusers.scheduler import ALONE, CALL, IndisScheduler
+from indis.diffusers.watch import watch
 from indis.sampler import Sampler
 
 Artifact = Sampler | str | Path
@@ -58,6 +58,7 @@ def enable(
     if artifact is None:
         raise ValueError("artifact must be given, the pipeline was saved with none")
     samplers = _samplers(artifact)
+    warn_of_others(pipe, artifact)
     own = type(pipe.scheduler)
     replaces = config["replaces"] if own is IndisScheduler else own.__name__
     recorded = _recorded(artifact)
@@ -92,7 +93,7 @@ class Enabled:
             ("prepare_latents", self._prepared),
         ):
             if hasattr(pipe, name):
-                self._watch(name, seen)
+                self._restore.append(watch(pipe, name, seen))
 
     def __enter__(self) -> Self:
         return self
@@ -150,6 +151,7 @@ class Enabled:
         self._latents = self._prompt = None
         layout, name = Layout(unpack, pack), type(pipe).__name__
         run = Run(sampler, self._process, latents, layout, features, name)
+        warn_of_size(getattr(sampler.policy, "shape", None), tuple(run.stepper.x.shape[1:]))
         latents.copy_(run.latents())
         return run
 
@@ -195,23 +197,6 @@ class Enabled:
         self._latents = latents
         self.scheduler.begin(latents)
         return (latents, *others) if isinstance(out, tuple) else latents
-
-    def _watch(self, name: str, seen: Callable[[Any, Mapping[str, Any]], Any]) -> None:
-        """Let ``seen`` change what a method of this one pipeline returns."""
-        method = getattr(self.pipe, name)
-        signature, before = inspect.signature(method), vars(self.pipe).get(name)
-
-        @functools.wraps(method)
-        def watched(*args: Any, **kwargs: Any) -> Any:
-            bound = signature.bind(*args, **kwargs)
-            bound.apply_defaults()
-            return seen(method(*args, **kwargs), bound.arguments)
-
-        def restore() -> None:
-            delattr(self.pipe, name) if before is None else setattr(self.pipe, name, before)
-
-        setattr(self.pipe, name, watched)
-        self._restore.append(restore)
 
 
 def _rearranged(one: Callable[..., Tensor], pipe: Any, given: Any, latents: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from indis.endpoints.memory import (
     noise_from_seeds,
     teach,
 )
+from indis.endpoints.streamed import StreamedEndpoints
 from indis.sampler import Sampler
 from indis.storage import (
     as_json,
@@ -123,8 +124,13 @@ def teach_folder(
         yield TeachProgress(start + len(part), config.count, remade)
 
 
-def load_endpoints(folder: Path | str) -> tuple[Endpoints, dict[str, Any]]:
+def load_endpoints(folder: Path | str, *, stream: bool = False) -> tuple[Endpoints, dict[str, Any]]:
     """Return all endpoints of a folder, with noise redrawn, and its ``meta.json``.
+
+    Args:
+        folder: The folder.
+        stream: Whether rows are read from disk when they are asked for, so that memory does not
+            grow with their number.
 
     Raises:
         FileNotFoundError: if the folder or a shard is missing.
@@ -139,8 +145,13 @@ def load_endpoints(folder: Path | str) -> tuple[Endpoints, dict[str, Any]]:
             f"{folder} has {len(meta['shards'])} of {expected} shards: run `indis teach` again to "
             "finish it"
         )
-    data = gather([_read_shard(folder / name, digest) for name, digest in meta["shards"].items()])
-    if noise_checksum(tuple(data.noise.shape[1:])) != meta["noise"]:
+    if stream:
+        data: Endpoints = StreamedEndpoints.of(
+            _sound(folder / name, digest) for name, digest in meta["shards"].items()
+        )
+    else:
+        data = gather([_read_shard(folder / n, digest) for n, digest in meta["shards"].items()])
+    if noise_checksum(tuple(data[:1].noise.shape[1:])) != meta["noise"]:
         raise ValueError(
             f"{folder} was made by a torch that draws other noise from a seed; make the endpoints "
             "again"
@@ -253,10 +264,14 @@ def _fault(path: Path, digest: str) -> Exception | None:
     return None
 
 
-def _read_shard(path: Path, digest: str) -> Endpoints:
+def _sound(path: Path, digest: str) -> Path:
     if (fault := _fault(path, digest)) is not None:
         raise fault
-    tensors, _ = load_tensors(path)
+    return path
+
+
+def _read_shard(path: Path, digest: str) -> Endpoints:
+    tensors, _ = load_tensors(_sound(path, digest))
     inputs = section(tensors, "input.")
     seeds, target = tensors["seeds"], tensors["target"]
     noise = noise_from_seeds(seeds.tolist(), tuple(target.shape[1:]))

@@ -21,6 +21,8 @@ class Family:
         twice: Whether prompts and negative prompts are encoded by two calls.
         late: Whether the noise is first seen by ``scheduler.scale_model_input``.
         pooled: What the features of a prompt are, in words.
+        over: What the pipeline divides its times by before the network.
+        scale: The argument that mixes answers with and without the prompt.
     """
 
     pipelines: ClassVar[tuple[str, ...]] = ()
@@ -28,6 +30,8 @@ class Family:
     twice: ClassVar[bool] = False
     late: ClassVar[bool] = False
     pooled: ClassVar[str] = "nothing"
+    over: ClassVar[float] = 1.0
+    scale: ClassVar[str] = "guidance_scale"
 
     def features(self, pipe: Any, encoded: Any, given: Given) -> Tensor | None:
         """Return features of the prompts ``(batch, dim)``, None if there are no prompts.
@@ -57,6 +61,36 @@ class Family:
         """Return the inverse of :meth:`unpack`."""
         return latents
 
+    def network_time(self, t: Tensor) -> Tensor:
+        """Return the pipeline's times ``(batch,)`` as its network is shown them."""
+        return t / self.over
+
+    def shown(self, latents: Tensor) -> Any:
+        """Return packed latents as the network is shown them."""
+        return latents
+
+    def answered(self, output: Any) -> Tensor:
+        """Return the network's output as packed latents."""
+        latents: Tensor = output
+        return latents
+
+    def guided(self, parts: Sequence[Tensor], scale: float) -> Tensor:
+        """Return the guided answer (Ho & Salimans, 2022).
+
+        Args:
+            parts: Answers in the order in which the network gave them: two.
+            scale: The guidance scale.
+        """
+        low, high = parts if self.doubles else reversed(parts)
+        return low + scale * (high - low)
+
+    def decode(self, pipe: Any, latents: Tensor) -> Tensor:
+        """Return the pictures or videos of unpacked latents, in about [-1, 1], with gradients."""
+        vae = pipe.vae
+        moved = latents / vae.config.scaling_factor + (vae.config.get("shift_factor") or 0)
+        pictures: Tensor = vae.decode(moved.to(vae.dtype), return_dict=False)[0]
+        return pictures
+
     def refusal(self, pipe: Any, own_times: bool) -> str | None:
         """Return why a call cannot be made, None if it can.
 
@@ -65,6 +99,15 @@ class Family:
             own_times: Whether samples are asked about at different times in one network call.
         """
         return None
+
+
+def spread(vae: Any, latents: Tensor) -> Tensor:
+    """Return latents ``(batch, channels, frames, height, width)`` with the moments of a VAE."""
+    mean, std = (
+        latents.new_tensor(values).view(1, -1, 1, 1, 1)
+        for values in (vae.config.latents_mean, vae.config.latents_std)
+    )
+    return (latents * std + mean).to(vae.dtype)
 
 
 def masked_mean(embeddings: Tensor, mask: Tensor) -> Tensor:

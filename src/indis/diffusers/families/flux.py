@@ -16,6 +16,8 @@ class Flux(Family):
     pipelines = ("FluxPipeline",)
     twice = True
     pooled = "mean of the T5 tokens that are not padding ++ pooled CLIP"
+    scale = "true_cfg_scale"
+    over = 1000.0
 
     def features(self, pipe: Any, encoded: Any, given: Given) -> Tensor:
         """Return the mean of the tokens beside the pooled vector."""

@@ -14,6 +14,7 @@ class Flux2(Family):
 
     pipelines = ("Flux2Pipeline",)
     pooled = "mean of the Mistral tokens that are not padding, system message included"
+    over = 1000.0
 
     def features(self, pipe: Any, encoded: Any, given: Given) -> Tensor:
         """Return the mean of the tokens."""
@@ -35,3 +36,12 @@ class Flux2(Family):
     def pack(self, pipe: Any, latents: Tensor, given: Given) -> Tensor:
         """Put rows after each other."""
         return latents.flatten(2).transpose(1, 2)
+
+    def decode(self, pipe: Any, latents: Tensor) -> Tensor:
+        """Undo the batch norm and the patches of the latents."""
+        vae, norm = pipe.vae, pipe.vae.bn
+        mean, variance = (v.view(1, -1, 1, 1) for v in (norm.running_mean, norm.running_var))
+        moved = latents * (variance + vae.config.batch_norm_eps).sqrt() + mean
+        moved = pipe._unpatchify_latents(moved)
+        pictures: Tensor = vae.decode(moved.to(vae.dtype), return_dict=False)[0]
+        return pictures

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from indis.diffusers.families.base import Family, Given, masked_mean
+from indis.diffusers.families.base import Family, Given, masked_mean, spread
 
 
 class QwenImage(Family):
@@ -16,6 +17,8 @@ class QwenImage(Family):
     pipelines = ("QwenImagePipeline",)
     twice = True
     pooled = "mean of the Qwen2.5-VL tokens that are not padding"
+    scale = "true_cfg_scale"
+    over = 1000.0
 
     def features(self, pipe: Any, encoded: Any, given: Given) -> Tensor:
         """Return the mean of the tokens; without a mask none is padding."""
@@ -31,3 +34,14 @@ class QwenImage(Family):
     def pack(self, pipe: Any, latents: Tensor, given: Given) -> Tensor:
         """Make patches."""
         return pipe._pack_latents(latents, *latents.shape)
+
+    def guided(self, parts: Sequence[Tensor], scale: float) -> Tensor:
+        """Keep the length of the answer with the prompt, place by place."""
+        mixed, given = super().guided(parts, scale), parts[0]
+        return mixed * (given.norm(dim=-1, keepdim=True) / mixed.norm(dim=-1, keepdim=True))
+
+    def decode(self, pipe: Any, latents: Tensor) -> Tensor:
+        """A picture is a video of one frame."""
+        moved = spread(pipe.vae, latents.unsqueeze(2))
+        pictures: Tensor = pipe.vae.decode(moved, return_dict=False)[0][:, :, 0]
+        return pictures

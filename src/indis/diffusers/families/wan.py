@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from indis.diffusers.families.base import Family, Given, masked_mean
+from indis.diffusers.families.base import Family, Given, masked_mean, spread
 
 
 class Wan(Family):
@@ -26,3 +26,8 @@ class Wan(Family):
             if own_times and pipe.config.get(name):
                 return f"{name} needs one time for the whole batch"
         return None
+
+    def decode(self, pipe: Any, latents: Tensor) -> Tensor:
+        """The VAE has moments for each channel."""
+        videos: Tensor = pipe.vae.decode(spread(pipe.vae, latents), return_dict=False)[0]
+        return videos

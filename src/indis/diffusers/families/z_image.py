@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -26,3 +27,20 @@ class ZImage(Family):
         if cut is not None and (cut < 1 or own_times and cut <= 1):
             return f"cfg_truncation must be None, it reads times before they are known, got {cut}"
         return None
+
+    def network_time(self, t: Tensor) -> Tensor:
+        """Time goes from 0, noise, to 1."""
+        return (1000 - t) / 1000
+
+    def shown(self, latents: Tensor) -> list[Tensor]:
+        """A list of videos of one frame."""
+        return list(latents.unsqueeze(2).unbind())
+
+    def answered(self, output: Any) -> Tensor:
+        """The velocity points to the data."""
+        return -torch.stack(tuple(output)).squeeze(2)
+
+    def guided(self, parts: Sequence[Tensor], scale: float) -> Tensor:
+        """A scale of 0 is the answer with the prompt."""
+        high, low = parts
+        return high + scale * (high - low)
