@@ -229,6 +229,41 @@ def _judges() -> str:
     return _plain(head, cells)
 
 
+def _galaxies_curves() -> str:
+    """The lines of the learning curves, and how far below the plan for all each ends."""
+    cells = []
+    rows: Sequence[Mapping[str, Any]] = _results("galaxies/curves-nfe3.json")["rows"]
+    shared = next(row["loss"] for row in rows if row["kind"] == "god")
+    for row in rows:
+        before = row.get("shared_loss", shared)
+        iterations = str(row["iteration"][-1]) if row["iteration"] else "–"
+        train = number(row["train_loss"]) if "train_loss" in row else "–"
+        cells.append(
+            [
+                row["kind"] + (f", rate {row['rate']:g}" if row.get("rate") else ""),
+                f"{number(row['loss'])} ± {number(row['error'])}",
+                percent(row["loss"] / before - 1, 0),
+                train,
+                f"{number(row['least'])} to {number(row['largest'])}",
+                str(row["samples"]),
+                iterations,
+                f"{row['seconds']:.0f}" if row["iteration"] else "–",
+            ]
+        )
+    head = ["", "held out ± standard error", "against god", "train", "easiest to hardest"]
+    return _plain([*head, "samples", "iterations", "seconds"], cells)
+
+
+def _galaxies_grids() -> str:
+    """Every grid at each number of evaluations."""
+    rows: Sequence[Mapping[str, Any]] = _results("galaxies/compare.json")["rows"]
+    found = {(row["method"], row["nfe"]): row["heldout_loss"] for row in rows}
+    counts = sorted({nfe for _, nfe in found})
+    names = sorted({name for name, _ in found}, key=lambda name: found[name, counts[0]])
+    cells = [[name, *(number(found.get((name, nfe))) for nfe in counts)] for name in names]
+    return _plain(["", *(f"{nfe} NFE" for nfe in counts)], cells)
+
+
 def _learned(file: str) -> list[Mapping[str, Any]]:
     rows = [row for row in _results(file)["rows"] if row["seed"] is not None]
     return sorted(rows, key=lambda row: (row["nfe"], row["heldout_loss"]))
@@ -267,6 +302,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "relative": _relative,
     "losses": _losses,
     "judges": _judges,
+    "galaxies-curves": _galaxies_curves,
+    "galaxies-grids": _galaxies_grids,
 }
 
 
