@@ -52,3 +52,15 @@ def test_the_example_draws_inside_the_pipeline(tmp_path, monkeypatch, steps, cap
     times = names["handle"].scheduler.timesteps
     assert times.shape == (int(steps), 2) and not torch.equal(times[:, 0], times[:, 1])
     assert len(list(tmp_path.glob("picture-*.png"))) == 2
+
+
+@pytest.mark.parametrize(("name", "made"), [("sd_lsun", "picture-*.png"), ("ltx", "video.gif")])
+def test_an_example_teaches_fits_and_samples_inside_the_pipeline(name, made, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [f"{name}.py", "--tiny"])
+    path = ROOT / "examples" / f"{name}.py"
+    assert len(path.read_text().splitlines()) < 60
+    torch.manual_seed(0)
+    names = runpy.run_path(str(path))
+    assert names["state"].step == 4 and names["process"].best <= names["process"].initial_loss
+    assert len(list(tmp_path.glob(made))) in (1, 2)

@@ -14,8 +14,17 @@ except ModuleNotFoundError as error:
         "indis.diffusers needs diffusers: pip install 'indis-diffusion[diffusers]'"
     ) from error
 
+from indis.diffusers.denoiser import PipelineDenoiser
 from indis.diffusers.families import FAMILIES, Family
 from indis.diffusers.pipeline import Enabled, disable, enable
 from indis.diffusers.scheduler import IndisScheduler
 
-__all__ = ["FAMILIES", "Enabled", "Family", "IndisScheduler", "disable", "enable"]
+__all__ = [
+    "FAMILIES",
+    "Enabled",
+    "Family",
+    "IndisScheduler",
+    "PipelineDenoiser",
+    "disable",
+    "enable",
+]
