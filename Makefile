@@ -4,8 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 LPIPS := .venv-lpips
-
-.PHONY: demo test test-lpips galaxies check docs clean
+.PHONY: demo test test-lpips bench galaxies check docs clean
 
 demo: $(READY)  ## the main job on the models that ship: minutes on two cores; prints where the report is
 	$(BIN)/indis bench demo --out runs/demo
@@ -18,6 +17,10 @@ test-lpips: $(LPIPS)/.ready  ## the loss `lpips` against that package, with real
 
 galaxies: $(READY)  ## the weights of `--model galaxies`, 56 MB: a package of others that states no licence
 	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt --no-deps galaxygrad
+
+bench: $(READY)  ## timings, as ratios within one run; writes the tables of docs/efficiency.md; ten minutes
+	OMP_NUM_THREADS=1 $(BIN)/indis bench speed --seconds 3 --json results/efficiency.json
+	$(BIN)/python tools/fill_docs.py
 
 check: $(READY)  ## lint, format, types, import contract
 	$(BIN)/ruff check

@@ -281,7 +281,51 @@ def _plain(head: list[str], rows: Sequence[Sequence[str]]) -> str:
     return markdown(Table(head, [Group("", [[Cell(text) for text in row] for row in rows])]))
 
 
+def _quartiles(row: Mapping[str, Any]) -> str:
+    return f"{row['ratio']:.2f} ({row['low']:.2f} to {row['high']:.2f})"
+
+
+def _efficiency_loop() -> str:
+    """A row for each size and solver, a column for each kind of plan."""
+    cases: dict[tuple[str, ...], list[str]] = {}
+    for row in _results("efficiency.json")["loop"]:
+        size = f"({', '.join(map(str, row['shape']))}) × {row['batch']}"
+        against = row["scheduler"].removesuffix("Scheduler")
+        case = (size, f"`{row['solver']}`", against, f"{row['goal']:g}")
+        cases.setdefault(case, []).append(_quartiles(row))
+    head = ["samples", "solver", "against", "goal", "shared", "per sample", "φ"]
+    return _plain(head, [[*case, *ratios] for case, ratios in cases.items()])
+
+
+def _efficiency_fit() -> str:
+    rows = _results("efficiency.json")["fit"]
+    cells = [
+        [str(r["steps"]), f"{r['ours']:.1f}", f"{r['theirs']:.1f}", _quartiles(r), f"{r['goal']:g}"]
+        for r in rows
+    ]
+    return _plain(["steps", "samples/s", "plain loop, samples/s", "ratio", "goal"], cells)
+
+
+def _efficiency_memory() -> str:
+    rows = _results("efficiency.json")["memory"]
+    cells = [
+        ["yes" if r["recompute"] else "no", *(f"{r[k]:.0f} MB" for k in ("low_mb", "high_mb"))]
+        + [f"{r['ratio']:.2f}"]
+        for r in rows
+    ]
+    return _plain(["recompute", "N = 3", "N = 7", "ratio"], cells)
+
+
+def _efficiency_startup() -> str:
+    rows = _results("efficiency.json")["startup"]
+    return _plain(["what", "seconds"], [[r["what"], f"{r['seconds']:.2f}"] for r in rows])
+
+
 TABLES: dict[str, Callable[[], str]] = {
+    "efficiency-loop": _efficiency_loop,
+    "efficiency-fit": _efficiency_fit,
+    "efficiency-memory": _efficiency_memory,
+    "efficiency-startup": _efficiency_startup,
     "fashion": lambda: _full("fashion.json"),
     "fashion-curve": lambda: _curve("fashion.json"),
     "fashion-curve-fd": lambda: _curve("fashion.json", "fd"),

@@ -9,7 +9,10 @@ EXPERIMENTS = {
     "toy": ("Run the paper's study of an exact 2-D denoiser.", "bench.toy:ToyCommand"),
     "demo": ("Do the main job in a few minutes, with what ships.", "bench.demo:Demo"),
     "overhead": ("Time a sampler against a fixed plan.", "bench.overhead:Overhead"),
-    "speed": ("Time the loop against diffusers' schedulers.", "bench.speed:Speed"),
+    "speed": (
+        "Time the loop against diffusers' schedulers, fits and start-up.",
+        "bench.speed:Speed",
+    ),
     "foresight": ("Ask what a sample's plan can be foreseen from.", "bench.foresight:Sight"),
     "budget": ("Give every sample its own number of steps.", "bench.budget:Budget"),
     "train": ("Train the Fashion-MNIST denoiser that ships.", "bench.train:TrainModel"),

@@ -28,12 +28,13 @@ from indis.storage import save_json
 class Paper(WithModel):
     """Make the rows of one of the paper's pixel tables. Run it again to go on.
 
-    Samples are compared with --reference: by FID with the --inception weights, else by a distance
-    of coarse colours, which is not FID.
+    Samples are compared with --reference by FID, which needs --inception.
+
+    Without it the distance is of coarse colours, which is not FID.
 
     Example: indis bench paper --table cifar10 --plan-only
 
-    Example: indis bench paper --table ffhq --checkpoint edm/ffhq --reference data/ffhq64
+    Example: indis bench paper --table ffhq --checkpoint edm/ffhq --reference ffhq64
     """
 
     keeps: ClassVar[str] = "endpoints/meta.json"
