@@ -16,6 +16,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import psutil
 import torch
 from torch import Tensor
 
@@ -32,7 +33,7 @@ from indis.recipe import Recipe
 from indis.tuning import Fit
 
 BATCH, ITERATIONS = 32, 4  # endpoints in an iteration, iterations in a timed run
-MANY = 64  # endpoints in the iteration whose memory is measured
+MANY = 128  # endpoints in the iteration whose memory is measured
 AGREEMENT = 1e-4  # largest relative difference of the losses on both sides
 MEGABYTE = 2**20
 
@@ -136,18 +137,28 @@ def _in_new_process(steps: int, recompute: bool) -> float:
     return float(run.stdout.split()[-1])
 
 
-def peak_of_fit(steps: int, recompute: bool) -> float:
-    """Return the bytes by which a fit of two iterations raises this process's peak memory."""
+def peak_of_fit(steps: int, recompute: bool) -> int:
+    """Return the bytes that a fit of two iterations takes above what the process holds before.
+
+    Raises:
+        RuntimeError: if loading took more than the fit, whose peak is then unknown.
+    """
     torch.set_num_threads(1)
     denoiser = fashion.load()
     data = teach(denoiser, heuristic(denoiser, solver="euler", steps=1), range(MANY), batch=4)
     process = _fit(denoiser, data, steps, 2, batch=MANY, recompute=recompute)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    held, before = psutil.Process().memory_info().rss, _peak()
     for _ in process.descent():
         pass
-    # Kilobytes on Linux, bytes on macOS.
+    if _peak() == before:
+        raise RuntimeError("the fit must take more memory than what went before it")
+    return _peak() - held
+
+
+def _peak() -> int:
+    """The peak resident set so far, in bytes; the system counts kilobytes, on macOS bytes."""
     unit = 1 if sys.platform == "darwin" else 1024
-    return unit * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def startup_rows(repeats: int = 5) -> list[dict[str, Any]]:
