@@ -16,7 +16,6 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import psutil
 import torch
 from torch import Tensor
 
@@ -118,7 +117,8 @@ def _fit(denoiser: Denoiser, data: Endpoints, steps: int, iterations: int, **set
 def memory_rows(steps: tuple[int, int] = (3, 7)) -> list[dict[str, Any]]:
     """Return the peak memory of a fit for two numbers of steps, with and without ``recompute``.
 
-    Each is measured in a new process, as the peak resident set less what was there before the fit.
+    Each is measured in a new process of Linux, as the peak resident set less what was there before
+    the fit.
     """
     rows = []
     for recompute in (False, True):
@@ -147,18 +147,21 @@ def peak_of_fit(steps: int, recompute: bool) -> int:
     denoiser = fashion.load()
     data = teach(denoiser, heuristic(denoiser, solver="euler", steps=1), range(MANY), batch=4)
     process = _fit(denoiser, data, steps, 2, batch=MANY, recompute=recompute)
-    held, before = psutil.Process().memory_info().rss, _peak()
+    held, before = _memory("VmRSS"), _memory("VmHWM")
     for _ in process.descent():
         pass
-    if _peak() == before:
+    if _memory("VmHWM") == before:
         raise RuntimeError("the fit must take more memory than what went before it")
-    return _peak() - held
+    return _memory("VmHWM") - held
 
 
-def _peak() -> int:
-    """The peak resident set so far, in bytes; the system counts kilobytes, on macOS bytes."""
-    unit = 1 if sys.platform == "darwin" else 1024
-    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+def _memory(name: str) -> int:
+    """A line of Linux's account of this process, in bytes.
+
+    ``getrusage`` would not do: its peak is inherited from the process that started this one.
+    """
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))
 
 
 def startup_rows(repeats: int = 5) -> list[dict[str, Any]]:
