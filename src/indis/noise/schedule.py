@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from indis.checks import number_text, require_choice
-from indis.numerics import TIME_DTYPE
+from indis.numerics import TIME_DTYPE, scaled
 
 Domain = Literal["time", "log_snr"]
 Prior = Literal["marginal", "unit"]
@@ -200,4 +200,4 @@ def prior(schedule: NoiseSchedule, noise: Tensor) -> Tensor:
             f"noise must be of a dtype that holds sigma(t_max) = {sigma:g} times a normal number, "
             f"such as float32, got {noise.dtype}, whose largest number is {largest:g}"
         )
-    return noise * sigma
+    return scaled(sigma, noise)

@@ -43,15 +43,15 @@ class Step:
     x' = carry x + predict · values, or without this step's value
     x' = direct_x x + direct_answer a + predict[1:] · values. ``correct`` weighs the value at the
     new node first, then this step's and older ones. ``trial`` takes the place of ``value`` for
-    Heun's trial answer.
+    Heun's trial answer. Where no value is remembered only the direct numbers are computed.
     """
 
-    value: Scalar
     direct_x: Scalar
     direct_answer: Scalar
-    carry: Scalar
     predict: list[Scalar]
     correct: list[Scalar]
+    value: Scalar = 1.0
+    carry: Scalar = 1.0
     trial: Scalar | None = None
 
 
@@ -150,11 +150,16 @@ class Tableau:
             if correct is not None:
                 correct = correct * newest_first[..., : correct.shape[-1]]
         value, newest = gain * ratio[..., -2], predict[..., 0]
-        columns = {"value": value, "direct_answer": newest * value, "carry": step.carry}
+        columns = {"direct_answer": newest * value}
         columns["direct_x"] = step.carry + newest if self.converts else step.carry
+        parts = predict.unbind(-1)
+        if self.solver.memory == 1 and correct is None:  # no value outlives its step
+            parts = ()
+        else:
+            columns |= {"value": value, "carry": step.carry}
         if step.trial:
             columns["trial"] = gamma * ratio[..., -1]
-        parts, single = predict.unbind(-1), len(columns)
+        single = len(columns)
         ends = () if correct is None else correct.unbind(-1)
         stacked = torch.broadcast_tensors(*columns.values(), *parts, *ends)
         middle = single + len(parts)
