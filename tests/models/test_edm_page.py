@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import indis
-import tiny_edm
+import lookalike_edm
 from indis.cli import main as entry
 from indis.metrics import fid
 from indis.storage import load_json
@@ -40,7 +40,7 @@ class Extractor(torch.nn.Module):
 def place(tmp_path, monkeypatch):
     """A folder with the files that the page asks for."""
     small = {"model_channels": 4, "channel_mult": [1, 1, 1]}
-    tiny_edm.write(tmp_path / "edm-cifar10", resolution=32, **small)
+    lookalike_edm.write(tmp_path / "edm-cifar10-32x32-uncond-vp.pkl", resolution=32, **small)
     (tmp_path / fid.WEIGHTS).touch()
     np.savez(tmp_path / "cifar10-32x32.npz", mu=np.zeros(DIM), sigma=np.eye(DIM))
     module = types.ModuleType("torch_fidelity.feature_extractor_inceptionv3")

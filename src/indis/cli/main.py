@@ -30,6 +30,7 @@ COMMANDS = {
     "evaluate": ("Measure how good a sampler's samples are.", "evaluate:Evaluate"),
     "plan": ("Print a sampler's timesteps, shifts and scales.", "plan:ShowPlan"),
     "export": ("Print a sampler's sigmas as other tools take them.", "export:Export"),
+    "convert": ("Convert NVIDIA's EDM checkpoint, without running it.", "convert:Convert"),
     "upgrade": ("Convert an artifact of the previous format.", "upgrade:Upgrade"),
     "demo": ("Do all of this in a few minutes, with what ships.", "bench.demo:Demo"),
 }
