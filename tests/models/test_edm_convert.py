@@ -133,6 +133,8 @@ def hostile(trace):
         ),
         "storage of gigabytes": checkpoint({"w": Evil(load, enlarged_storage())}),
         "deep recursion": b"\x80\x04" + b"]" * 200_000 + b"a" * 199_999 + b".",
+        "nested keys": b"\x80\x04}" + b")" + b"\x85" * 19_990 + b"Ns.",
+        "deeply nested keys": b"\x80\x04}" + b")" + b"\x85" * 1_000_000 + b"Ns.",
         "memo bomb": b"\x80\x04Nr\xff\xff\xff\x7f0N.",
         "declared gigabytes": b"\x80\x04\x8e" + (2**40).to_bytes(8, "little") + b"x.",
         "long number": b"\x80\x04\x8b" + (1000).to_bytes(4, "little") + b"\x7f" * 1000 + b".",

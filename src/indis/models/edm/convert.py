@@ -56,6 +56,8 @@ def convert(path: Path, out: Path, net: str = "ema", report: Report = lambda don
         _check(config, tensors)
     except (AttributeError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is no EDM checkpoint: it lacks {error}") from None
+    except RecursionError:
+        raise ValueError(f"{path} is no EDM checkpoint: it is nested too deeply") from None
     except ValueError as error:
         text = str(error)
         own = text if text.startswith(str(path)) else f"{path} is no EDM checkpoint: {text}"
@@ -70,12 +72,12 @@ def convert(path: Path, out: Path, net: str = "ema", report: Report = lambda don
 
 def _recovered(content: Any, net: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """The config and the tensors of one network of the file."""
-    if not isinstance(content, Mapping):
+    if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
         raise ValueError(f"it holds a {type(content).__name__}, not named networks")
     names = {"ema": ("ema",), "raw": ("raw", "net")}[net]
     whole = next((content[name] for name in names if name in content), None)
     if whole is None:
-        raise ValueError(f"it has no network {net!r}, but {', '.join(sorted(map(str, content)))}")
+        raise ValueError(f"it has no network {net!r}, but {', '.join(sorted(content))}")
     kind, ordered = PRECONDS.get(getattr(whole, "kind", ""), (None, ()))
     if kind is None:
         found = getattr(whole, "kind", type(whole).__name__)
