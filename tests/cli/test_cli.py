@@ -396,7 +396,8 @@ def test_the_module_fails_with_one_sentence(tmp_path):
     result = module("sample", "--model", "flux", cwd=tmp_path)
     assert (result.returncode, result.stdout) == (2, "")
     assert result.stderr == (
-        "indis: error: model must be one of edm, fashion, galaxies, toy or module:function, "
+        "indis: error: model must be one of diffusers, edm, fashion, galaxies, toy or "
+        "module:function, "
         "got 'flux'\n"
     )
     assert contents(tmp_path) == {}

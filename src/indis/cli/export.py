@@ -29,7 +29,7 @@ TOOLS = {
 
 @dataclass(frozen=True)
 class Export(ShowPlan):
-    """Print a sampler's noise levels as lists for other tools, and what a list cannot carry.
+    """Print a sampler's sigmas for other tools, and what a list cannot carry.
 
     A list is of one plan: that of all samples, or of the first seed.
 

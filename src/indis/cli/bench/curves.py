@@ -19,7 +19,7 @@ OWN = ("endpoints/*", "heldout/*", "curves/*")
 
 @dataclass(frozen=True)
 class CurvesCommand(WithModel):
-    """Fit to convergence: one plan for all, phi, look, local, and each sample's own plan.
+    """Fit one plan for all, phi, look, local and each sample's own plan at length.
 
     Run it again to go on. `indis bench report OUT/MODEL/curves` draws the curves.
 

@@ -21,7 +21,7 @@ from typing import Any, BinaryIO, cast
 import torch
 from torch import Tensor
 
-# A checkpoint of ImageNet has some 60 000 instructions, 3 400 of which make tuples. Python's hash of
+# A checkpoint of ImageNet has some 60 000 instructions; 3 400 make tuples. Python's hash of
 # tuples within tuples has no end of its own but that of the stack.
 MOST_INSTRUCTIONS, MOST_TUPLES, LONGEST_TEXT = 500_000, 20_000, 2**24
 # They call a hook, a registry or buffers of the reading program, or make what may be changed.
