@@ -24,8 +24,9 @@ from indis import (
     noise_from_seeds,
     solvers,
 )
+from indis.storage import load_json
 from learned import closed, per_sample, phi, shared
-from small_cases import TinyClasses, contents, same_tensors, sentence, toy
+from small_cases import TinyClasses, contents, reseal, same_tensors, sentence, toy
 
 SEEDS = list(range(6))
 STEPS, ORDER = 4, 3
@@ -96,10 +97,9 @@ def folder(tmp_path):
 
 
 def edit(folder, change):
-    path = folder / "config.json"
-    config = json.loads(path.read_text())
+    config = load_json(folder / "config.json")
     change(config)
-    path.write_text(json.dumps(config))
+    reseal(folder / "config.json", config)
 
 
 def unreadable(folder, kind=ValueError):

@@ -19,12 +19,13 @@ from indis import (
     teach_folder,
 )
 from indis.endpoints import noise_checksum
-from indis.storage import load_json, save_json
+from indis.storage import load_json
 from small_cases import (
     Still,
     TinyClasses,
     contents,
     flip_last_byte,
+    reseal,
     sentence,
     tiny_teacher,
     toy,
@@ -279,7 +280,7 @@ def test_an_unfinished_set_says_how_to_finish_it(tmp_path):
 
 def test_noise_of_another_torch_is_noticed(copy):
     meta = load_json(copy / "meta.json")
-    save_json(copy / "meta.json", meta | {"noise": "0" * 16})
+    reseal(copy / "meta.json", meta | {"noise": "0" * 16})
     assert "draws other noise" in unreadable(copy)
     assert "another noise" in refused(copy)
 
@@ -376,12 +377,13 @@ def test_end_points_of_two_models_do_not_mix(tmp_path):
         made(tmp_path / "b", wrapped(0.2), 8)
 
 
-def test_end_points_of_before_their_denoiser_was_told_go_on(tmp_path):
+def test_end_points_that_do_not_tell_their_denoiser_are_refused(tmp_path):
     list(run(tmp_path))
     meta = load_json(tmp_path / "meta.json")
     assert meta.pop("denoiser")["name"] == "tiny"
-    save_json(tmp_path / "meta.json", meta)
-    assert [p.done for p in run(tmp_path)] == [3, 6, 7]
+    reseal(tmp_path / "meta.json", meta)
+    with pytest.raises(ValueError, match="denoiser must be of type dict, got None"):
+        list(run(tmp_path))
 
 
 @pytest.mark.parametrize("seed", [-1, 1.5, 2**32])

@@ -8,15 +8,14 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from indis.sealed import pack_optimizer, unpack_optimizer
 from indis.storage import (
     checksum,
     digest,
     load_json,
     load_tensors,
-    pack_optimizer,
     save_json,
     save_tensors,
-    unpack_optimizer,
     write_aside,
 )
 from small_cases import contents, sentence

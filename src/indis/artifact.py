@@ -20,14 +20,16 @@ from indis.methods import POLICIES
 from indis.noise import SCHEDULES
 from indis.policies import Policy
 from indis.sampler import Sampler
+from indis.sealed import SizedBy, load_record, save_record
 from indis.solvers import SOLVERS
 from indis.storage import (
+    DamagedFileError,
     checksum,
     describe,
     load_json,
     load_tensors,
+    malformed,
     rebuild,
-    save_json,
     save_tensors,
 )
 
@@ -96,7 +98,6 @@ def write(sampler: Sampler, folder: Path | str, provenance: dict[str, Any] | Non
     weights = folder / "policy.safetensors"
     save_tensors(weights, policy.state_dict())
     config = {
-        "format": FORMAT,
         "solver": describe(sampler.solver),
         "analytic_first": sampler.analytic_first,
         "nfe": sampler.nfe,
@@ -104,7 +105,7 @@ def write(sampler: Sampler, folder: Path | str, provenance: dict[str, Any] | Non
         "weights": checksum(weights),
         "provenance": recorded,
     }
-    save_json(folder / "config.json", config)
+    save_record(folder / "config.json", FORMAT, config)
 
 
 def load(folder: Path | str) -> Sampler:
@@ -134,15 +135,16 @@ def read(folder: Path | str) -> Sampler:
     folder = find(folder)
     config = load_config(folder)
     tensors = checked_tensors(folder, config)
-    try:
+    with malformed(folder, "artifact"):
         solver = rebuild(config["solver"], SOLVERS.values())
         policy = _build_policy(config["policy"], tensors)
         analytic_first = config["analytic_first"]
         if not isinstance(analytic_first, bool):
             raise TypeError(f"analytic_first must be true or false, got {analytic_first!r}")
-        return Sampler(policy.eval().requires_grad_(False), solver, analytic_first)
-    except (KeyError, TypeError, RuntimeError) as error:
-        raise ValueError(f"{folder} is not a complete artifact: {reason(error)}") from None
+        sampler = Sampler(policy.eval().requires_grad_(False), solver, analytic_first)
+        if config["nfe"] != sampler.nfe:
+            raise ValueError(f"nfe must be {sampler.nfe}, got {config['nfe']!r}")
+    return sampler
 
 
 def checked_tensors(folder: Path, config: dict[str, Any]) -> dict[str, Tensor]:
@@ -155,10 +157,13 @@ def checked_tensors(folder: Path, config: dict[str, Any]) -> dict[str, Tensor]:
     weights = folder / "policy.safetensors"
     tensors, _ = load_tensors(weights)
     if config.get("weights") != checksum(weights):
-        raise ValueError(
-            f"{folder} is damaged: policy.safetensors is not the one that config.json was written "
-            "with"
+        raise DamagedFileError(
+            folder,
+            "is damaged: policy.safetensors is not the one that config.json was written with",
         )
+    for name, value in tensors.items():
+        if value.is_floating_point() and not bool(value.isfinite().all()):
+            raise DamagedFileError(weights, f"is damaged: {name} is not finite")
     return tensors
 
 
@@ -222,15 +227,21 @@ def load_config(folder: Path, *, version: int = FORMAT) -> dict[str, Any]:
     path = folder / "config.json"
     if not path.is_file():
         raise FileNotFoundError(f"{folder} is not an artifact: config.json is missing")
+    if version == FORMAT:
+        if _unsealed(path) == 2:
+            raise DamagedFileError(
+                path, f"has format 2, which is read no more: run `indis upgrade {folder}`"
+            )
+        return load_record(path, FORMAT)
+    if (found := _unsealed(path)) != version:
+        raise DamagedFileError(path, f"must have format {version}, got {found!r}")
+    return load_json(path)
+
+
+def _unsealed(path: Path) -> Any:
+    """Return the format that a config claims, before its checksum is looked at."""
     config = load_json(path)
-    found = config.get("format") if isinstance(config, dict) else None
-    if found == 2 and version == FORMAT:
-        raise ValueError(
-            f"{path} has format 2, which is read no more: run `indis upgrade {folder}`"
-        )
-    if found != version:
-        raise ValueError(f"{path} must have format {version}, got {found!r}")
-    return config
+    return config.get("format") if isinstance(config, dict) else None
 
 
 def upgrade(folder: Path | str) -> None:
@@ -246,11 +257,9 @@ def upgrade(folder: Path | str) -> None:
     if (folder / BUDGET).exists():
         raise ValueError(f"{folder} holds a budget, which is not converted: fit it again")
     config = load_config(folder, version=2)
-    try:
+    with malformed(folder, "artifact"):
         policy, tensors, solver = converted(config, checked_tensors(folder, config))
         sampler = Sampler(_build_policy(policy, tensors), solver, config["analytic_first"])
-    except (KeyError, TypeError, RuntimeError) as error:
-        raise ValueError(f"{folder} is not a complete artifact: {reason(error)}") from None
     provenance = config.get("provenance", {})
     if isinstance(made := provenance.get("config"), dict) and "fit" in made:
         provenance["config"] = {("recipe" if k == "fit" else k): v for k, v in made.items()}
@@ -264,13 +273,9 @@ def _require_known(name: str, value: object, known: Iterable[type]) -> None:
         raise TypeError(f"{name} must be one of {names} to be saved, got {type(value).__name__}")
 
 
-def reason(error: Exception) -> str:
-    """Return an error's first line; a KeyError's text is the key alone."""
-    return f"{error} is missing" if isinstance(error, KeyError) else str(error).splitlines()[0]
-
-
 def _build_policy(config: dict[str, Any], tensors: dict[str, Tensor]) -> Policy:
     kind = config["type"]
     if kind not in POLICIES:
         raise ValueError(f"policy type must be one of {', '.join(POLICIES)}, got {kind!r}")
-    return POLICIES[kind].rebuild(config, tensors)
+    with SizedBy(tensors):
+        return POLICIES[kind].rebuild(config, tensors)

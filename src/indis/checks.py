@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Any, get_args
 
 
@@ -43,3 +45,34 @@ def number_text(value: float) -> str:
     """Return the shortest text that reads back as the same number: "80", "0.029167129"."""
     short = f"{value:g}"
     return short if float(short) == value else repr(float(value))
+
+
+def memory_left() -> int:
+    """Return how many bytes of memory this machine could still give a process."""
+    meminfo = Path("/proc/meminfo")
+    if meminfo.exists():
+        for line in meminfo.read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def require_memory(name: str, value: int, bytes_each: float, power: int = 1) -> None:
+    """Refuse a size that cannot fit into memory, before any work.
+
+    Args:
+        name: what the size is called.
+        value: the size given.
+        bytes_each: memory of a size of one.
+        power: of the size in its memory; 2 for the width of a square layer.
+
+    Raises:
+        ValueError: naming the largest size that fits.
+    """
+    left = memory_left()
+    if bytes_each * value**power > left:
+        most = int((left / bytes_each) ** (1 / power))
+        raise ValueError(
+            f"{name} must be at most {most} to fit into the {left / 2**30:.1f} GiB of memory that "
+            f"are free here, got {value}"
+        )

@@ -1,22 +1,25 @@
 """Files: safetensors and JSON, written aside and then renamed, so they are never half-written.
 
 Everything the library stores goes through this module: shards, checkpoints, artifacts, results. A
-reader sees either the previous file or the new one, and an interrupted run can resume. Nothing that
-is read is executed.
+reader sees either the previous file or the new one, after a loss of power too, and an interrupted
+run can resume. Nothing that is read is executed, and sizes are bounded before anything is parsed.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
+import re
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
+import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -24,24 +27,111 @@ from torch import Tensor
 T = TypeVar("T")
 
 
+MOST_JSON = 64 << 20  # bytes of a JSON file
+MOST_NESTING = 64
+MOST_FAULT = 400  # characters, of a sentence that may quote a file
+MOST_DIGITS = 20  # of a whole number
+_TEXT = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
+_OS_ERROR = re.compile(r"os error (\d+)")
+# What goes wrong where fields of a file are missing, or of another kind or size.
+MALFORMED = (
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+
+
+class DamagedFileError(ValueError):
+    """A file is damaged, incomplete, or not what it should be.
+
+    Args:
+        path: the file, or its folder.
+        fault: what is wrong with it, the sentence whose subject is the path.
+    """
+
+    def __init__(self, path: Path, fault: str) -> None:
+        fault = fault if len(fault) <= MOST_FAULT else f"{fault[:MOST_FAULT]}..."
+        super().__init__(f"{path} {fault}")
+        self.path, self.fault = path, fault
+
+
+@contextmanager
+def malformed(path: Path, kind: str) -> Iterator[None]:
+    """Read fields of a file; what goes wrong is the file's fault.
+
+    Args:
+        path: the file or its folder.
+        kind: what it should be, such as "artifact".
+
+    Raises:
+        DamagedFileError: with one sentence.
+    """
+    try:
+        yield
+    except DamagedFileError:
+        raise
+    except MALFORMED as error:
+        missing = isinstance(error, KeyError)
+        text = " ".join(str(error).split())[:300]
+        reason = f"{text} is missing" if missing else text
+        raise DamagedFileError(path, f"is not a complete {kind}: {reason}") from None
+
+
 def write_aside(path: Path, write: Callable[[Path], object]) -> None:
-    """Write a temporary file next to ``path`` and rename it into place.
+    """Write a temporary file next to ``path`` and rename it into place, durably.
 
     Args:
         path: the file to make or replace; its folder is made if there is none.
         write: a function that fills the temporary file whose path it is given.
+
+    Raises:
+        OSError: naming the file, if the disk is full for one.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=TEMPORARY)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None
     os.close(handle)
     try:
         write(Path(name))
         # mkstemp makes the file private; give it the permissions that a plain open() would have
         # given.
         os.chmod(name, 0o666 & ~_umask())
+        _flush(name)
         os.replace(name, path)
+        _flush(path.parent)
+    except (OSError, SafetensorError) as error:
+        if (code := _errno(error)) is None:
+            raise
+        raise OSError(code, os.strerror(code), str(path)) from None
     finally:
         Path(name).unlink(missing_ok=True)
+
+
+TEMPORARY = ".aside"  # ends the names of temporary files
+
+
+def _errno(error: OSError | SafetensorError) -> int | None:
+    """Return the system's error number, which safetensors puts into its text."""
+    if isinstance(error, OSError):
+        return error.errno
+    found = _OS_ERROR.search(str(error))
+    return int(found[1]) if found else None
+
+
+def _flush(path: Path | str) -> None:
+    """Wait until a file, or the names in a folder, would survive a loss of power."""
+    if os.name == "nt" and Path(path).is_dir():  # a folder cannot be opened there
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def _umask() -> int:
@@ -101,25 +191,70 @@ def load_json(path: Path) -> Any:
 
     Raises:
         FileNotFoundError: if the file is missing.
-        ValueError: if it is not JSON.
+        DamagedFileError: if it is not JSON, or larger or deeper than anything that is written.
     """
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise DamagedFileError(path, "is not valid JSON: it is no plain file")
+    if path.is_file() and path.stat().st_size > MOST_JSON:
+        raise DamagedFileError(path, f"is not valid JSON: it is larger than {MOST_JSON >> 20} MiB")
     try:
-        return json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from None
+        return parse_json(path.read_bytes())
+    except ValueError as error:
+        raise DamagedFileError(path, f"is not valid JSON: {error}") from None
 
 
-def save_tensors(path: Path, tensors: Mapping[str, Tensor], meta: Any = None) -> None:
+def parse_json(raw: bytes) -> Any:
+    """Return the value of JSON text, with nesting and numbers bounded before they are built.
+
+    Raises:
+        ValueError: if it is no JSON, too deep, or holds a number that is not finite or too long.
+    """
+    marks = np.frombuffer(_TEXT.sub(b"", raw), np.uint8)
+    opened = np.isin(marks, (91, 123)).astype(np.int32)  # [ and {
+    closed = np.isin(marks, (93, 125)).astype(np.int32)
+    if len(marks) and int((opened - closed).cumsum(dtype=np.int32).max()) > MOST_NESTING:
+        raise ValueError(f"it is nested deeper than {MOST_NESTING}")
+    return json.loads(
+        raw.decode("utf-8"), parse_int=_whole, parse_float=_finite, parse_constant=_finite
+    )
+
+
+def _whole(text: str) -> int:
+    if len(text) > MOST_DIGITS:
+        raise ValueError(f"a whole number has more than {MOST_DIGITS} digits: {text[:12]}...")
+    return int(text)
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"a number is not finite: {text[:12]}")
+    return value
+
+
+def save_tensors(
+    path: Path,
+    tensors: Mapping[str, Tensor],
+    meta: Any = None,
+    finish: Callable[[Path], None] | None = None,
+) -> None:
     """Write a safetensors file.
 
     Args:
         path: the file.
         tensors: the tensors by name, on any device.
         meta: any JSON, stored in the header.
+        finish: what is done to the file before it takes its name.
     """
     clean = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     header = {"meta": json.dumps(meta, allow_nan=False)}
-    write_aside(path, lambda temporary: save_file(clean, temporary, metadata=header))
+
+    def write(temporary: Path) -> None:
+        save_file(clean, temporary, metadata=header)
+        if finish is not None:
+            finish(temporary)
+
+    write_aside(path, write)
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], Any]:
@@ -127,23 +262,22 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], Any]:
 
     Raises:
         FileNotFoundError: if it is missing.
-        ValueError: if it is damaged, or a pickle, which is never executed.
+        DamagedFileError: if it is damaged, or a pickle, which is never executed.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist")
     try:
         with safe_open(path, framework="pt") as file:
-            header = file.metadata() or {}
-            return {name: file.get_tensor(name) for name in list(file.keys())}, json.loads(
-                header.get("meta", "null")
-            )
-    except (SafetensorError, json.JSONDecodeError) as error:
+            meta = parse_json((file.metadata() or {}).get("meta", "null").encode())
+            return {name: file.get_tensor(name) for name in list(file.keys())}, meta
+    except (SafetensorError, ValueError, RuntimeError, OverflowError) as error:
         if _is_pickle(path):
-            raise ValueError(
-                f"{path} is a pickle, which is never executed; convert it with "
-                "torch.load(..., weights_only=True) and safetensors.torch.save_file"
+            raise DamagedFileError(
+                path,
+                "is a pickle, which is never executed; convert it with "
+                "torch.load(..., weights_only=True) and safetensors.torch.save_file",
             ) from None
-        raise ValueError(f"{path} is damaged: {error}") from None
+        raise DamagedFileError(path, f"is damaged: {error}") from None
 
 
 def _is_pickle(path: Path) -> bool:
@@ -159,26 +293,6 @@ def _is_pickle(path: Path) -> bool:
     return (binary or head[:1] in (b"(", b"c", b"]", b"}")) and last == b"."
 
 
-def load_checkpoint(path: Path, *fields: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Return the tensors and the ``meta`` of a checkpoint.
-
-    Args:
-        path: the file.
-        fields: names that ``meta`` must have.
-
-    Raises:
-        FileNotFoundError: if it is missing.
-        ValueError: if it is damaged, or something else wrote it.
-    """
-    tensors, meta = load_tensors(path)
-    absent = [name for name in fields if not isinstance(meta, dict) or name not in meta]
-    if absent:
-        raise ValueError(
-            f"{path} is no checkpoint of this version: {', '.join(absent)} missing from its header"
-        )
-    return tensors, meta
-
-
 def section(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """Return the tensors whose names start with ``prefix``, named without it."""
     return {
@@ -190,7 +304,8 @@ def section(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 def checksum(path: Path) -> str:
     """Return the SHA-256 of a file in hexadecimal."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def describe(value: Any) -> dict[str, Any]:
@@ -249,25 +364,3 @@ def from_fields(kind: type[T], values: Mapping[str, Any]) -> T:
 def digest(value: Any) -> str:
     """Return a short stable hash of any JSON value, for caches keyed by a configuration."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def pack_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Return the state tensors of an optimizer, flat, for a safetensors file."""
-    state = optimizer.state_dict()["state"]
-    return {
-        f"optimizer.{i}.{name}": value
-        for i, slots in state.items()
-        for name, value in slots.items()
-    }
-
-
-def unpack_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """Restore what :func:`pack_optimizer` stored; learning rates stay those of the optimizer."""
-    state: dict[int, dict[str, Tensor]] = {}
-    for key, value in tensors.items():
-        if key.startswith("optimizer."):
-            _, index, slot = key.split(".", 2)
-            state.setdefault(int(index), {})[slot] = value
-    optimizer.load_state_dict(
-        {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}
-    )

@@ -25,15 +25,8 @@ from indis.losses import Loss
 from indis.policies import Policy
 from indis.recipe import Recipe, descend
 from indis.sampler import Sampler
-from indis.storage import (
-    as_json,
-    difference,
-    load_checkpoint,
-    pack_optimizer,
-    save_tensors,
-    section,
-    unpack_optimizer,
-)
+from indis.sealed import load_checkpoint, pack_optimizer, save_checkpoint, unpack_optimizer
+from indis.storage import DamagedFileError, as_json, difference, malformed, section
 
 
 @dataclass(frozen=True)
@@ -53,7 +46,8 @@ class Tuning(ABC):
     """Turns an untuned sampler into a tuned one: iterate :meth:`run`, then take ``sampler``.
 
     It works on the denoiser's device: sampler and loss are moved there once, end points batch by
-    batch. ``best`` is the best held-out loss so far.
+    batch. ``best`` is the best held-out loss so far, ``curve`` holds all of them, each beside its
+    iteration.
 
     Raises:
         ValueError: if the end points are too few for the held-out part.
@@ -71,6 +65,7 @@ class Tuning(ABC):
         self.sampler, self.loss = to_device_of(sampler, denoiser), to_device_of(loss, denoiser)
         self.denoiser, self.recipe = denoiser, recipe
         self.step, self.best = 0, math.inf
+        self.curve: list[tuple[int, float]] = []
         self.initial_loss = math.inf  # the held-out loss before the first iteration
 
     @property
@@ -174,6 +169,7 @@ class Search(Tuning):
         self.step = 1
         if len(self.heldout):
             self.best = self.validate()
+            self.curve.append((1, self.best))
         yield Progress(1, 1, self.best, self.best if len(self.heldout) else None, self.best)
 
     def finish(self) -> None:
@@ -214,6 +210,8 @@ class Fit(Tuning):
             for step, loss in self.descent():
                 self.step = step
                 heldout = self._judge() if self._validates() else None
+                if heldout is not None:
+                    self.curve.append((step, heldout))
                 yield Progress(step, self.recipe.iterations, loss, heldout, self.best)
         except FloatingPointError:
             self.finish()
@@ -264,16 +262,18 @@ class Fit(Tuning):
     def save(self, path: Path, meta: Any = None) -> None:
         """Write a checkpoint that :meth:`resume` continues from, bit for bit."""
         tensors, numbers = self._state()
-        save_tensors(path, tensors, {"config": self._identity(), "meta": meta, **numbers})
+        save_checkpoint(path, tensors, {"config": self._identity(), "meta": meta, **numbers})
 
     def resume(self, path: Path, meta: Any = None) -> None:
         """Continue from a checkpoint of the same sampler, end points and recipe (``meta``
         included).
 
         Raises:
-            ValueError: if it belongs to another fit, or is no checkpoint.
+            ValueError: if it belongs to another fit.
+            DamagedFileError: if it is damaged, or no checkpoint.
         """
-        tensors, header = load_checkpoint(path, "config", "meta", "step", "initial", "best")
+        fields = ("config", "meta", "step", "initial", "best", "curve")
+        tensors, header = load_checkpoint(path, *fields)
         found = {"fit": header["config"], "meta": header["meta"]}
         wanted = as_json({"fit": self._identity(), "meta": meta})
         if found != wanted:
@@ -281,7 +281,12 @@ class Fit(Tuning):
                 f"{path} was written with another configuration ({difference(found, wanted)}): "
                 "give the same one or another folder"
             )
-        self._restore(tensors, header)
+        if type(header["step"]) is not int or not 0 <= header["step"] <= self.iterations:
+            raise DamagedFileError(
+                path, f"is damaged: step must be in 0 ... {self.iterations}, got {header['step']!r}"
+            )
+        with malformed(path, "checkpoint"):
+            self._restore(tensors, header)
 
     def _identity(self) -> dict[str, Any]:
         """What a checkpoint must have been made with."""
@@ -305,19 +310,22 @@ class Fit(Tuning):
         current = {f"policy.{k}": v for k, v in self.sampler.policy.state_dict().items()}
         best = {f"best.{k}": v for k, v in self.best_state.items()}
         losses = {"best": self.best, "initial": self.initial_loss}
-        numbers = {"step": self.step} | {
+        numbers = {"step": self.step, "curve": self.curve} | {
             name: v if math.isfinite(v) else None for name, v in losses.items()
         }
         return current | best | pack_optimizer(self.optimizer), numbers
 
     def _restore(self, tensors: dict[str, Tensor], numbers: dict[str, Any]) -> None:
         """Undo :meth:`_state`."""
-        self.sampler.policy.load_state_dict(section(tensors, "policy."))
-        self.best_state = section(tensors, "best.")
+        policy = self.sampler.policy
+        policy.load_state_dict(section(tensors, "best."))
+        self.best_state = copied_state(policy)
+        policy.load_state_dict(section(tensors, "policy."))
         unpack_optimizer(self.optimizer, tensors)
         self.step = numbers["step"]
+        self.curve = [(int(step), float(loss)) for step, loss in numbers["curve"]]
         self.best, self.initial_loss = (
-            math.inf if v is None else v for v in (numbers["best"], numbers["initial"])
+            math.inf if v is None else float(v) for v in (numbers["best"], numbers["initial"])
         )
 
     def _validates(self) -> bool:

@@ -10,8 +10,8 @@ from indis.bench.budget import BudgetConfig, BudgetSampler, allocate, price_for
 from indis.bench.error_predictor import ErrorPredictor, deviance
 from indis.denoise import Counted
 from indis.methods import INDIS, EveryN
-from indis.storage import load_json, save_json
-from small_cases import contents, same_tensors, sentence, toy, toy_pairs
+from indis.storage import load_json
+from small_cases import contents, reseal, same_tensors, sentence, toy, toy_pairs
 
 COUNTS = (2, 3, 5)
 
@@ -161,7 +161,7 @@ def test_it_comes_back_from_disk(own, tmp_path):
     assert (back.price, back.mean) == (own.price, own.mean)
     with torch.no_grad():
         assert torch.equal(back(toy(), noise), own(toy(), noise))
-    (tmp_path / "b" / "budget.json").write_text('{"price": 1}')
+    reseal(tmp_path / "b" / "budget.json", {"price": 1})
     with pytest.raises(ValueError, match="is not a complete budget"):
         budget.load(tmp_path / "b")
     artifact.read(tmp_path / "b")  # it is still an artifact for every N
@@ -187,10 +187,10 @@ def test_a_budget_without_its_checksums_is_refused(own, tmp_path):
     assert list(config["files"]) == ["config.json", "budget.safetensors"]
     bare = {name: config[name] for name in ("price_per_evaluation", "mean", "predictor")}
     for damaged in (bare, config | {"files": []}):
-        save_json(tmp_path / "budget.json", damaged)
+        reseal(tmp_path / "budget.json", damaged)
         with pytest.raises(ValueError, match=r"is not a complete budget: it lacks the checksums"):
             budget.load(tmp_path)
-    save_json(tmp_path / "budget.json", config)
+    reseal(tmp_path / "budget.json", config)
     assert budget.load(tmp_path).price == own.price
     (tmp_path / "budget.safetensors").unlink()
     with pytest.raises(FileNotFoundError, match="budget.safetensors does not exist"):

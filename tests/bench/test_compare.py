@@ -19,8 +19,8 @@ from indis.cli.bench.compare import draw, lines
 from indis.evaluate import frechet_of_images, frechet_of_seeds
 from indis.methods import INDIS
 from indis.models.fashion_features import frechet_judge
-from indis.storage import load_json, load_tensors, save_json
-from small_cases import TinyClasses, contents
+from indis.storage import load_json, load_tensors
+from small_cases import TinyClasses, contents, reseal
 
 SIZES = Sizes(12, 6, 4, Recipe(iterations=4, batch=4, holdout=4, validate_every=2))
 WITHOUT_HOLDOUT = Sizes(12, 6, 4, Recipe(iterations=2, batch=4, holdout=0))
@@ -126,7 +126,7 @@ def test_a_reused_row_of_an_earlier_version_gets_its_keys(tmp_path):
     for file in (tmp_path / "cells").glob("god*.json"):
         stored = load_json(file)
         old = {k: v for k, v in stored["row"].items() if k not in ("kl", "w1", "device")}
-        save_json(file, stored | {"row": old})
+        reseal(file, stored | {"row": old})
     again = small(tmp_path)
     list(again.run())
     assert again.denoiser.asked == 0

@@ -4,7 +4,8 @@ before."""
 import pytest
 
 from indis.bench.suite import ToyBench
-from indis.storage import load_json, save_json
+from indis.storage import load_json
+from small_cases import reseal
 
 RECIPE = "--iterations 2 --batch 8 --holdout 8 --validate-every 1"
 SIZES = f"--endpoints 64 --heldout 64 --samples 64 {RECIPE}"
@@ -20,7 +21,7 @@ def compared(indis, tmp_path, monkeypatch):
     assert indis(f"{LINE} --model toy --methods god gits")[0] == 0
     for path in (cells := tmp_path / "run" / "toy" / "cells").glob("*.json"):
         stored = load_json(path)
-        save_json(path, stored | {"row": stored["row"] | {"old": True}})
+        reseal(path, stored | {"row": stored["row"] | {"old": True}})
     return cells
 
 

@@ -9,8 +9,8 @@ from cli.lines import FIT, TEACH, refused
 from indis import Fixed, Sampler, artifact, models
 from indis.cli.sampler import SamplerChoice
 from indis.solvers import Euler
-from indis.storage import load_json, save_json
-from small_cases import contents, flip_last_byte
+from indis.storage import load_json
+from small_cases import contents, flip_last_byte, reseal
 
 GOD = FIT.replace("--width 8 --depth 1", "")
 KNOWN_SOLVERS = ["euler", "heun", "ipndm", "adams_bashforth", "deis", "dpmpp", "unipc"]
@@ -457,14 +457,14 @@ def test_a_damaged_artifact_is_named(indis, work, command):
 
 def test_endpoints_that_name_no_model_are_refused(indis, work):
     meta = load_json(work / "data" / "meta.json")
-    save_json(work / "data" / "meta.json", meta | {"provenance": {}})
+    reseal(work / "data" / "meta.json", meta | {"provenance": {}})
     for command in (f"fit --data data --out x {FIT}", "evaluate --heldout data --loss mse"):
         assert "name no model" in refused(indis, command)
 
 
 def test_endpoints_of_other_weights_are_refused(indis, work):
     meta = load_json(work / "data" / "meta.json")
-    save_json(
+    reseal(
         work / "data" / "meta.json",
         meta | {"provenance": meta["provenance"] | {"weights": "others"}},
     )
@@ -541,14 +541,14 @@ def test_what_ships_is_not_refused(name):
 @pytest.mark.parametrize("record", [{}, {"fitted_on": None}, {"fitted_on": ["0 ... 47"]}])
 def test_an_artifact_that_does_not_say_what_it_was_fitted_on_still_serves(indis, work, record):
     config = load_json(work / "fitted" / "config.json")
-    save_json(work / "fitted" / "config.json", config | {"provenance": record})
+    reseal(work / "fitted" / "config.json", config | {"provenance": record})
     assert indis("evaluate --artifact fitted --heldout data --loss mse")[0] == 0
 
 
 def test_endpoints_that_do_not_say_which_weights_they_are_of_still_serve(indis, work):
     meta = load_json(work / "test" / "meta.json")
     del meta["provenance"]["weights"]
-    save_json(work / "test" / "meta.json", meta)
+    reseal(work / "test" / "meta.json", meta)
     assert indis("evaluate --heldout test --loss mse")[0] == 0
 
 
@@ -556,7 +556,7 @@ def test_endpoints_that_do_not_say_which_weights_they_are_of_still_serve(indis, 
 @pytest.mark.parametrize("value", [None, [], {"count": "many"}, 0])
 def test_endpoint_metadata_of_another_kind_is_refused(indis, work, part, value):
     meta = load_json(work / "data" / "meta.json")
-    save_json(work / "data" / "meta.json", meta | {part: value})
+    reseal(work / "data" / "meta.json", meta | {part: value})
     assert "data" in refused(indis, f"fit --data data --out x {FIT}")
     assert "data" in refused(indis, f"{TEACH} --count 48 --out data")
 

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from indis import artifact
 from indis.bench.error_predictor import ErrorPredictor, deviance
-from indis.checks import require_least
+from indis.checks import require_least, require_memory
 from indis.denoise import UNCONDITIONAL, Condition, Denoiser, to_device_of
 from indis.endpoints import Endpoints
 from indis.losses import Loss
@@ -36,9 +36,12 @@ from indis.numerics import seeded
 from indis.policies import LearnedPolicy
 from indis.recipe import descend
 from indis.sampler import Sampler
-from indis.storage import checksum, load_json, load_tensors, save_json, save_tensors
+from indis.sealed import SizedBy, load_record, save_record
+from indis.storage import DamagedFileError, checksum, exactly, load_tensors, malformed, save_tensors
 from indis.tuning import copied_state
 
+FORMAT = 1
+PREDICTOR = ("counts", "shape", "condition_dim", "width", "depth")
 FILE, WEIGHTS = artifact.BUDGET, "budget.safetensors"
 BOUND = ("config.json", WEIGHTS)  # the weights of the policy are bound by config.json
 
@@ -69,6 +72,8 @@ class BudgetConfig:
 
     def __post_init__(self) -> None:
         require_least(self, iterations=1, batch=1, width=1, depth=1, seed=0)
+        require_memory("width", self.width, 16 * self.depth, power=2)
+        require_memory("batch", self.batch, 64)
         if not self.lr > 0:
             raise ValueError(f"lr must be positive, got {self.lr}")
         if not 0 < self.holdout < 1:
@@ -258,7 +263,8 @@ def save(
         "mean": budget.mean,
         "predictor": budget.predictor.describe(),
     }
-    save_json(folder / FILE, own | {"files": {name: checksum(folder / name) for name in BOUND}})
+    files = {name: checksum(folder / name) for name in BOUND}
+    save_record(folder / FILE, FORMAT, own | {"files": files})
 
 
 def load(folder: Path | str) -> BudgetSampler:
@@ -269,33 +275,31 @@ def load(folder: Path | str) -> BudgetSampler:
         ValueError: if a file is damaged, or of another budget than the rest.
     """
     folder = Path(folder)
-    config = load_json(folder / FILE)
+    config = load_record(folder / FILE, FORMAT)
     _check_files(folder, config)
     sampler, (tensors, _) = artifact.read(folder), load_tensors(folder / WEIGHTS)
-    try:
-        predictor = ErrorPredictor(**config["predictor"])
-        predictor.load_state_dict(tensors)
+    with malformed(folder / FILE, "budget"):
+        described = exactly(config["predictor"], PREDICTOR)
+        with SizedBy(tensors):
+            predictor = ErrorPredictor(**described)
+            predictor.load_state_dict(tensors)
         price, mean = float(config["price_per_evaluation"]), float(config["mean"])
         return BudgetSampler(sampler, predictor.eval().requires_grad_(False), price, mean)
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(
-            f"{folder / FILE} is not a complete budget: {artifact.reason(error)}"
-        ) from None
 
 
 def _check_files(folder: Path, config: Any) -> None:
     """Pass if the files are those that were written together."""
     files = config.get("files") if isinstance(config, dict) else None
     if not isinstance(files, dict):
-        raise ValueError(
-            f"{folder / FILE} is not a complete budget: it lacks the checksums of the other files"
+        raise DamagedFileError(
+            folder / FILE, "is not a complete budget: it lacks the checksums of the other files"
         )
     for name in BOUND:
         if not (folder / name).is_file():
             raise FileNotFoundError(f"{folder / name} does not exist")
         if files.get(name) != checksum(folder / name):
-            raise ValueError(
-                f"{folder} is damaged: {name} is not the one that {FILE} was written with"
+            raise DamagedFileError(
+                folder, f"is damaged: {name} is not the one that {FILE} was written with"
             )
 
 

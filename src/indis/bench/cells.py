@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from indis.bench.provenance import code_version, made_by
-from indis.storage import digest, load_json, save_json
+from indis.sealed import load_record, save_record
+from indis.storage import DamagedFileError, digest
 
 TEACHER = "teacher"
+FORMAT = 1
 # What a row may or may not have been measured by; every row has all of them, None where it was not.
 MEASURED = ("perceptual", "fd", "kl", "w1", "fit_seconds", "validation_loss")
 
@@ -64,15 +66,16 @@ class CellCache:
     def is_finished(self, cell: Cell, identity: Any) -> bool:
         """Return whether there is a row of this cell for the same identity."""
         path = self._path(cell)
-        return path.exists() and load_json(path)["identity"] == self.key(identity)
+        return path.exists() and read_cell(path)["identity"] == self.key(identity)
 
     def row(self, cell: Cell) -> dict[str, Any]:
         """Return the row of a finished cell."""
-        return load_json(self._path(cell))["row"]
+        return read_cell(self._path(cell))["row"]
 
     def keep(self, cell: Cell, identity: Any, row: dict[str, Any]) -> None:
         """Store a row, with the version and commit that made it."""
-        save_json(self._path(cell), {"identity": self.key(identity), "row": row | made_by()})
+        content = {"identity": self.key(identity), "row": row | made_by()}
+        save_record(self._path(cell), FORMAT, content)
 
     def forget(self, cell: Cell) -> None:
         """Remove a cell's row and its fitted sampler."""
@@ -84,7 +87,10 @@ class CellCache:
 
         Rows that an earlier version wrote get the keys that they lack, with None.
         """
-        parts = [load_json(path) for path in sorted((self.folder / "cells").glob("*.json"))]
+        parts = [
+            read_cell(path, "method", "nfe")
+            for path in sorted((self.folder / "cells").glob("*.json"))
+        ]
         keys = (*MEASURED, "device", *made_by())
         return [
             part | {"row": dict.fromkeys(keys) | part["row"]}
@@ -95,3 +101,22 @@ class CellCache:
 
     def _path(self, cell: Cell) -> Path:
         return self.folder / "cells" / f"{cell.name}.json"
+
+
+def read_cell(path: Path, *needs: str) -> dict[str, Any]:
+    """Return the ``{"identity": ..., "row": ...}`` of a finished cell.
+
+    Args:
+        path: its file.
+        needs: what its row must have.
+
+    Raises:
+        DamagedFileError: if it is damaged or incomplete.
+    """
+    content = load_record(path, FORMAT)
+    identity, row = content.get("identity"), content.get("row")
+    if not isinstance(identity, str) or not isinstance(row, dict):
+        raise DamagedFileError(path, "is not a complete cell: delete it to compute it again")
+    if absent := [name for name in needs if name not in row]:
+        raise DamagedFileError(path, f"is not a complete cell: its row lacks {absent[0]}")
+    return {"identity": identity, "row": row}

@@ -22,14 +22,14 @@ from typing import Any
 from indis import artifact
 from indis.bench.cells import MEASURED, TEACHER, Cell, CellCache
 from indis.bench.lineup import CompareConfig, Lineup
-from indis.bench.stages import CHECKPOINT, CURVE, FIRST_HELDOUT, make_endpoints, tune
+from indis.bench.stages import CHECKPOINT, CURVE, FIRST_HELDOUT, make_endpoints, read_curve, tune
 from indis.bench.suite import Bench, Sizes
 from indis.denoise import device_of
 from indis.endpoints import load_endpoints
 from indis.evaluate import counted_nfe, score_pairs
 from indis.policies import Fixed
 from indis.sampler import Sampler
-from indis.storage import describe, load_json, save_json
+from indis.storage import describe, save_json
 from indis.tuning import Tuning
 
 
@@ -106,7 +106,9 @@ class Comparison:
             "notes": self._notes(stored),
         }
         save_json(self.folder / "results.json", result)
-        curves = [load_json(path) for path in sorted(self.folder.glob(f"artifacts/*/{CURVE}"))]
+        curves = [
+            read_curve(path.parent) for path in sorted(self.folder.glob(f"artifacts/*/{CURVE}"))
+        ]
         drawn = [curve for curve in curves if curve["heldout"]]
         save_json(self.folder / "curves.json", {"curves": drawn})
         return result

@@ -32,10 +32,11 @@ import torch
 from torch import Tensor
 
 from indis import artifact, methods
+from indis.bench.cells import FORMAT, read_cell
 from indis.bench.compare import CompareProgress
 from indis.bench.pictures import Picture, write_samples
 from indis.bench.provenance import code_version, made_by
-from indis.bench.stages import CHECKPOINT, CURVE, FIRST_HELDOUT, make_endpoints, tune
+from indis.bench.stages import CHECKPOINT, FIRST_HELDOUT, make_endpoints, read_curve, tune
 from indis.bench.suite import Bench
 from indis.checks import require_least
 from indis.endpoints import Endpoints, load_endpoints
@@ -44,7 +45,8 @@ from indis.methods import Method
 from indis.policies import LearnedPolicy
 from indis.recipe import Recipe
 from indis.sampler import Sampler
-from indis.storage import digest, load_json, save_json
+from indis.sealed import save_record
+from indis.storage import digest, save_json
 from indis.tuning import Fit
 
 GRID, GOD, PHI, ORACLE = "grid", "god", "phi", "oracle"
@@ -188,7 +190,7 @@ class Curves:
         heldout, _ = load_endpoints(self.folder / "heldout")
         fitted = [line for line in self.lines() if line.nfe == nfe and self._is_fitted(line)]
         shown: dict[str, Line] = {}
-        for line in sorted(fitted, key=lambda line: min(load_json(self._curve(line))["heldout"])):
+        for line in sorted(fitted, key=lambda line: min(self._curve(line)["heldout"])):
             shown.setdefault(line.kind, line)
         order = self._losses(self._god(shown[GOD]), heldout).argsort()
         chosen = torch.cat([order[: count // 2], order[-(count - count // 2) :]])
@@ -202,8 +204,8 @@ class Curves:
     def _is_fitted(self, line: Line) -> bool:
         return line.kind not in (GRID, ORACLE) and (self._home(line) / ROW).exists()
 
-    def _curve(self, line: Line) -> Path:
-        return self._home(line) / CURVE
+    def _curve(self, line: Line) -> dict[str, Any]:
+        return read_curve(self._home(line))
 
     def _make(self, line: Line, doing: str) -> Iterator[CompareProgress]:
         home, key = self._home(line), self._key(line)
@@ -225,7 +227,7 @@ class Curves:
             made = self.bench.provenance() | {"line": asdict(line)}
             artifact.save(process.sampler, home, made)
             curve, losses = (
-                load_json(self._curve(line)),
+                self._curve(line),
                 self._losses(process.sampler, self.heldout),
             )
             trained = process.train[: self.config.heldout]
@@ -233,7 +235,7 @@ class Curves:
             extra["fell_back"] = line.kind == PHI and not process.improved
         row = asdict(line) | {"name": line.name} | _summary(losses) | extra
         row |= {name: curve[name] for name in ("iteration", "heldout", "seconds")} | made_by()
-        save_json(home / ROW, {"identity": key, "row": row})
+        save_record(home / ROW, FORMAT, {"identity": key, "row": row})
         (home / CHECKPOINT).unlink(missing_ok=True)
 
     def _method(self, line: Line) -> Method:
@@ -318,10 +320,10 @@ class Curves:
 
     def _finished(self, line: Line) -> bool:
         path = self._home(line) / ROW
-        return path.exists() and load_json(path)["identity"] == self._key(line)
+        return path.exists() and read_cell(path)["identity"] == self._key(line)
 
     def _row(self, line: Line) -> dict[str, Any]:
-        row: dict[str, Any] = load_json(self._home(line) / ROW)["row"]
+        row: dict[str, Any] = read_cell(self._home(line) / ROW)["row"]
         return row
 
 

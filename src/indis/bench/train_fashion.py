@@ -21,7 +21,8 @@ from indis.models import fashion
 from indis.models.edm.preconditioning import denoise
 from indis.numerics import seeded
 from indis.pixels import to_pixels
-from indis.storage import load_checkpoint, pack_optimizer, save_tensors, section, unpack_optimizer
+from indis.sealed import load_checkpoint, pack_optimizer, save_checkpoint, unpack_optimizer
+from indis.storage import malformed, save_tensors, section
 
 
 @dataclass(frozen=True)
@@ -118,7 +119,7 @@ class Trainer:
         raw = {f"network.{k}": v for k, v in self.network.state_dict().items()}
         average = {f"average.{k}": v for k, v in self.average.items()}
         meta = {"config": asdict(self.config), "step": self.step}
-        save_tensors(path, raw | average | pack_optimizer(self.optimizer), meta)
+        save_checkpoint(path, raw | average | pack_optimizer(self.optimizer), meta)
 
     def resume(self, path: Path) -> None:
         """Continue from a checkpoint.
@@ -129,10 +130,11 @@ class Trainer:
         tensors, meta = load_checkpoint(path, "config", "step")
         if meta["config"] != asdict(self.config):
             raise ValueError(f"{path} was written with another config: {meta['config']}")
-        self.network.load_state_dict(section(tensors, "network."))
-        self.average = section(tensors, "average.")
-        unpack_optimizer(self.optimizer, tensors)
-        self.step = meta["step"]
+        with malformed(path, "checkpoint"):
+            self.network.load_state_dict(section(tensors, "network."))
+            self.average = section(tensors, "average.")
+            unpack_optimizer(self.optimizer, tensors)
+            self.step = int(meta["step"])
 
     def export(self, path: Path) -> None:
         """Write the averaged weights as float16, the file that :func:`indis.models.fashion.load`

@@ -1,15 +1,11 @@
-"""Progress bars, messages, JSON output and interrupts."""
+"""Progress bars, messages and JSON output."""
 
 from __future__ import annotations
 
-import signal
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from threading import Event, current_thread, main_thread
-from types import FrameType
 from typing import Annotated, Any, TypeVar
 
 import tyro
@@ -91,36 +87,6 @@ def emit(value: Any, path: Path | None) -> None:
     if path is not None:
         save_json(path, value)
         say(f"wrote {path}")
-
-
-@contextmanager
-def delayed_interrupt(*, delay: bool = True) -> Iterator[Callable[[], bool]]:
-    """Let work go on after Ctrl-C until it can stop; a second Ctrl-C stops at once.
-
-    Interrupts stay as they are outside of the main thread, which alone may change this, and where
-    somebody else handles or ignores them, as for a background job.
-
-    Args:
-        delay: Whether to change anything at all.
-
-    Yields:
-        A function that returns whether Ctrl-C was pressed.
-    """
-    pressed = Event()
-
-    def remember(number: int, frame: FrameType | None) -> None:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        pressed.set()
-
-    usual = signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    if not (delay and usual and current_thread() is main_thread()):
-        yield pressed.is_set
-        return
-    signal.signal(signal.SIGINT, remember)
-    try:
-        yield pressed.is_set
-    finally:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def command_line() -> str:

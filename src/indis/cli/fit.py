@@ -12,18 +12,23 @@ from typing import Annotated, Any, ClassVar, Generic, TypeVar
 import tyro
 
 from indis import artifact, models
-from indis.cli.console import JsonFile, bar, command_line, default, delayed_interrupt, emit, say
+from indis.checks import require_memory
+from indis.cli.console import JsonFile, bar, command_line, default, emit, say
 from indis.cli.model import WithModel, check_loss, describe_pipeline, taught_model
 from indis.cli.paths import writable, writable_file
+from indis.cli.signals import delayed_interrupt
 from indis.endpoints import load_endpoints
 from indis.methods import Method, named
-from indis.storage import checksum, digest, load_json, save_json
+from indis.storage import checksum, digest, save_json
 from indis.tuning import Fit, Search, Tuning
+from indis.writer import one_writer
 
 M = TypeVar("M", bound=Method)
+Curve = list[tuple[int, float]]
 CHECKPOINT, CURVE = "checkpoint.safetensors", "curve.json"
 OWN = ("config.json", "policy.safetensors", CHECKPOINT, CURVE)
 MOST_STEPS = 1000
+A_LAYER = 1 << 20  # bytes of a layer of any width, generously
 
 
 def fit_command(options: Sequence[str]) -> tuple[Any, list[str]]:
@@ -107,6 +112,10 @@ class FitCommand(WithModel, Generic[M]):
     def run(self) -> None:
         """Fit, save, and report the held-out loss."""
         self._check()
+        with one_writer(self.out):
+            self._fit()
+
+    def _fit(self) -> None:
         data, meta = load_endpoints(self.data, stream=self.stream)
         denoiser = self.load_taught(meta, self.data, self.model)
         loss = models.loss(self.config.loss)
@@ -120,8 +129,9 @@ class FitCommand(WithModel, Generic[M]):
             "endpoints": meta["shards"],
             "start": begun,
         }
-        curve = self._resume(process, identity)
-        self._iterate(process, identity, curve)
+        self._resume(process, identity)
+        self._iterate(process, identity)
+        curve = process.curve
         fitted = isinstance(process, Fit) and self.config.recipe.holdout
         initial = process.initial_loss if fitted else None
         provenance = {
@@ -149,10 +159,14 @@ class FitCommand(WithModel, Generic[M]):
             raise ValueError(f"steps must be in 1 ... {MOST_STEPS}, got {self.config.steps}")
         if self.out.resolve() == self.data.resolve():
             raise ValueError(f"out must be another folder than data, got {self.out}")
+        # Weights, gradients and two moments of each layer of the network that reads samples.
+        width, depth = (getattr(self.config, name, 1) for name in ("width", "depth"))
+        require_memory("width", width, 16, power=2)
+        require_memory("depth", depth, 16 * width**2 + A_LAYER)
         writable(self.out)
         writable_file(self.json, {self.out: OWN})
 
-    def _result(self, process: Tuning, initial: float | None, curve: list[list[float]]) -> str:
+    def _result(self, process: Tuning, initial: float | None, curve: Curve) -> str:
         """Say what came out, beside the loss it began with."""
         if not curve:
             return "fitted; no endpoints were held out to judge it by"
@@ -167,16 +181,14 @@ class FitCommand(WithModel, Generic[M]):
         at = next((f" at iteration {step:g}" for step, value in curve if value == best), "")
         return f"{name}: start {initial:.5f} -> best {best:.5f}{at}"
 
-    def _resume(self, process: Tuning, identity: dict[str, Any]) -> list[list[float]]:
-        """Continue from the folder's checkpoint, if there is one, and return the curve so far."""
+    def _resume(self, process: Tuning, identity: dict[str, Any]) -> None:
+        """Continue from the folder's checkpoint, if there is one."""
         path = self.out / CHECKPOINT
         if not path.exists() or isinstance(process, Search):
             self._require_same_fit()
-            return []
+            return
         process.resume(path, identity)
         say(f"resuming at iteration {process.step} of {process.iterations}")
-        # A run that was killed between two files may have written points beyond the checkpoint.
-        return [point for point in load_json(self.out / CURVE) if point[0] <= process.step]
 
     def _require_same_fit(self) -> None:
         """Refuse to write over what another command made."""
@@ -190,7 +202,7 @@ class FitCommand(WithModel, Generic[M]):
                 f"which holds another one"
             )
 
-    def _iterate(self, process: Tuning, identity: dict[str, Any], curve: list[list[float]]) -> None:
+    def _iterate(self, process: Tuning, identity: dict[str, Any]) -> None:
         """Run to the end, writing checkpoints.
 
         A checkpoint is exact between two iterations. A search has no such place and nothing to
@@ -206,12 +218,11 @@ class FitCommand(WithModel, Generic[M]):
                 progress.update(
                     task, completed=state.step, total=state.iterations, description=text
                 )
-                if state.heldout is not None:
-                    curve.append([state.step, state.heldout])
                 new_best = state.heldout is not None and state.heldout <= state.best
                 due = state.step % self.save_every == 0 or state.step == state.iterations
-                if new_best or due or interrupted():
-                    save_json(self.out / CURVE, curve)
+                if new_best or due or interrupted() is not None:
                     process.save(self.out / CHECKPOINT, identity)
-                if interrupted():
-                    raise KeyboardInterrupt
+                    # A copy for people; a resumed fit goes by the curve in its checkpoint.
+                    save_json(self.out / CURVE, process.curve)
+                if (stop := interrupted()) is not None:
+                    raise stop

@@ -2,7 +2,8 @@
 
 Only the chosen command's module is imported, so help needs neither torch nor tyro. Syntax errors of
 a command line are tyro's. Any other error that a user can mend is one sentence on stderr. Both exit
-with code 2. An interrupt exits with code 130. Anything else is a bug and keeps its traceback.
+with code 2. An interrupt exits with code 130, SIGTERM with 143. Anything else is a bug and keeps
+its traceback.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import Any
 
 from indis import __version__
 from indis.cli.bench import EXPERIMENTS
+from indis.cli.signals import Terminated, asked_to_end
 
 # Errors that a user can mend.
 MENDABLE = (ValueError, OSError, FloatingPointError, ImportError)
@@ -82,8 +84,9 @@ def run(arguments: Sequence[str] | None = None) -> int:
         if answer := _general(words):
             print(answer)
             return 0 if words else 2
-        command = _parse(words)
-        command.run()
+        with asked_to_end():
+            command = _parse(words)
+            command.run()
     except MENDABLE as error:
         print(f"indis: error: {_sentence(error)}", file=sys.stderr)
         return 2
@@ -92,6 +95,9 @@ def run(arguments: Sequence[str] | None = None) -> int:
             raise
         print("indis: error: out of memory: take smaller sizes, --batch above all", file=sys.stderr)
         return 2
+    except Terminated as stop:
+        print(f"indis: asked to end; {_kept(command)}", file=sys.stderr)
+        return 128 + stop.number
     except KeyboardInterrupt:
         print(f"indis: interrupted; {_kept(command)}", file=sys.stderr)
         return 130

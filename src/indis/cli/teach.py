@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, ClassVar
@@ -9,6 +10,7 @@ from typing import Annotated, ClassVar
 import tyro
 
 from indis import grids
+from indis.checks import require_memory
 from indis.cli.console import JsonFile, bar, default, emit, say
 from indis.cli.model import WithModel, describe_pipeline
 from indis.cli.paths import writable, writable_file
@@ -16,6 +18,7 @@ from indis.cli.sampler import MOST_STEPS
 from indis.endpoints import TeachConfig, teach_folder
 from indis.methods import heuristic
 from indis.storage import describe
+from indis.writer import one_writer
 
 BANK = "conditions"
 
@@ -69,6 +72,10 @@ class Teach(WithModel):
         denoiser = self.load_model(model)
         grid = grids.resolve_grid(self.grid, denoiser.schedule)
         teacher = heuristic(denoiser, solver=self.solver, grid=grid, steps=self.steps)
+        # A shard's noise, end points and their copies lie in memory at once.
+        a_sample = 16 * math.prod(denoiser.shape)
+        require_memory("shard", min(self.config.shard, self.config.count), a_sample)
+        require_memory("batch", min(self.config.batch, self.config.count), a_sample)
         provenance = {
             "model": model,
             **describe_pipeline(denoiser),
@@ -80,7 +87,7 @@ class Teach(WithModel):
         }
         writable_file(self.json, {self.out: ("meta.json", "endpoints-*")})
         remade: tuple[str, ...] = ()
-        with bar() as progress:
+        with one_writer(self.out), bar() as progress:
             task = progress.add_task("teacher endpoints", total=self.config.count)
             for state in teach_folder(
                 self.config, denoiser, teacher, self.out, provenance=provenance

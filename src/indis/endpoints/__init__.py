@@ -11,7 +11,13 @@ them in memory, :func:`teach_folder` on disk. A folder holds
 Shards are written aside and renamed, so an interrupted run resumes at the first missing one.
 """
 
-from indis.endpoints.folder import TeachConfig, TeachProgress, load_endpoints, teach_folder
+from indis.endpoints.folder import (
+    TeachConfig,
+    TeachProgress,
+    load_endpoints,
+    read_meta,
+    teach_folder,
+)
 from indis.endpoints.memory import (
     LAST_SEED,
     Endpoints,
@@ -34,6 +40,7 @@ __all__ = [
     "load_endpoints",
     "noise_checksum",
     "noise_from_seeds",
+    "read_meta",
     "teach",
     "teach_folder",
 ]

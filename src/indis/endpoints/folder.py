@@ -20,18 +20,21 @@ from indis.endpoints.memory import (
 )
 from indis.endpoints.streamed import StreamedEndpoints
 from indis.sampler import Sampler
+from indis.sealed import load_record, save_record
 from indis.storage import (
+    DamagedFileError,
     as_json,
     checksum,
     difference,
-    load_json,
+    from_fields,
     load_tensors,
-    save_json,
+    malformed,
     save_tensors,
     section,
 )
 
 FORMAT = 1
+FIELDS = {"config": dict, "provenance": dict, "denoiser": dict, "noise": str, "shards": dict}
 SHARD = re.compile(r"endpoints-\d{5,}\.safetensors")
 
 
@@ -102,7 +105,6 @@ def teach_folder(
     """
     folder = Path(folder)
     meta: dict[str, Any] = {
-        "format": FORMAT,
         "config": asdict(config),
         "provenance": as_json(provenance),
         "denoiser": _identity(denoiser),
@@ -120,7 +122,7 @@ def teach_folder(
             _write_shard(folder / name, teach(denoiser, teacher, part, config.batch))
             shards = {**meta["shards"], name: checksum(folder / name)}
             meta["shards"] = dict(sorted(shards.items(), key=_by_number))
-            save_json(folder / "meta.json", meta)
+            save_record(folder / "meta.json", FORMAT, meta)
         yield TeachProgress(start + len(part), config.count, remade)
 
 
@@ -138,7 +140,7 @@ def load_endpoints(folder: Path | str, *, stream: bool = False) -> tuple[Endpoin
             than the writer's.
     """
     folder = Path(folder)
-    meta = _read_meta(folder)
+    meta = read_meta(folder)
     expected = _shard_count(meta, folder)
     if len(meta["shards"]) != expected:
         raise ValueError(
@@ -160,22 +162,20 @@ def load_endpoints(folder: Path | str, *, stream: bool = False) -> tuple[Endpoin
 
 
 def _shard_count(meta: dict[str, Any], folder: Path) -> int:
-    try:
-        config = TeachConfig(**meta["config"])
+    with malformed(folder / "meta.json", "record of endpoints"):
+        config = from_fields(TeachConfig, meta["config"])
         return -(-config.count // config.shard)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{folder / 'meta.json'} is damaged: {error}") from None
 
 
 def _resume(folder: Path, meta: dict[str, Any]) -> tuple[dict[str, str], tuple[str, ...]]:
     """The finished shards of an earlier run, and the names of those to make again."""
     if not (folder / "meta.json").exists():
         return {}, ()
-    old = _read_meta(folder)
+    old = read_meta(folder)
     old["config"]["batch"] = meta["config"]["batch"]  # a matter of memory, not of what is made
     _enlarge(old, meta["config"])
     for key in ("config", "provenance", "denoiser", "noise"):
-        if old.get(key, meta[key]) != meta[key]:  # older folders do not record their denoiser
+        if old[key] != meta[key]:
             raise ValueError(
                 f"{folder} holds endpoints with another {key}: {difference(old[key], meta[key])}"
             )
@@ -224,24 +224,29 @@ def _by_number(shard: tuple[str, str]) -> tuple[int, str]:
     return len(shard[0]), shard[0]
 
 
-def _read_meta(folder: Path) -> dict[str, Any]:
+def read_meta(folder: Path) -> dict[str, Any]:
+    """Return the ``meta.json`` of a folder of endpoints.
+
+    Raises:
+        FileNotFoundError: if it is missing.
+        DamagedFileError: if it is damaged.
+    """
     path = folder / "meta.json"
     if not path.is_file():
         raise FileNotFoundError(
             f"{folder} holds no endpoints (meta.json is missing): run `indis teach` first"
         )
-    meta = load_json(path)
-    if not isinstance(meta, dict) or meta.get("format") != FORMAT:
-        raise ValueError(f"{path} is not endpoint metadata of format {FORMAT}")
-    for name, kind in (("config", dict), ("provenance", dict), ("noise", str), ("shards", dict)):
+    meta = load_record(path, FORMAT)
+    for name, kind in FIELDS.items():
         if not isinstance(meta.get(name), kind):
-            raise ValueError(
-                f"{path} is damaged: {name} must be of type {kind.__name__}, got {meta.get(name)!r}"
+            raise DamagedFileError(
+                path,
+                f"is damaged: {name} must be of type {kind.__name__}, got {meta.get(name)!r}",
             )
     for name, digest in meta["shards"].items():
         if not (SHARD.fullmatch(name) and isinstance(digest, str)):
-            raise ValueError(
-                f"{path} is damaged: shards must be names and checksums, got {name!r}: {digest!r}"
+            raise DamagedFileError(
+                path, f"is damaged: shards must be names and checksums, got {name!r}: {digest!r}"
             )
     return meta
 
@@ -258,8 +263,8 @@ def _fault(path: Path, digest: str) -> Exception | None:
     if not path.is_file():
         return FileNotFoundError(f"shard {path} is missing: {mend}")
     if checksum(path) != digest:
-        return ValueError(
-            f"shard {path} is damaged, its checksum is not the one in meta.json: {mend}"
+        return DamagedFileError(
+            path, f"is damaged: its checksum is not the one in meta.json; {mend}"
         )
     return None
 
@@ -272,7 +277,10 @@ def _sound(path: Path, digest: str) -> Path:
 
 def _read_shard(path: Path, digest: str) -> Endpoints:
     tensors, _ = load_tensors(_sound(path, digest))
-    inputs = section(tensors, "input.")
-    seeds, target = tensors["seeds"], tensors["target"]
-    noise = noise_from_seeds(seeds.tolist(), tuple(target.shape[1:]))
+    with malformed(path, "shard"):
+        inputs = section(tensors, "input.")
+        seeds, target = tensors["seeds"], tensors["target"]
+        noise = noise_from_seeds(seeds.tolist(), tuple(target.shape[1:]))
+        if len(noise) != len(target) or not bool(target.isfinite().all()):
+            raise ValueError(f"{len(seeds)} seeds need as many finite end points")
     return Endpoints(seeds, noise, target, Condition(inputs, tensors.get("features")))

@@ -17,6 +17,7 @@ from indis.cli.console import JsonFile, bar, command_line, emit, say
 from indis.cli.model import WithModel
 from indis.cli.paths import writable, writable_file
 from indis.storage import save_json, write_aside
+from indis.writer import one_writer
 
 # What a comparison writes into the folder of a model.
 OWN = (
@@ -95,6 +96,10 @@ class Compare(WithModel):
         return Comparison(config, kind(bf16=self.bf16, device=self.place), sizes, folder)
 
     def _run(self, comparison: Comparison) -> dict[str, Any]:
+        with one_writer(comparison.folder):
+            return self._write(comparison)
+
+    def _write(self, comparison: Comparison) -> dict[str, Any]:
         run_comparison(comparison, anew=not self.resume)
         settings = {"config": asdict(comparison.config), "sizes": asdict(comparison.sizes)}
         save_json(comparison.folder / "run.json", {"command": command_line(), "config": settings})

@@ -8,7 +8,7 @@ from typing import Any
 from indis import artifact
 from indis.bench import budget
 from indis.bench.overhead import overhead, pairs
-from indis.checks import require_least
+from indis.checks import require_least, require_memory
 from indis.cli.console import JsonFile, emit, say, track
 from indis.cli.model import WithModel
 from indis.cli.paths import writable_file
@@ -39,6 +39,7 @@ class Overhead(WithModel):
     def run(self) -> None:
         """Time, print a row an artifact."""
         require_least(self, batch=1, repeats=2)
+        require_memory("batch", self.batch, 64)
         if not self.artifact:
             raise ValueError("artifact must be at least one fitted sampler, got none")
         writable_file(self.json)

@@ -9,8 +9,9 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from indis.bench.train_fashion import TrainConfig
-from indis.cli.console import JsonFile, bar, delayed_interrupt, emit, say
+from indis.cli.console import JsonFile, bar, emit, say
 from indis.cli.paths import writable, writable_file
+from indis.cli.signals import delayed_interrupt
 from indis.models.fashion_data import DEBIAN_FOLDER, read
 from indis.storage import checksum
 
@@ -89,10 +90,10 @@ class TrainModel:
                 progress.update(
                     task, completed=state.step, description=f"training, loss {state.loss:.3f}"
                 )
-                if state.step % self.save_every == 0 or interrupted():
+                if state.step % self.save_every == 0 or interrupted() is not None:
                     trainer.save(checkpoint)
-                if interrupted():
-                    raise KeyboardInterrupt
+                if (stop := interrupted()) is not None:
+                    raise stop
         trainer.save(checkpoint)
         weights = self.out / "fashion.safetensors"
         trainer.export(weights)
