@@ -42,7 +42,7 @@ class Child:
         words: the command.
         folder: where it runs.
         die_at: the renames after which it kills itself; half a number is right before one.
-        file_limit: the most bytes of a file, as on a full disk.
+        file_limit: the most bytes of a file, as on a full disk; what it says must fit too.
     """
 
     def __init__(
@@ -59,8 +59,7 @@ class Child:
 
     def _child(self, words: str, folder: Path, die_at: float | None, file_limit: int | None) -> int:
         handle = os.open(self.said, os.O_WRONLY | os.O_CREAT)
-        os.dup2(handle, 1)
-        os.dup2(handle, 2)
+        sys.stdout = sys.stderr = os.fdopen(handle, "w", buffering=1)
         os.chdir(folder)
         for number in CODES:
             signal.signal(number, signal.SIG_DFL)
@@ -219,12 +218,11 @@ def main() -> int:
             for _ in range(options.kills - options.kills // 2):
                 chaos.kill_after(draw.random())
             stopped = sum(chaos.stop(n, draw.random()) for n in CODES for _ in range(5))
-            for limit in (0, 100, 2000, 20_000):
+            for limit in (600, 1500, 20_000):
                 chaos.fill_disk(limit)
-            print(
-                f"{command}: {options.kills} kills ({hit} at a rename), 15 signals ({stopped} in "
-                "time), 4 full disks: all files equal"
-            )
+            kills = f"{options.kills} kills ({hit} at a rename)"
+            others = f"15 signals ({stopped} in time), 3 full disks"
+            print(f"{command}: {kills}, {others}: all files equal", flush=True)
         for _ in range(5):
             two_writers(folder)
         print("two writers: 5 times one won, and the other said why it did not")

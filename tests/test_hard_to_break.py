@@ -19,5 +19,5 @@ def test_killed_and_stopped_fits_go_on_bit_for_bit(tmp_path):
     chaos = Chaos("fit", folder)
     assert chaos.kill_at(3) and chaos.kill_at(4.5)
     chaos.stop(signal.SIGTERM, 0.5)
-    chaos.fill_disk(100)
+    chaos.fill_disk(600)
     two_writers(folder)

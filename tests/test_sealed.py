@@ -218,7 +218,7 @@ def test_the_curve_comes_back_with_its_checkpoint(tmp_path):
 LOCK = """
 import sys, time
 from pathlib import Path
-from indis.storage import one_writer
+from indis.writer import one_writer
 with one_writer(Path(sys.argv[1])):
     print("mine", flush=True)
     time.sleep(60)

@@ -283,6 +283,8 @@ def load(folder: Path | str) -> BudgetSampler:
         with SizedBy(tensors):
             predictor = ErrorPredictor(**described)
             predictor.load_state_dict(tensors)
+        if described["counts"] != list(any_steps(sampler).counts):
+            raise ValueError(f"counts must be those of its sampler, got {described['counts']}")
         price, mean = float(config["price_per_evaluation"]), float(config["mean"])
         return BudgetSampler(sampler, predictor.eval().requires_grad_(False), price, mean)
 
