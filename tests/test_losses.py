@@ -36,7 +36,14 @@ def test_an_unknown_name_lists_the_known_ones():
         text = sentence(error)
         assert "'l1'" in text
         assert all(name in text for name in known)
-    assert set(models.loss_names()) == {"mse", "squared", "lpips", "fashion", "fashion-dists"}
+    assert set(models.loss_names()) == {
+        "mse",
+        "squared",
+        "lpips",
+        "fashion",
+        "fashion-dists",
+        "log-brightness",
+    }
     assert models.loss("mse") is losses.named("mse")
 
 

@@ -7,17 +7,25 @@ import pytest
 import torch
 
 import indis
+import tiny_pipelines
 
 README = Path(__file__).parent.parent / "README.md"
 
 
-DRAW, FIT, WRAP, DRIVE = range(4)
+DRAW, PIPE, FIT, WRAP = range(4)
 
 
 def example(number: int) -> str:
     blocks = re.findall(r"```python\n(.*?)```", README.read_text(), re.S)
     assert len(blocks) == 4
     return blocks[number]
+
+
+def foreign_loop() -> str:
+    """The loop of architecture.md that belongs to somebody else."""
+    page = README.parent / "docs" / "architecture.md"
+    (block,) = re.findall(r"```python\n(stepper = .*?)```", page.read_text(), re.S)
+    return block
 
 
 def run(number: int, names: dict) -> dict:
@@ -49,7 +57,18 @@ def test_drawing_fitting_and_driving_run_as_the_readme_says(tmp_path, monkeypatc
         "network": lambda x, t: model(x, t, condition),
     }
     with torch.no_grad():
-        assert torch.equal(run(DRIVE, given)["sample"], pictures)
+        exec(foreign_loop(), given)
+        assert torch.equal(given["sample"], pictures)
+
+
+def test_a_pipeline_takes_a_sampler_in_one_line():
+    pytest.importorskip("diffusers")
+    pipe = tiny_pipelines.flux()
+    tau = torch.linspace(1, 0, 6, dtype=torch.float64)[None]
+    sampler = indis.Sampler(indis.Fixed(tau), indis.Euler())
+    with torch.no_grad():
+        images = run(PIPE, {"indis": indis, "pipe": pipe, "sampler": sampler})["images"]
+    assert len(images) == 1 and len(pipe.scheduler.timesteps) == 5
 
 
 def test_the_readme_s_way_to_a_model_of_one_s_own_works_with_a_diffusers_network():

@@ -21,7 +21,7 @@ from small_cases import same_tensors, sentence, toy, toy_pairs
 def test_a_file_that_something_else_wrote_is_no_checkpoint(tmp_path, header):
     save_tensors(tmp_path / "checkpoint.safetensors", {"policy.free": torch.zeros(1)}, header)
     with pytest.raises(
-        ValueError, match=r"safetensors is no checkpoint .*best missing from its header"
+        ValueError, match=r"safetensors is no checkpoint .*missing from its header"
     ) as error:
         start().resume(tmp_path / "checkpoint.safetensors")
     sentence(error)

@@ -60,7 +60,7 @@ class LPIPS(nn.Module):
         Raises:
             ValueError: if the samples are no such images.
         """
-        if student.dim() == 5:
+        if student.dim() == teacher.dim() == 5:
             frames = (video.transpose(1, 2).flatten(0, 1) for video in (student, teacher))
             return self(*frames).unflatten(0, (len(student), -1)).mean(1)
         return self.network(_in_colour(student), _in_colour(teacher)).flatten()

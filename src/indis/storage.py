@@ -29,7 +29,7 @@ T = TypeVar("T")
 
 MOST_JSON = 64 << 20  # bytes of a JSON file
 MOST_NESTING = 64
-MOST_FAULT = 400  # characters, of a sentence that may quote a file
+MOST_FAULT = 200  # characters of a reason, such as a library may give at length
 MOST_DIGITS = 20  # of a whole number
 _TEXT = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
 _OS_ERROR = re.compile(r"os error (\d+)")

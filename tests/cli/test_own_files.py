@@ -38,6 +38,7 @@ def test_json_is_not_written_over_what_the_command_writes_itself(
     indis, work, monkeypatch, line, path
 ):
     monkeypatch.setattr(budget, "any_steps", lambda sampler: Namespace(counts=(3, 5)))
+    monkeypatch.setattr(budget, "evaluations", lambda sampler: (3, 5))
     said = refused(indis, line.format(path))
     other = "json must be another file than those that the command writes itself"
     assert said == f"indis: error: {other}, got {path}\n"

@@ -144,6 +144,7 @@ def test_freedoms_are_what_a_method_learns_and_nothing_else():
         "local": f"{all_of_phi}+weights+local both",
         "ld3": "tau+dtau",
         "dyweight": "weights+time scales",
+        "spanlift": "local free",
         "ald3": grid,
         "amed": midpoints,
         "amed-plugin": scaled,

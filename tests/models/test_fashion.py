@@ -226,7 +226,8 @@ def straight():
 def test_a_file_that_something_else_wrote_is_no_checkpoint(tmp_path):
     save_file({"network.x": torch.zeros(1)}, tmp_path / "checkpoint.safetensors")
     with pytest.raises(
-        ValueError, match=r"is no checkpoint of this version: config, step missing from its header"
+        ValueError,
+        match=r"is no checkpoint of this version: .*config, step missing from its header",
     ):
         Trainer(TRAINING).resume(tmp_path / "checkpoint.safetensors")
 

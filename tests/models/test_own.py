@@ -38,7 +38,7 @@ def test_a_detail_after_a_second_colon_is_its_argument(own):
 @pytest.mark.parametrize(
     ("spec", "part"),
     [
-        ("flux", "one of edm, fashion, galaxies, toy or module:function, got 'flux'"),
+        ("flux", "one of diffusers, edm, fashion, galaxies, toy or module:function, got 'flux'"),
         ("no_such_package.models:make", "there is no module 'no_such_package'"),
         (":make", "got ':make'"),
         ("..a:make", "got '..a:make'"),

@@ -25,6 +25,7 @@ from indis.noise import VPClock, ratio
 from indis.numerics import integrate_lagrange, quadrature_points
 from indis.solvers import step_coefficients
 from problems import Gaussian
+from small_cases import reseal
 
 STEPS = 6
 TAU = grids.polynomial(EDM(0.05, 10.0), STEPS)
@@ -109,6 +110,6 @@ def test_an_artifact_keeps_the_finish_and_one_that_does_not_tell_it_is_refused(k
     assert artifact.load(tmp_path).solver == solver
     config = json.loads((tmp_path / "config.json").read_text())
     assert config["solver"].pop("lower_order_final") is True
-    (tmp_path / "config.json").write_text(json.dumps(config))
+    reseal(tmp_path / "config.json", config)
     with pytest.raises(ValueError, match="lower_order_final"):
         artifact.load(tmp_path)

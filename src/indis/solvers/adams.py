@@ -32,6 +32,7 @@ class Euler:
 
     name = "euler"
     memory = 1
+    corrects = False  # a step, once the answer at its end is known; others may
 
     def form(self, native: Form, schedule: NoiseSchedule) -> Form:
         """Return the form in which the answer is a slope."""

@@ -153,7 +153,8 @@ class Tableau:
         columns = {"direct_answer": newest * value}
         columns["direct_x"] = step.carry + newest if self.converts else step.carry
         parts = predict.unbind(-1)
-        if self.solver.memory == 1 and correct is None:  # no value outlives its step
+        if self.solver.memory == 1 and not getattr(self.solver, "corrects", True):
+            # No value outlives its step. A solver that does not say so may correct an earlier one.
             parts = ()
         else:
             columns |= {"value": value, "carry": step.carry}
