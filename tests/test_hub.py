@@ -99,6 +99,24 @@ def test_what_cannot_be_shared_or_found_is_refused(shared, tmp_path):
     assert not (tmp_path / "x").exists() and Path(shared).exists()
 
 
+def test_a_smaller_set_leaves_nothing_of_the_one_before(tmp_path):
+    pytest.importorskip("matplotlib")
+    model = models.load("fashion")
+    hub.save_pretrained(["fashion-nfe3-god", "fashion-nfe5-god"], tmp_path / "a", model)
+    (tmp_path / "a" / "notes.txt").write_text("mine")
+    hub.save_pretrained(["fashion-nfe5-god"], tmp_path / "a", model)
+    names = {path.name for path in (tmp_path / "a").iterdir()}
+    assert names == {"nfe-5", "plan.png", "README.md", "notes.txt"}
+    assert hub.from_pretrained(tmp_path / "a").nfe == 5
+
+
+def test_another_kind_of_model_is_refused_before_anything_is_written(tmp_path):
+    pytest.importorskip("matplotlib")
+    with pytest.raises(ValueError):
+        hub.save_pretrained(["fashion-nfe3"], tmp_path / "a", models.load("toy"))
+    assert not (tmp_path / "a").exists()
+
+
 def test_the_blocks_of_the_page_run(tmp_path, monkeypatch):
     pytest.importorskip("matplotlib")
     page = (Path(__file__).parent.parent / "docs" / "share.md").read_text(encoding="utf-8")

@@ -42,7 +42,7 @@ def save_pretrained(
 
     Args:
         artifacts: Folders, or names of artifacts that ship, each of another number.
-        folder: Where to write. Other files in it stay.
+        folder: Where to write. Artifacts of an earlier set leave it; other files stay.
         denoiser: The model that they were fitted to, for the plot of their plans.
         base_model: Its repository on the hub, such as "user/model", if it has one.
         licence: The licence of the artifacts, as the hub spells it; None leaves it open.
@@ -51,7 +51,8 @@ def save_pretrained(
         The folder.
 
     Raises:
-        ValueError: If two artifacts have the same number of evaluations, or there is none.
+        ValueError: If two artifacts have the same number of evaluations, there is none, or one was
+            made for another kind of model. Nothing is written then.
         FileNotFoundError: If one is missing.
     """
     found: dict[int, Path] = {}
@@ -63,15 +64,18 @@ def save_pretrained(
     if not found:
         raise ValueError("artifacts must be at least one, got none")
     folder = Path(folder)
+    samplers = {nfe: artifact.load(found[nfe]) for nfe in sorted(found)}
+    configs = {nfe: load_json(found[nfe] / "config.json") for nfe in samplers}
+    plans = {nfe: _plans(sampler, denoiser) for nfe, sampler in samplers.items()}
+    for old in folder.glob("nfe-*"):  # of an earlier set, which the card would not name
+        if old.name not in {f"nfe-{nfe}" for nfe in found}:
+            shutil.rmtree(old)
     for nfe, source in sorted(found.items()):
         for name in reversed(FILES):  # a folder with a config is complete
             write_aside(
                 folder / f"nfe-{nfe}" / name,
                 lambda path, file=source / name: shutil.copyfile(file, path),  # type: ignore[misc]
             )
-    samplers = {nfe: artifact.load(folder / f"nfe-{nfe}") for nfe in sorted(found)}
-    configs = {nfe: load_json(folder / f"nfe-{nfe}" / "config.json") for nfe in samplers}
-    plans = {nfe: _plans(sampler, denoiser) for nfe, sampler in samplers.items()}
     write_aside(folder / "plan.png", lambda path: _plot(plans, denoiser, path))
     text = card(samplers, configs, plans, denoiser.name, base_model, licence)
     write_aside(folder / "README.md", lambda path: path.write_text(text, encoding="utf-8"))
