@@ -18,7 +18,7 @@ from torch import Tensor
 
 from indis.models.edm import CONFIG, TENSORS, build
 from indis.models.edm.networks import NETWORKS
-from indis.models.edm.pickles import Record, Report, read
+from indis.models.edm.pickles import LONGEST_REASON, Record, Report, read
 from indis.models.edm.preconditioning import PRECONDITIONINGS
 from indis.storage import checksum, save_json, save_tensors
 
@@ -60,7 +60,8 @@ def convert(path: Path, out: Path, net: str = "ema", report: Report = lambda don
         raise ValueError(f"{path} is no EDM checkpoint: it is nested too deeply") from None
     except ValueError as error:
         text = str(error)
-        own = text if text.startswith(str(path)) else f"{path} is no EDM checkpoint: {text}"
+        reason = text[:LONGEST_REASON]
+        own = text if text.startswith(str(path)) else f"{path} is no EDM checkpoint: {reason}"
         raise ValueError(own) from None
     out.mkdir(parents=True, exist_ok=True)
     save_tensors(out / TENSORS, {name: value.contiguous() for name, value in tensors.items()})
@@ -114,6 +115,8 @@ def _picked(arguments: Mapping[str, Any], names: Any) -> dict[str, Any]:
 def _plain(value: Any) -> Any:
     """A value as JSON has it."""
     if isinstance(value, list | tuple):
+        if any(isinstance(one, list | tuple) for one in value):
+            raise ValueError("an argument of its networks has lists within lists")
         return [_plain(one) for one in value]
     if isinstance(value, float) and math.isinf(value):
         return "inf"

@@ -24,13 +24,33 @@ from torch import Tensor
 # A checkpoint of ImageNet has some 60 000 instructions; 3 400 make tuples. Python's hash of
 # tuples within tuples has no end of its own but that of the stack.
 MOST_INSTRUCTIONS, MOST_TUPLES, LONGEST_TEXT = 500_000, 20_000, 2**24
+# A tuple that holds one tuple twice, and so on, is hashed anew along every way down: n times, 2^n.
+MOST_SHARED = 24
+# Python's hash of a number is its remainder by this, so larger ones may all fall on one place.
+HASH_MODULUS = 2**61 - 1
+MOST_DIMENSIONS, LONGEST_REASON = 8, 300
 # They call a hook, a registry or buffers of the reading program, or make what may be changed.
+# No writer makes DUP, which takes a thing twice, and no such file needs a frozen set.
 FORBIDDEN = {"PERSID", "BINPERSID", "EXT1", "EXT2", "EXT4", "INST", "OBJ"} | {
+    "DUP",
+    "FROZENSET",
     "NEXT_BUFFER",
     "READONLY_BUFFER",
     "BYTEARRAY8",
 }
 PUTS = {"PUT", "BINPUT", "LONG_BINPUT"}
+GETS = {"GET", "BINGET", "LONG_BINGET"}
+# After these the thing on top, which a memo would keep, need not be what was just made.
+UNCLEAR = GETS | {
+    "POP",
+    "POP_MARK",
+    "BUILD",
+    "APPEND",
+    "APPENDS",
+    "SETITEM",
+    "SETITEMS",
+    "ADDITEMS",
+}
 TORCH_MARK = 0x1950A86A20F9469CFC6C
 STORAGES = {
     "DoubleStorage": torch.float64,
@@ -76,7 +96,7 @@ def read(path: Path, report: Report = lambda done: None) -> Any:
                 warnings.simplefilter("ignore")  # of torch, about memory that is only read
                 return _Reader(file, _Storages(size, report)).load()
         except _FAULTS as error:
-            reason = str(error) or type(error).__name__
+            reason = (str(error) or type(error).__name__)[:LONGEST_REASON]
             raise ValueError(f"{path} is no EDM checkpoint: {reason}") from None
 
 
@@ -118,7 +138,8 @@ class _Bounded:
 
 def _survey(file: BinaryIO, size: int, allowed: Collection[str] = ()) -> None:
     """Pass if the instructions are few, harmless and of this file's size."""
-    stored = tuples = 0
+    stored = tuples = shared = 0
+    places, before = set(), ""  # of the memo that hold tuples, and the last instruction
     bounded = cast(BinaryIO, _Bounded(file, size))
     for number, (code, argument, _) in enumerate(pickletools.genops(bounded)):
         if number > MOST_INSTRUCTIONS:
@@ -130,12 +151,23 @@ def _survey(file: BinaryIO, size: int, allowed: Collection[str] = ()) -> None:
         tuples += code.name.startswith("TUPLE")
         if tuples > MOST_TUPLES:
             raise ValueError(f"it has more than {MOST_TUPLES} tuples")
+        puts = code.name in PUTS or code.name == "MEMOIZE"
+        place = stored if code.name == "MEMOIZE" else argument
+        if puts and before in UNCLEAR:
+            raise ValueError("it keeps in its memo what was not just made")
+        if puts and before.startswith("TUPLE"):
+            places.add(place)
+        shared += code.name in GETS and place in places
+        if shared > MOST_SHARED:
+            raise ValueError(f"it uses tuples again more than {MOST_SHARED} times")
         # The reader's table grows to the largest place at once.
         if code.name in PUTS and cast(int, argument) > stored:
             raise ValueError(f"it skips places of its memo, up to {argument}")
-        stored += code.name in PUTS or code.name == "MEMOIZE"
-        if isinstance(argument, int) and abs(argument) >= 2**128:
-            raise ValueError("it has a number of more than 128 bits")
+        stored += puts
+        before = before if puts else code.name
+        large = isinstance(argument, int) and abs(argument) >= HASH_MODULUS
+        if large and argument != TORCH_MARK:
+            raise ValueError("it has a number of more than 61 bits")
         if isinstance(argument, str) and len(argument) > LONGEST_TEXT:
             raise ValueError(f"it has a text of more than {LONGEST_TEXT} characters")
 
@@ -214,11 +246,16 @@ def _names(storages: _Storages) -> dict[tuple[str, str], Any]:
         pass
 
     def record(meta: dict[str, Any]) -> Record:
-        if meta["type"] != "class":
-            raise ValueError(f"it holds a persistent {meta['type']!r} in place of a class")
-        return Record(str(meta["class_name"]), meta["state"])
+        kind, name = meta["type"], meta["class_name"]
+        if not isinstance(kind, str) or not isinstance(name, str):
+            raise ValueError("it holds a persistent object whose class has no name")
+        if kind != "class":
+            raise ValueError(f"it holds a persistent {kind!r} in place of a class")
+        return Record(name, meta["state"])
 
-    def parameter(tensor: Tensor, *_: Any) -> Tensor:
+    def parameter(tensor: Any, *_: Any) -> Tensor:
+        if not isinstance(tensor, Tensor):
+            raise ValueError("a parameter of it is no tensor")
         return tensor
 
     def view(*arguments: Any) -> Tensor:
@@ -255,10 +292,13 @@ def _view(
     """A tensor on a storage, within it and not larger."""
     if not isinstance(flat, Tensor):
         raise ValueError("a tensor of it has no storage")
+    numbers = (offset, *size, *stride)
+    # Tensors in place of numbers would be multiplied, into any size.
+    if len(size) > MOST_DIMENSIONS or not all(type(number) is int for number in numbers):
+        raise ValueError("the shape of a tensor of it is not one of up to 8 whole numbers")
     count, last = 1, offset
     for length, step in zip(size, stride, strict=True):
         count, last = count * length, last + max(length - 1, 0) * step
-    numbers = (offset, *size, *stride)
     if min(numbers) < 0 or max(count, last + 1 if count else 0) > flat.numel():
         raise ValueError(f"a tensor of it of shape {tuple(size)} does not lie in its storage")
     return flat.as_strided(size, stride, offset)
@@ -268,8 +308,9 @@ class _NumberType:
     """The type of a numpy number, by its code."""
 
     def __init__(self, code: str) -> None:
-        if code not in NUMBERS:
-            raise ValueError(f"a number of it is of the type {code!r}")
+        if not isinstance(code, str) or code not in NUMBERS:
+            known = ", ".join(NUMBERS)
+            raise ValueError(f"a number of it is of a type that is not one of {known}")
         self.code = code
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
