@@ -34,6 +34,7 @@ from indis.storage import (
 )
 
 FORMAT = 3
+FILES = ("config.json", "policy.safetensors")  # of an artifact
 # In a folder of `indis.bench.budget`, whose sampler is only a part of what it is.
 BUDGET = "budget.json"
 

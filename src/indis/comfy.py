@@ -17,7 +17,7 @@ from torch import Tensor
 
 from indis.denoise import Condition, Form, Wrapped, convert
 from indis.export import lost_in_sigmas, sigmas
-from indis.noise import EDM, NoiseSchedule, RectifiedFlow, TableVP
+from indis.noise import EDM, NoiseSchedule, RectifiedFlow, TableVP, same_levels
 from indis.numerics import TIME_DTYPE, broadcast
 from indis.plan import Discretization
 from indis.sampler import Sampler
@@ -64,9 +64,7 @@ def process_of(model_sampling: Any, sampler: Sampler) -> Process:
     theirs = getattr(sampler.policy, "schedule", None)
     if theirs is None:
         return Process(own, native)
-    t = torch.linspace(theirs.t_min, theirs.t_max, 9, dtype=TIME_DTYPE)
-    pairs = ((own.alpha(t), theirs.alpha(t)), (own.sigma(t), theirs.sigma(t)))
-    if not all(torch.allclose(a, b, rtol=1e-3, atol=1e-6) for a, b in pairs):
+    if not same_levels(own, theirs):
         raise ValueError(f"model must have the noise schedule of the sampler, {theirs}, got {own}")
     return Process(theirs, native)
 

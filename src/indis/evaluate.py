@@ -21,6 +21,7 @@ from indis.endpoints import Endpoints, noise_from_seeds
 from indis.losses import Loss, mse
 from indis.metrics.frechet import Moments, frechet_distance
 from indis.pixels import as_stored
+from indis.plan import Discretization
 from indis.sampler import Sampler
 
 Row = dict[str, Any]
@@ -75,16 +76,11 @@ def score_pairs(
         loss: the loss of decoded samples.
         batch: how many pairs are judged at once.
     """
-    sampler, loss = to_device_of(sampler, denoiser), to_device_of(loss, denoiser)
+    loss = to_device_of(loss, denoiser)
     sums = torch.zeros(2, dtype=torch.float64)
-    for start in range(0, len(data), batch):
-        part = to_device_of(data[start : start + batch], denoiser)
+    for pair in _decoded_pairs(denoiser, sampler, data, batch):
         with torch.no_grad():
-            student = denoiser.decode(sampler(denoiser, part.noise, part.condition))
-            target = denoiser.decode(part.target)
-            sums += torch.stack(
-                [loss(student, target).double().sum(), mse(student, target).double().sum()]
-            ).cpu()
+            sums += torch.stack([one(*pair).double().sum() for one in (loss, mse)]).cpu()
     heldout, error = (sums / len(data)).tolist()
     return PairScores(heldout, error, len(data))
 
@@ -101,14 +97,38 @@ def losses_of_pairs(
         loss: the loss of decoded samples.
         batch: how many pairs are judged at once.
     """
-    sampler, loss = to_device_of(sampler, denoiser), to_device_of(loss, denoiser)
+    loss = to_device_of(loss, denoiser)
     found = []
+    for pair in _decoded_pairs(denoiser, sampler, data, batch):
+        with torch.no_grad():
+            found.append(loss(*pair).cpu())
+    return torch.cat(found)
+
+
+def _decoded_pairs(
+    denoiser: Denoiser, sampler: Draw, data: Endpoints, batch: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Decoded samples of the student and of the teacher, batch by batch."""
+    sampler = to_device_of(sampler, denoiser)
     for start in range(0, len(data), batch):
         part = to_device_of(data[start : start + batch], denoiser)
         with torch.no_grad():
             student = denoiser.decode(sampler(denoiser, part.noise, part.condition))
-            found.append(loss(student, denoiser.decode(part.target)).cpu())
-    return torch.cat(found)
+            target = denoiser.decode(part.target)
+        yield student, target
+
+
+def realized_plans(denoiser: Denoiser, sampler: Sampler, seeds: Sequence[int]) -> Discretization:
+    """Return the plans that seeds turn out to have, a row each, or one row that all share.
+
+    Args:
+        denoiser: the model.
+        sampler: the sampler, moved to the denoiser's device.
+        seeds: the seeds of the samples.
+    """
+    with torch.no_grad():
+        noise, condition = _start(denoiser, list(seeds))
+        return to_device_of(sampler, denoiser).realized_plan(denoiser, noise, condition)
 
 
 def counted_nfe(denoiser: Denoiser, sampler: Sampler) -> int:

@@ -15,18 +15,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from indis import artifact
-from indis.denoise import Denoiser, to_device_of
-from indis.endpoints import noise_from_seeds
+from indis.denoise import Denoiser
+from indis.evaluate import realized_plans
 from indis.export import lost_in_sigmas, sigmas
 from indis.plan import Discretization
 from indis.sampler import Sampler
 from indis.storage import load_json, write_aside
 
-FILES = ("config.json", "policy.safetensors")
-PATTERNS = ["README.md", "plan.png", *(f"nfe-*/{name}" for name in FILES)]
+PATTERNS = ["README.md", "plan.png", *(f"nfe-*/{name}" for name in artifact.FILES)]
 SHOWN_SEEDS = 8
 
 
@@ -55,23 +52,26 @@ def save_pretrained(
             made for another kind of model. Nothing is written then.
         FileNotFoundError: If one is missing.
     """
-    found: dict[int, Path] = {}
+    found: dict[int, tuple[Path, Sampler]] = {}
     for name in artifacts:
-        nfe = artifact.load(name).nfe
-        if nfe in found:
-            raise ValueError(f"artifacts must differ in their evaluations, got {nfe} twice")
-        found[nfe] = artifact.find(name)
+        sampler = artifact.load(name)
+        if sampler.nfe in found:
+            raise ValueError(f"artifacts must differ in their evaluations, got {sampler.nfe} twice")
+        found[sampler.nfe] = artifact.find(name), sampler
     if not found:
         raise ValueError("artifacts must be at least one, got none")
-    folder = Path(folder)
-    samplers = {nfe: artifact.load(found[nfe]) for nfe in sorted(found)}
-    configs = {nfe: load_json(found[nfe] / "config.json") for nfe in samplers}
-    plans = {nfe: _plans(sampler, denoiser) for nfe, sampler in samplers.items()}
+    folder, found = Path(folder), dict(sorted(found.items()))
+    samplers = {nfe: sampler for nfe, (_, sampler) in found.items()}
+    configs = {nfe: load_json(source / "config.json") for nfe, (source, _) in found.items()}
+    plans = {
+        nfe: realized_plans(denoiser, sampler, range(SHOWN_SEEDS))
+        for nfe, sampler in samplers.items()
+    }
     for old in folder.glob("nfe-*"):  # of an earlier set, which the card would not name
         if old.name not in {f"nfe-{nfe}" for nfe in found}:
             shutil.rmtree(old)
-    for nfe, source in sorted(found.items()):
-        for name in reversed(FILES):  # a folder with a config is complete
+    for nfe, (source, _) in found.items():
+        for name in reversed(artifact.FILES):  # a folder with a config is complete
             write_aside(
                 folder / f"nfe-{nfe}" / name,
                 lambda path, file=source / name: shutil.copyfile(file, path),  # type: ignore[misc]
@@ -223,15 +223,6 @@ def card(
         "",
     ]
     return "\n".join(lines)
-
-
-def _plans(sampler: Sampler, denoiser: Denoiser) -> Discretization:
-    """Return the realized plans of the first seeds."""
-    seeds = list(range(SHOWN_SEEDS))
-    noise = to_device_of(noise_from_seeds(seeds, tuple(denoiser.shape)), denoiser)
-    condition = to_device_of(denoiser.condition(seeds), denoiser)
-    with torch.no_grad():
-        return to_device_of(sampler, denoiser).realized_plan(denoiser, noise, condition)
 
 
 def _plot(plans: Mapping[int, Discretization], denoiser: Denoiser, path: Path) -> None:

@@ -75,7 +75,7 @@ def malformed(path: Path, kind: str) -> Iterator[None]:
         raise
     except MALFORMED as error:
         missing = isinstance(error, KeyError)
-        text = " ".join(str(error).split())[:300]
+        text = " ".join(str(error).split())
         reason = f"{text} is missing" if missing else text
         raise DamagedFileError(path, f"is not a complete {kind}: {reason}") from None
 

@@ -17,7 +17,7 @@ import indis
 import lookalike_edm
 from indis.cli import main as entry
 from indis.models.edm import convert, pickles
-from indis.storage import load_json
+from indis.storage import load_json, save_json
 from lookalike_edm import Persistent, published_names
 from small_cases import contents, sentence
 
@@ -227,6 +227,12 @@ def test_a_network_of_any_size_is_not_built_because_a_file_says_so(tmp_path):
         changed = config | {"network_args": config["network_args"] | {name: value}}
         with pytest.raises(ValueError, match=f"^{name} of its network must be in 1"):
             convert._check(changed, tensors)
+    convert.convert(tmp_path / "file.pkl", tmp_path / "out")
+    record = load_json(tmp_path / "out" / "config.json")
+    record["network_args"]["num_blocks"] = 10**9
+    save_json(tmp_path / "out" / "config.json", record)
+    with pytest.raises(ValueError, match="^num_blocks of its network must be in 1"):
+        indis.models.load(f"edm:{tmp_path / 'out'}")
 
 
 def test_tensors_that_are_not_the_network_s_are_refused(tmp_path):

@@ -29,8 +29,9 @@ from torch import Tensor
 from indis import artifact
 from indis.bench.error_predictor import ErrorPredictor, deviance
 from indis.checks import require_least, require_memory
-from indis.denoise import UNCONDITIONAL, Condition, Denoiser, to_device_of
+from indis.denoise import UNCONDITIONAL, Condition, Denoiser
 from indis.endpoints import Endpoints
+from indis.evaluate import losses_of_pairs
 from indis.losses import Loss
 from indis.numerics import seeded
 from indis.policies import LearnedPolicy
@@ -100,14 +101,8 @@ def measure(
     are on the CPU.
     """
     policy = any_steps(sampler)
-    sampler, loss = to_device_of(sampler, denoiser), to_device_of(loss, denoiser)
     for steps in policy.counts:
-        with torch.no_grad():
-            parts = [
-                _losses(sampler.at(steps), denoiser, data[i : i + batch], loss)
-                for i in range(0, len(data), batch)
-            ]
-        yield steps, torch.cat(parts).cpu()
+        yield steps, losses_of_pairs(denoiser, sampler.at(steps), data, loss, batch)
 
 
 def foresee(
@@ -303,12 +298,6 @@ def _check_files(folder: Path, config: Any) -> None:
             raise DamagedFileError(
                 folder, f"is damaged: {name} is not the one that {FILE} was written with"
             )
-
-
-def _losses(sampler: Sampler, denoiser: Denoiser, part: Endpoints, loss: Loss) -> Tensor:
-    part = to_device_of(part, denoiser)
-    student = sampler(denoiser, part.noise, part.condition)
-    return loss(denoiser.decode(student), denoiser.decode(part.target))
 
 
 def _require_finite(losses: Tensor, counts: tuple[int, ...]) -> None:

@@ -24,7 +24,6 @@ SHIPPED = {
         "god (shipped)": "fashion-nfe{}-god",
     }
 }
-FILES = ("config.json", "policy.safetensors")  # of an artifact
 MAIN = ("god", "indis", "look", "local")  # the methods that a picture shows
 
 
@@ -160,7 +159,7 @@ class Lineup:
         """
         name = self._shipped_names().get(cell.method)
         folder = None if name is None else artifact.SHIPPED / name.format(cell.nfe)
-        files = {} if folder is None else {file: checksum(folder / file) for file in FILES}
+        files = {} if folder is None else {file: checksum(folder / file) for file in artifact.FILES}
         tuning = [self.sizes.endpoints, self.sizes.recipe.holdout]
         sizes = {"heldout": self.sizes.heldout, "samples": samples, "tuning": tuning}
         return sizes | {"shared": self.bench.shared} | files

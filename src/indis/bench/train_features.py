@@ -60,7 +60,9 @@ class FeatureTrainer:
         self.config = config or FeatureConfig()
         self.accuracy: float | None = None
         with seeded(self.config.seed):
-            self.network = FashionFeatures().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            network = FashionFeatures()
+        last = torch.channels_last
+        self.network = network.to(memory_format=last)  # type: ignore[call-overload]
         self.optimizer = torch.optim.AdamW(
             self.network.parameters(), lr=self.config.lr, weight_decay=self.config.weight_decay
         )

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
@@ -14,8 +13,9 @@ from torch import Tensor
 from indis.cli.console import JsonFile, emit
 from indis.cli.paths import writable_file
 from indis.cli.sampler import SamplerChoice
-from indis.denoise import Denoiser, to_device_of
-from indis.endpoints import LAST_SEED, noise_from_seeds
+from indis.denoise import Denoiser
+from indis.endpoints import LAST_SEED
+from indis.evaluate import realized_plans
 from indis.export import sigmas
 from indis.plan import Discretization
 from indis.sampler import Sampler
@@ -92,11 +92,7 @@ def realized(
     A further seed is run besides, which tells a plan of one sample from a shared one.
     """
     further = next(seed for seed in (*range(len(seeds) + 1), LAST_SEED) if seed not in seeds)
-    several = [*seeds, further]
-    noise = to_device_of(noise_from_seeds(several, tuple(denoiser.shape)), denoiser)
-    condition = to_device_of(denoiser.condition(several), denoiser)
-    with torch.no_grad():
-        plan = to_device_of(sampler, denoiser).realized_plan(denoiser, noise, condition)
+    plan = realized_plans(denoiser, sampler, [*seeds, further])
     columns = [value for value in plan.columns().values() if isinstance(value, Tensor)]
     shared = all(bool((column == column[:1]).all()) for column in columns)
     if len(plan.tau) == 1:

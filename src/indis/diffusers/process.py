@@ -6,12 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from diffusers import DDIMScheduler
 from torch import Tensor
 
 from indis.denoise import Form, velocity_from_v
-from indis.noise import RectifiedFlow, TableVP
+from indis.noise import RectifiedFlow, TableVP, same_levels
 from indis.numerics import TIME_DTYPE
 from indis.policies import Fixed, Policy
 
@@ -66,17 +65,12 @@ class Process:
         theirs = getattr(policy, "schedule", None)
         if theirs is None:
             return self
-        t = torch.linspace(theirs.t_min, theirs.t_max, 9, dtype=TIME_DTYPE)
-        pairs = ((getattr(s, name)(t) for s in (self.schedule, theirs)) for name in LEVELS)
-        if not all(torch.allclose(own, other, rtol=1e-3, atol=1e-6) for own, other in pairs):
+        if not same_levels(self.schedule, theirs):
             raise ValueError(
                 f"artifact must be fitted on the noise schedule of the pipeline, {self.schedule}, "
                 f"got {theirs}"
             )
         return replace(self, schedule=theirs)
-
-
-LEVELS = ("alpha", "sigma")
 
 
 def process_of(config: Mapping[str, Any]) -> Process:

@@ -96,6 +96,20 @@ def same_schedule(one: NoiseSchedule, other: NoiseSchedule) -> bool:
     return one == other or type(one).__eq__ is object.__eq__
 
 
+def same_levels(one: NoiseSchedule, other: NoiseSchedule) -> bool:
+    """Return whether a schedule has the noise levels of another one, on the times of the latter.
+
+    A tool's own table need not be that of a fit to the last digit, nor end at the same times.
+
+    Args:
+        one: a schedule.
+        other: the one whose times count.
+    """
+    t = torch.linspace(other.t_min, other.t_max, 9, dtype=TIME_DTYPE)
+    pairs = ((one.alpha(t), other.alpha(t)), (one.sigma(t), other.sigma(t)))
+    return all(torch.allclose(a, b, rtol=1e-3, atol=1e-6) for a, b in pairs)
+
+
 def is_start_time(schedule: NoiseSchedule, time: float) -> bool:
     """Return whether ``time`` is t_max up to a relative 1e-6, the rounding of stored times."""
     return math.isclose(time, schedule.t_max, rel_tol=1e-6)

@@ -41,6 +41,8 @@ NAME = "edm"
 TENSORS, CONFIG = "model.safetensors", "config.json"
 HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 OPTIONS = (*HALVES, "compile", "even")
+# Bounds of what a network is built from; published ones have at most 4 blocks and 4 levels.
+LARGEST = {"num_blocks": 32, "channel_mult": 8, "img_resolution": 4096, "model_channels": 4096}
 
 
 class EDMModel:
@@ -229,12 +231,35 @@ def build(config: Mapping[str, Any]) -> tuple[UNet, Preconditioning, tuple[int, 
             for name, value in arguments.items()
             if name in known and value is not None
         }
+        _require_buildable(config["network_args"])
         with torch.device("meta"):
             network = NETWORKS[config["network"]](**config["network_args"])
         shape = (int(arguments["img_resolution"]), int(arguments["img_channels"]))
         return network, kind(**numbers), shape
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{CONFIG} does not describe an EDM model: {error}") from None
+
+
+def _require_buildable(arguments: Mapping[str, Any]) -> None:
+    """Pass if a network of these arguments is built in no time, whatever a file says."""
+    sizes = {name: arguments.get(name, 1) for name in LARGEST}
+    sizes["channel_mult"] = len(arguments.get("channel_mult", (1,)))
+    for name, most in LARGEST.items():
+        if not 0 < sizes[name] <= most:
+            raise ValueError(f"{name} of its network must be in 1 ... {most}, got {sizes[name]}")
+
+
+def require_shapes(network: UNet, tensors: Mapping[str, Tensor]) -> None:
+    """Pass if tensors are those of a network, by their names and shapes.
+
+    Raises:
+        ValueError: if one is missing, too many, or of another shape.
+    """
+    wanted = network.state_dict()
+    for name in sorted({*wanted, *tensors}):
+        need, have = (tuple(d[name].shape) if name in d else None for d in (wanted, tensors))
+        if need != have:
+            raise ValueError(f"{name} must be {need}, got {have}")
 
 
 def _require_folder(place: str) -> None:
@@ -262,13 +287,10 @@ def _fill(network: UNet, path: Path, config: Mapping[str, Any]) -> str:
     tensors, _ = load_tensors(path)
     # Kept beside the tensors by iDDPM's preconditioning, which here computes it.
     tensors.pop("u", None)
-    wanted = network.state_dict()
-    for name in sorted({*wanted, *tensors}):
-        shapes = [tuple(d[name].shape) if name in d else None for d in (wanted, tensors)]
-        if shapes[0] != shapes[1]:
-            raise ValueError(
-                f"{path} does not fit its {CONFIG}: {name} must be {shapes[0]}, got {shapes[1]}"
-            )
+    try:
+        require_shapes(network, tensors)
+    except ValueError as error:
+        raise ValueError(f"{path} does not fit its {CONFIG}: {error}") from None
     network.load_state_dict({k: v.float() for k, v in tensors.items()}, assign=True)
     network.lay_out()
     return digest

@@ -11,16 +11,17 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, fields
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from indis.models.edm import CONFIG, TENSORS, build
+from indis.models.edm import CONFIG, TENSORS, build, require_shapes
 from indis.models.edm.networks import NETWORKS
-from indis.models.edm.pickles import LONGEST_REASON, Record, Report, read
+from indis.models.edm.pickles import Record, Report, read
 from indis.models.edm.preconditioning import PRECONDITIONINGS
-from indis.storage import checksum, save_json, save_tensors
+from indis.storage import MALFORMED, DamagedFileError, checksum, save_json, save_tensors
 
 FORMAT = 1
 # The published classes, and their arguments in order, up to the name of the network's class.
@@ -31,8 +32,6 @@ PRECONDS = {
     "VEPrecond": ("ve", (*COMMON, "sigma_min", "sigma_max")),
     "iDDPMPrecond": ("iddpm", (*COMMON, "C_1", "C_2", "M")),
 }
-# Bounds of what a network is built from; published ones have at most 4 blocks and 4 levels.
-LARGEST = {"num_blocks": 32, "channel_mult": 8, "img_resolution": 4096, "model_channels": 4096}
 DEEPEST, MOST_MODULES = 16, 10_000  # published networks have 5 levels and about 200 modules
 
 
@@ -47,28 +46,30 @@ def convert(path: Path, out: Path, net: str = "ema", report: Report = lambda don
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it is no EDM checkpoint, or lacks that network.
+        DamagedFileError: if it is no EDM checkpoint, or lacks that network.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist")
     try:
         config, tensors = _recovered(read(path, report), net)
         _check(config, tensors)
-    except (AttributeError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is no EDM checkpoint: it lacks {error}") from None
-    except RecursionError:
-        raise ValueError(f"{path} is no EDM checkpoint: it is nested too deeply") from None
-    except ValueError as error:
-        text = str(error)
-        reason = text[:LONGEST_REASON]
-        own = text if text.startswith(str(path)) else f"{path} is no EDM checkpoint: {reason}"
-        raise ValueError(own) from None
+    except DamagedFileError:
+        raise
+    except (*MALFORMED, EOFError, MemoryError, UnpicklingError) as error:
+        raise DamagedFileError(path, f"is no EDM checkpoint: {_reason(error)}") from None
     out.mkdir(parents=True, exist_ok=True)
     save_tensors(out / TENSORS, {name: value.contiguous() for name, value in tensors.items()})
     source = {"file": path.name, "sha256": checksum(path)}
     sums = {"source": source, "tensors_sha256": checksum(out / TENSORS)}
     save_json(out / CONFIG, {"format": FORMAT, **config, "net": net, **sums})
     return sum(t.numel() for t in tensors.values())
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, RecursionError):
+        return "it is nested too deeply"
+    text = str(error) or type(error).__name__
+    return f"it lacks {text}" if isinstance(error, KeyError) else text  # of a key alone
 
 
 def _recovered(content: Any, net: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -149,19 +150,10 @@ def _tensor(name: str, value: Any) -> Tensor:
 
 def _check(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
     """Pass if the tensors are those of the network that the config describes."""
-    arguments = config["network_args"]
-    sizes = {name: arguments.get(name, 1) for name in LARGEST}
-    sizes["channel_mult"] = len(arguments.get("channel_mult", (1,)))
-    for name, most in LARGEST.items():
-        if not 0 < sizes[name] <= most:
-            raise ValueError(f"{name} of its network must be in 1 ... {most}, got {sizes[name]}")
     network, _, _ = build(config)
-    wanted = network.state_dict()
-    for name in sorted({*wanted, *tensors}):
-        need, have = (tuple(d[name].shape) if name in d else None for d in (wanted, tensors))
-        if need != have:
-            raise ValueError(f"{name} must be {need} by its arguments, got {have}")
-        if not torch.isfinite(tensors[name]).all():
+    require_shapes(network, tensors)
+    for name, value in tensors.items():
+        if not torch.isfinite(value).all():
             raise ValueError(f"{name} has numbers that are not finite")
     if len({t.data_ptr() for t in tensors.values()}) < len(tensors):
         raise ValueError("two of its tensors are the same one")
